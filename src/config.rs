@@ -1,0 +1,66 @@
+//! Plain options and their documented defaults.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
+/// How long each step of a flip may take before it is taken back: 1 s.
+pub const FLIP_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the incumbent stays warm after a flip, ready to take over again: 10 s.
+pub const BAKE: Duration = Duration::from_secs(10);
+/// How long in-flight work may take to finish once a generation drains: 10 min, unless its class says otherwise.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// When a draining generation leaves whatever is still in flight, counted from the drain's begin: 15 min.
+pub const HARD_STOP: Duration = Duration::from_secs(15 * 60);
+/// How many generations may be alive at once, the successor included: 3.
+pub const GENERATIONS_MAX: usize = 3;
+/// How long an upgrade waits for an older generation to leave when too many are alive, before it is refused: 60 s.
+pub const CAPACITY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a killed process may take to be gone, and a closed channel to be explained by its peer's death: 5 s.
+pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an idle HTTP/1 connection is kept open for one more request once its generation is on its way out: 5 s.
+pub const IDLE_GRACE: Duration = Duration::from_secs(5);
+/// How long a TLS (or other) handshake of an accepted connection may take: 10 s.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Everything a generation can be told before it starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) start: Duration,
+    pub(crate) flip: Duration,
+    pub(crate) bake: Duration,
+    pub(crate) drain: Duration,
+    pub(crate) hard_stop: Duration,
+    pub(crate) capacity: Duration,
+    pub(crate) exit: Duration,
+    pub(crate) generations_max: usize,
+    pub(crate) program: Option<PathBuf>,
+    pub(crate) extra_env: Vec<(OsString, OsString)>,
+    pub(crate) capture_stderr: bool,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) upgrade_signal: Option<i32>,
+    pub(crate) stop_signals: Vec<i32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            start: START_DEADLINE,
+            flip: FLIP_DEADLINE,
+            bake: BAKE,
+            drain: DRAIN_DEADLINE,
+            hard_stop: HARD_STOP,
+            capacity: CAPACITY_DEADLINE,
+            exit: EXIT_DEADLINE,
+            generations_max: GENERATIONS_MAX,
+            program: None,
+            extra_env: Vec::new(),
+            capture_stderr: true,
+            pid_file: None,
+            upgrade_signal: Some(libc::SIGHUP),
+            stop_signals: vec![libc::SIGTERM, libc::SIGINT],
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the two ends of a handover say to each other, version 1.
+//!
+//! One message is one datagram: a JSON object whose `type` names the message, and the descriptors it counts. A reader
+//! ignores fields it does not know, so a field can be added; a message or field that the other side must understand
+//! needs a new version number on the day it is added. docs/PROTOCOL.md lists them all.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The newest protocol version this build speaks.
+pub(crate) const VERSION: u32 = 1;
+/// The oldest protocol version this build speaks.
+pub(crate) const VERSION_MIN: u32 = 1;
+/// Descriptors in one message: the kernel's SCM_MAX_FD (unix(7)).
+pub(crate) const DESCRIPTORS_MAX: usize = 253;
+
+/// One datagram of the channel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Message {
+    /// The first message each way.
+    Hello(Hello),
+    /// Incumbent to successor: one chunk of the table; its descriptors travel with it, one for each slot, in order.
+    Offer(Chunk),
+    /// Successor to incumbent: the chunk and all its descriptors have arrived, the sender need not keep them for it.
+    Received {
+        /// Which chunk.
+        chunk: u32,
+    },
+    /// Successor to incumbent: give me this long from now before you give me up.
+    Extend {
+        /// Milliseconds from the arrival of this message.
+        millis: u64,
+    },
+    /// Successor to incumbent: warmed up, gates shut; may serve.
+    Ready {
+        /// Indexes, over all chunks, of the offered slots that it does not want; its copies are closed already.
+        unclaimed: Vec<u32>,
+    },
+    /// Incumbent to successor: my gates are shut, open yours. State of the flip travels with it.
+    Start(Chunk),
+    /// Successor to incumbent: my gates are open.
+    Started,
+    /// Incumbent to successor: shut your gates again, finish what you have begun and leave.
+    Stop {
+        /// For the successor's log.
+        reason: String,
+    },
+    /// Successor to incumbent: my gates are shut again.
+    Stopped {
+        /// Why, where it was the successor's own decision.
+        reason: String,
+    },
+    /// Incumbent to successor: the role is yours.
+    Commit {
+        /// Older generations that still drain.
+        elders: Vec<Elder>,
+    },
+    /// Successor to incumbent: I have the role; you may leave.
+    Committed,
+    /// Incumbent to successor: before the flip, go away; a process that stays will be killed.
+    Abort {
+        /// For the successor's log.
+        reason: String,
+    },
+    /// Successor to incumbent: I cannot go on; I am about to exit.
+    Failed {
+        /// The whole chain of causes in words.
+        reason: String,
+    },
+}
+
+/// Who speaks, and what it understands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// Oldest protocol version spoken.
+    pub(crate) version_min: u32,
+    /// Newest protocol version spoken.
+    pub(crate) version_max: u32,
+    /// Version of this crate, for logs.
+    pub(crate) crate_version: String,
+    /// The application's own name for its build, for logs.
+    #[serde(default)]
+    pub(crate) build: String,
+    /// The speaker's generation number; the successor repeats the one it was given.
+    pub(crate) generation: u64,
+    /// The speaker's process.
+    pub(crate) pid: u32,
+    /// How many descriptors the offer will carry in all, so that the receiver can see to its limit.
+    #[serde(default)]
+    pub(crate) descriptors: u32,
+}
+
+/// A part of a table of named descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    /// Position of this chunk, from 0.
+    pub(crate) chunk: u32,
+    /// Whether this is the last one.
+    pub(crate) last: bool,
+    /// One entry for each descriptor that travels with the message, in order.
+    pub(crate) slots: Vec<Slot>,
+}
+
+/// One named descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Slot {
+    /// The name that the application gave it.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) kind: SlotKind,
+    /// For a Unix socket with a path: device and inode of the path when it was bound, so that only its owner unlinks it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inode: Option<(u64, u64)>,
+}
+
+/// What a slot's descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SlotKind {
+    /// A listening TCP socket.
+    Tcp,
+    /// A listening Unix stream socket.
+    Unix,
+    /// A bound UDP socket.
+    Udp,
+    /// A sealed memory file whose bytes are the application's.
+    Blob,
+    /// Any descriptor of the application's.
+    Descriptor,
+    /// Something that a newer build knows; never claimed, so closed.
+    #[serde(other)]
+    Unknown,
+}
+
+/// An older generation that still drains.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Elder {
+    /// Its number.
+    pub(crate) generation: u64,
+    /// Its process.
+    pub(crate) pid: u32,
+}
+
+impl Message {
+    /// How many descriptors must travel with this message.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Offer(chunk) | Self::Start(chunk) => chunk.slots.len(),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn extend(by: Duration) -> Self {
+        Self::Extend {
+            millis: u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
