@@ -152,6 +152,25 @@ impl Message {
         }
     }
 
+    /// The message's name on the wire.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Offer(_) => "offer",
+            Self::Received { .. } => "received",
+            Self::Extend { .. } => "extend",
+            Self::Ready { .. } => "ready",
+            Self::Start(_) => "start",
+            Self::Started => "started",
+            Self::Stop { .. } => "stop",
+            Self::Stopped { .. } => "stopped",
+            Self::Commit { .. } => "commit",
+            Self::Committed => "committed",
+            Self::Abort { .. } => "abort",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
     pub(crate) fn extend(by: Duration) -> Self {
         Self::Extend {
             millis: u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
