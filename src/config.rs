@@ -4,8 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::protocol::deadlines::Deadlines;
+
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
+/// The most that a successor's extensions of its start deadline can add up to, counted from its launch: 15 min.
+pub const START_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long each step of a flip may take before it is taken back: 1 s.
 pub const FLIP_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the incumbent stays warm after a flip, ready to take over again: 10 s.
@@ -29,6 +33,7 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) start: Duration,
+    pub(crate) start_max: Duration,
     pub(crate) flip: Duration,
     pub(crate) bake: Duration,
     pub(crate) drain: Duration,
@@ -39,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) program: Option<PathBuf>,
     pub(crate) extra_env: Vec<(OsString, OsString)>,
     pub(crate) capture_stderr: bool,
+    pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
@@ -48,6 +54,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             start: START_DEADLINE,
+            start_max: START_MAX,
             flip: FLIP_DEADLINE,
             bake: BAKE,
             drain: DRAIN_DEADLINE,
@@ -58,9 +65,23 @@ impl Default for Config {
             program: None,
             extra_env: Vec::new(),
             capture_stderr: true,
+            build: String::new(),
             pid_file: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        Deadlines {
+            start: self.start,
+            start_max: self.start_max.max(self.start),
+            flip: self.flip,
+            bake: self.bake,
+            exit: self.exit,
+            standby: None,
         }
     }
 }

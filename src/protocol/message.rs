@@ -52,7 +52,7 @@ pub(crate) enum Message {
         /// Why, where it was the successor's own decision.
         reason: String,
     },
-    /// Incumbent to successor: the role is yours.
+    /// Incumbent to successor: the role is yours. A pidfd of each elder travels with it, in order.
     Commit {
         /// Older generations that still drain.
         elders: Vec<Elder>,
@@ -83,8 +83,11 @@ pub(crate) struct Hello {
     /// The application's own name for its build, for logs.
     #[serde(default)]
     pub(crate) build: String,
-    /// The speaker's generation number; the successor repeats the one it was given.
+    /// The speaker's generation number. 0 from a successor, which learns it from the incumbent.
     pub(crate) generation: u64,
+    /// From the incumbent: the successor's generation number.
+    #[serde(default)]
+    pub(crate) successor: u64,
     /// The speaker's process.
     pub(crate) pid: u32,
     /// How many descriptors the offer will carry in all, so that the receiver can see to its limit.
@@ -148,6 +151,7 @@ impl Message {
     pub(crate) fn descriptors(&self) -> usize {
         match self {
             Self::Offer(chunk) | Self::Start(chunk) => chunk.slots.len(),
+            Self::Commit { elders } => elders.len(),
             _ => 0,
         }
     }

@@ -244,7 +244,8 @@ fn hello() -> Message {
         version_max: VERSION,
         crate_version: String::new(),
         build: String::new(),
-        generation: 2,
+        generation: 1,
+        successor: 2,
         pid: 2,
         descriptors: 0,
     })
