@@ -4,6 +4,7 @@ pub mod config;
 pub mod error;
 pub mod event;
 
+pub mod drain;
 mod protocol;
 
 pub use crate::error::{Error, ErrorKind, Result};
