@@ -4,7 +4,9 @@ pub mod config;
 pub mod error;
 pub mod event;
 
+mod channel;
 mod protocol;
+mod sys;
 
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
