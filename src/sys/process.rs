@@ -191,10 +191,9 @@ fn ending(info: &libc::siginfo_t) -> ExitStatus {
 /// WCOREFLAG of wait(2), the bit that std reads.
 const CORE_DUMPED: libc::c_int = 0x80;
 
-/// A null-terminated list of C strings. The pointers lead into `owned`, whose buffers stay where they are.
+/// A null-terminated list of C strings. The pointers lead into `_owned`, whose buffers stay where they are.
 struct Strings {
-    #[expect(dead_code, reason = "owns what the pointers lead to")]
-    owned: Vec<CString>,
+    _owned: Vec<CString>,
     pointers: Vec<*mut libc::c_char>,
 }
 
@@ -208,7 +207,10 @@ impl Strings {
             .map(|text| text.as_ptr().cast_mut())
             .chain([ptr::null_mut()])
             .collect();
-        Ok(Self { owned, pointers })
+        Ok(Self {
+            _owned: owned,
+            pointers,
+        })
     }
 }
 
