@@ -4,8 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::protocol::deadlines::Deadlines;
-
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 /// The most that a successor's extensions of its start deadline can add up to, counted from its launch: 15 min.
@@ -69,19 +67,6 @@ impl Default for Config {
             pid_file: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
-        }
-    }
-}
-
-impl Config {
-    pub(crate) fn deadlines(&self) -> Deadlines {
-        Deadlines {
-            start: self.start,
-            start_max: self.start_max.max(self.start),
-            flip: self.flip,
-            bake: self.bake,
-            exit: self.exit,
-            standby: None,
         }
     }
 }
