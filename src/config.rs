@@ -26,6 +26,12 @@ pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 pub const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// How long a TLS (or other) handshake of an accepted connection may take: 10 s.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long until a gate whose socket the kernel would not watch tries again: 5 ms.
+pub const DEAF_RETRY: Duration = Duration::from_millis(5);
+/// How long binding or unlinking a Unix socket's path waits for the lock on its directory: 5 s.
+pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long until a directory that somebody else has locked is tried again: 5 ms.
+pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

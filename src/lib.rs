@@ -4,15 +4,19 @@ pub mod config;
 pub mod error;
 pub mod event;
 
-mod channel;
-pub mod drain;
-mod pid_file;
 mod protocol;
-pub mod state;
+
+pub mod drain;
 mod sys;
+
+mod channel;
+mod listen;
+mod pid_file;
+pub mod state;
 
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
+pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 
 /// Not for users: the fuzz target's way to the codec.
 #[cfg(fuzzing)]
