@@ -5,6 +5,7 @@ pub mod error;
 pub mod event;
 
 mod channel;
+mod launch;
 mod pid_file;
 mod protocol;
 pub mod state;
