@@ -14,6 +14,8 @@ mod listen;
 mod pid_file;
 pub mod state;
 
+mod launch;
+
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
 pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};

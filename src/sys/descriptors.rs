@@ -95,6 +95,12 @@ pub(crate) fn inode(descriptor: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(fstat(descriptor)?.st_ino)
 }
 
+/// Whether two descriptors lead to the same file, pipe or socket.
+pub(crate) fn same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
+    let (one, other) = (fstat(one)?, fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
 /// Whether this is a sequenced-packet Unix socket.
 pub(crate) fn is_seqpacket_socket(descriptor: BorrowedFd<'_>) -> bool {
     let socket = SockRef::from(&descriptor);
