@@ -16,8 +16,16 @@ pub mod state;
 
 mod launch;
 
+mod trigger;
+
+mod driver;
+
+mod generation;
+
+pub use crate::driver::shared::{Elder, Status, Upgraded};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
+pub use crate::generation::{Builder, Events, Serving, Starting, builder, start};
 pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 
 /// Not for users: the fuzz target's way to the codec.

@@ -87,6 +87,11 @@ impl State {
         self.0.keys().map(String::as_str)
     }
 
+    /// Takes in what came in another message.
+    pub(crate) fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// Takes in one slot of an offer. Gives back what is no state: a socket, or something of a newer build.
     pub(crate) fn insert(&mut self, slot: Slot, descriptor: OwnedFd) -> Option<(Slot, OwnedFd)> {
         match slot.kind {

@@ -134,6 +134,7 @@ mod tests {
                 crate_version: "0.1.0".into(),
                 build: "2026-11-23 a1b2c3".into(),
                 generation: 2,
+                successor: 3,
                 pid: 4242,
                 descriptors: 3,
             }),

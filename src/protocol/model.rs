@@ -157,9 +157,10 @@ impl World {
                 self.chunk += 1;
             }
             Output::ShutGates { .. } => self.shutting = true,
-            Output::SendStart => self
-                .to_successor
-                .push_back(Message::Start(Chunk::default())),
+            Output::SendStart => self.to_successor.push_back(Message::Start(Chunk {
+                last: true,
+                ..Chunk::default()
+            })),
             Output::OpenGates => (self.incumbent_open, self.shutting) = (true, false),
             Output::SendCommit => {
                 self.to_successor

@@ -153,7 +153,8 @@ impl Successor {
                     };
                 }
             }
-            (State::AwaitStart, Message::Start(_)) => self.open(),
+            (State::AwaitStart, Message::Start(chunk)) if chunk.last => self.open(),
+            (State::AwaitStart, Message::Start(_)) => {}
             (State::Baking, Message::Commit { elders }) => {
                 // The role's tokens move before the answer: the incumbent may leave the moment it has it.
                 self.promote(elders);

@@ -16,6 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
+use std::task::{Context, Poll};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -53,6 +54,11 @@ impl Pidfd {
         watched(descriptor, Interest::READABLE).map(Self)
     }
 
+    /// Takes hold of the process that a descriptor received from elsewhere means.
+    pub(crate) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
+        watched(descriptor, Interest::READABLE).map(Self)
+    }
+
     /// Ends the process at once.
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.signal(libc::SIGKILL)
@@ -74,6 +80,13 @@ impl Pidfd {
             .readable()
             .await
             .map(|mut ready| ready.retain_ready())
+    }
+
+    /// Whether the process is gone; wakes the task when it is.
+    pub(crate) fn poll_exited(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0
+            .poll_read_ready(context)
+            .map_ok(|mut ready| ready.retain_ready())
     }
 
     /// Collects the end of a child, without waiting for it.
