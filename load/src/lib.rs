@@ -33,7 +33,7 @@ mod timeline;
 pub use histogram::Histogram;
 pub use kind::{Failure, Kind};
 pub use load::Load;
-pub use mix::Mix;
+pub use mix::{Clients, Mix};
 pub use process::{Server, Signal};
 pub use report::{Generation, KindReport, Report, Sample};
 pub use timeline::{Bin, Mark, MarkKind, Timeline};

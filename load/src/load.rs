@@ -12,7 +12,7 @@ use tokio::time;
 use crate::client::Client;
 use crate::kind::Kind;
 use crate::mix::Mix;
-use crate::recorder::Recorder;
+use crate::recorder::{Progress, Recorder};
 use crate::report::Report;
 use crate::timeline::MarkKind;
 
@@ -80,18 +80,40 @@ impl Load {
         count: u64,
         deadline: Duration,
     ) -> io::Result<()> {
-        let mut answers = self.recorder.answers();
-        let enough = answers.wait_for(|answers| answers.get(&generation) >= Some(&count));
-        match time::timeout(deadline, enough).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!(
-                    "generation {generation} did not give {count} answers within {deadline:?}:\n{}",
-                    self.snapshot()
-                ),
-            )),
-        }
+        let enough =
+            |progress: &Progress| progress.answers.get(&generation).copied() >= Some(count);
+        let what = format!("{count} answers of generation {generation}");
+        self.until(enough, &what, deadline).await
+    }
+
+    /// Waits until `count` requests have failed.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` with the report so far when `deadline` has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when this is dropped.
+    pub async fn until_failures(&self, count: u64, deadline: Duration) -> io::Result<()> {
+        let enough = |progress: &Progress| progress.failures >= count;
+        self.until(enough, &format!("{count} failures"), deadline)
+            .await
+    }
+
+    /// Waits until servers have ended `count` connections in a way that cost no request.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` with the report so far when `deadline` has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when this is dropped.
+    pub async fn until_reconnects(&self, count: u64, deadline: Duration) -> io::Result<()> {
+        let enough = |progress: &Progress| progress.reconnects >= count;
+        self.until(enough, &format!("{count} reconnects"), deadline)
+            .await
     }
 
     /// Lets every client finish the request it is in, and reports.
@@ -107,6 +129,21 @@ impl Load {
         self.stop.send_replace(true);
         self.clients.join_all().await;
         self.recorder.report()
+    }
+
+    async fn until(
+        &self,
+        enough: impl Fn(&Progress) -> bool,
+        what: &str,
+        deadline: Duration,
+    ) -> io::Result<()> {
+        let mut progress = self.recorder.progress();
+        let reached = time::timeout(deadline, progress.wait_for(enough)).await;
+        if reached.is_ok() {
+            return Ok(());
+        }
+        let what = format!("no {what} within {deadline:?}:\n{}", self.snapshot());
+        Err(io::Error::new(io::ErrorKind::TimedOut, what))
     }
 }
 

@@ -7,7 +7,8 @@ use crate::kind::Kind;
 /// How many clients of each kind, how fast each goes, and what bounds them all.
 #[derive(Clone, Debug)]
 pub struct Mix {
-    clients: [Clients; Kind::ALL.len()],
+    /// How many there are of each kind, by `kind as usize`.
+    pub clients: [Clients; Kind::ALL.len()],
     /// How long the server takes to answer a slow request: 2 s.
     pub slow_for: Duration,
     /// Over how long the pieces of an upload are sent: 1 s.
@@ -31,10 +32,13 @@ pub struct Mix {
     pub seed: u64,
 }
 
+/// The clients of one kind.
 #[derive(Clone, Copy, Debug)]
-struct Clients {
-    count: usize,
-    per_second: f64,
+pub struct Clients {
+    /// How many there are.
+    pub count: usize,
+    /// How many requests (HTTP/2: rounds of requests) each begins per second, at most.
+    pub per_second: f64,
 }
 
 impl Mix {

@@ -300,7 +300,11 @@ pub fn is_alive(pid: u32) -> bool {
 /// Nothing is lost when this is dropped.
 pub async fn wait_gone(pid: u32, deadline: Duration) -> io::Result<()> {
     let Ok(handle) = open(pid) else { return Ok(()) };
-    let handle = AsyncFd::register_with_interest(handle, Interest::READABLE)?;
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for types whose descriptor may change; an `OwnedFd` keeps its own"
+    )]
+    let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
     match time::timeout(deadline, handle.readable()).await {
         Ok(readable) => readable.map(drop),
         Err(_) => Err(io::Error::new(

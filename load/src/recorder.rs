@@ -32,7 +32,16 @@ pub(crate) type Outcome = Result<u64, Failed>;
 pub(crate) struct Recorder {
     begun: Instant,
     state: Mutex<State>,
-    answers: watch::Sender<BTreeMap<u64, u64>>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What can be waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// By generation.
+    pub(crate) answers: BTreeMap<u64, u64>,
+    pub(crate) failures: u64,
+    pub(crate) reconnects: u64,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +68,7 @@ impl Recorder {
         Self {
             begun: Instant::now(),
             state: Mutex::default(),
-            answers: watch::Sender::default(),
+            progress: watch::Sender::default(),
         }
     }
 
@@ -70,15 +79,16 @@ impl Recorder {
     /// Counts a request that ends now.
     pub(crate) fn record(&self, kind: Kind, start: Instant, outcome: Outcome) {
         let (now, latency) = (self.elapsed(), start.elapsed());
-        self.state().kinds[kind as usize].requests += 1;
-        match outcome {
-            Ok(generation) => self.record_answer(kind, now, latency, generation),
-            Err(failed) => self.state().record_failure(kind, now, failed),
-        }
+        let answered = outcome.as_ref().ok().copied();
+        self.state().record(kind, now, latency, outcome);
+        self.progress
+            .send_modify(|progress| progress.record(answered));
     }
 
     pub(crate) fn record_reconnect(&self, kind: Kind) {
         self.state().kinds[kind as usize].reconnects += 1;
+        self.progress
+            .send_modify(|progress| progress.reconnects += 1);
     }
 
     pub(crate) fn mark(&self, kind: MarkKind, label: String) {
@@ -86,9 +96,8 @@ impl Recorder {
         self.state().timeline.mark(now, kind, label);
     }
 
-    /// Answers so far by generation, to be waited on.
-    pub(crate) fn answers(&self) -> watch::Receiver<BTreeMap<u64, u64>> {
-        self.answers.subscribe()
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
     }
 
     pub(crate) fn requests(&self) -> u64 {
@@ -98,7 +107,8 @@ impl Recorder {
 
     /// From now on a time without answers is no gap, because nobody asks any more.
     pub(crate) fn stop(&self) {
-        self.state().stopped.get_or_insert(self.elapsed());
+        let now = self.elapsed();
+        self.state().stopped.get_or_insert(now);
     }
 
     pub(crate) fn report(&self) -> Report {
@@ -122,18 +132,29 @@ impl Recorder {
         }
     }
 
-    fn record_answer(&self, kind: Kind, now: Duration, latency: Duration, generation: u64) {
-        self.state().record_answer(kind, now, latency, generation);
-        self.answers
-            .send_modify(|answers| *answers.entry(generation).or_default() += 1);
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Progress {
+    fn record(&mut self, answered: Option<u64>) {
+        match answered {
+            Some(generation) => *self.answers.entry(generation).or_default() += 1,
+            None => self.failures += 1,
+        }
+    }
+}
+
 impl State {
+    fn record(&mut self, kind: Kind, now: Duration, latency: Duration, outcome: Outcome) {
+        self.kinds[kind as usize].requests += 1;
+        match outcome {
+            Ok(generation) => self.record_answer(kind, now, latency, generation),
+            Err(failed) => self.record_failure(kind, now, failed),
+        }
+    }
+
     fn record_answer(&mut self, kind: Kind, now: Duration, latency: Duration, generation: u64) {
         let tally = &mut self.kinds[kind as usize];
         let asked_until = self.stopped.unwrap_or(now).min(now);
@@ -225,6 +246,18 @@ mod tests {
         assert_eq!(report.failures(), 2);
         assert_eq!(report.failed(Kind::Fresh, Failure::Reset), 1);
         assert_eq!(report.failed(Kind::Http2, Failure::Reset), 0);
+    }
+
+    #[test]
+    fn no_gap_grows_once_the_load_has_stopped() {
+        let recorder = Recorder::new();
+        recorder.stop();
+        let stopped = recorder.report().duration;
+        let late = stopped + Duration::from_secs(9);
+        recorder.state().record(Kind::Slow, late, MS, Ok(1));
+        let report = recorder.report();
+        assert_eq!((report.duration, report.gap), (stopped, stopped));
+        assert_eq!(report.generations[0].last, late);
     }
 
     #[test]

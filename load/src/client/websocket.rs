@@ -16,8 +16,8 @@ pub(super) async fn run(mut client: Client) {
         open = message(&client, open).await;
     }
     if let Some(socket) = open {
-        // The load is over: whether the server still reads the close frame changes nothing that was counted.
-        let _ = client.bounded(leave(socket)).await;
+        // The load is over: whether the server still reads this changes nothing that was counted.
+        let _ = socket.try_write(&masked(CLOSE, &1000u16.to_be_bytes()));
     }
 }
 
@@ -27,8 +27,9 @@ async fn message(client: &Client, open: Option<TcpStream>) -> Option<TcpStream> 
     match client.bounded(echo(client, open)).await {
         Ok(Reply::Text(text, socket)) => {
             let outcome = generation(&text);
+            let open = outcome.is_ok().then_some(socket);
             client.recorder.record(client.kind, start, outcome);
-            Some(socket)
+            open
         }
         Ok(Reply::GoingAway) => {
             client.reconnects();
@@ -77,13 +78,6 @@ async fn closed(mut socket: TcpStream, payload: &[u8]) -> Result<Reply, Failed> 
         }
         _ => Err(protocol(format!("closed with {payload:?}"))),
     }
-}
-
-async fn leave(mut socket: TcpStream) -> Result<(), Failed> {
-    let frame = masked(CLOSE, &1000u16.to_be_bytes());
-    socket.write_all(&frame).await.map_err(lost)?;
-    read_frame(&mut socket).await.map_err(lost)?;
-    Ok(())
 }
 
 fn generation(text: &str) -> Result<u64, Failed> {

@@ -53,7 +53,7 @@ impl Picture {
     fn grid(&self) -> String {
         let per_second = 1.0 / self.columns.width.as_secs_f64();
         let peak = self.columns.peak() as f64 * per_second;
-        let step = nice_step(peak / 3.0);
+        let step = nice_step(peak / 5.0);
         let mut svg = format!(
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"{FAINT}\">answers/s</text>\n",
             LEFT - 8.0,
@@ -165,32 +165,21 @@ impl Picture {
         svg
     }
 
+    /// Labels after all lines and with a halo, because a line may pass through the label of another mark.
     fn marks(&self, marks: &[Placed<'_>]) -> String {
-        let bottom = self.bottom() - LANE_GAP;
-        let mut svg = String::new();
-        for Placed {
-            mark,
-            x,
-            row,
-            is_left_of_line,
-        } in marks
-        {
-            let color = mark_color(mark.kind);
-            let baseline = MARGIN + (*row as f64 + 1.0) * MARK_ROW - 5.0;
-            let (anchor, text_x) = match is_left_of_line {
-                true => ("end", x - 5.0),
-                false => ("start", x + 5.0),
-            };
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{x:.1} {:.1}V{bottom:.1}\" stroke=\"{color}\" stroke-width=\"1.5\" \
-                 stroke-dasharray=\"4 3\"/><text x=\"{text_x:.1}\" y=\"{baseline:.1}\" fill=\"{color}\" \
-                 font-weight=\"600\" text-anchor=\"{anchor}\">{}</text>",
-                baseline - 10.0,
-                escaped(&mark.label)
-            );
-        }
-        svg
+        let lines = marks.iter().map(|mark| self.mark_line(mark));
+        let labels = marks.iter().map(mark_label);
+        lines.chain(labels).collect()
+    }
+
+    fn mark_line(&self, placed: &Placed<'_>) -> String {
+        format!(
+            "<path d=\"M{:.1} {:.1}V{:.1}\" stroke=\"{}\" stroke-width=\"1.5\" stroke-dasharray=\"4 3\"/>\n",
+            placed.x,
+            baseline(placed.row) - 10.0,
+            self.bottom() - LANE_GAP,
+            mark_color(placed.mark.kind)
+        )
     }
 
     fn bar(&self, column: usize, top: f64, bottom: f64) -> String {
@@ -236,6 +225,24 @@ fn placed<'a>(marks: &'a [Mark], columns: &Columns) -> Vec<Placed<'a>> {
         });
     }
     placed
+}
+
+fn mark_label(placed: &Placed<'_>) -> String {
+    let (anchor, x) = match placed.is_left_of_line {
+        true => ("end", placed.x - 5.0),
+        false => ("start", placed.x + 5.0),
+    };
+    format!(
+        "<text x=\"{x:.1}\" y=\"{:.1}\" fill=\"{}\" font-weight=\"600\" text-anchor=\"{anchor}\" \
+         paint-order=\"stroke\" stroke=\"#ffffff\" stroke-width=\"4\">{}</text>\n",
+        baseline(placed.row),
+        mark_color(placed.mark.kind),
+        escaped(&placed.mark.label)
+    )
+}
+
+fn baseline(row: usize) -> f64 {
+    MARGIN + (row as f64 + 1.0) * MARK_ROW - 5.0
 }
 
 fn x(at: Duration, columns: &Columns) -> f64 {
