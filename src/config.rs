@@ -33,6 +33,9 @@ pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 
+/// How long an accept loop waits before it tries again when the process is out of descriptors or memory: 10 ms.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {

@@ -501,7 +501,7 @@ impl Serving {
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut signal = self.shared.drain.signal();
         async move { signal.draining().await }
     }

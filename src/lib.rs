@@ -22,6 +22,9 @@ mod driver;
 
 mod generation;
 
+#[cfg(feature = "http")]
+pub mod http;
+
 pub use crate::driver::shared::{Elder, Status, Upgraded};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};

@@ -1,0 +1,4 @@
+//! HTTP over our listeners.
+
+#[cfg(feature = "axum")]
+mod axum;
