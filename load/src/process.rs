@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, kill_process_group, pidfd_open, pidfd_send_signal};
@@ -209,7 +209,7 @@ impl Server {
         let mut entry = OsString::from(RUN);
         entry.push("=");
         entry.push(&self.run);
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = environment(pid);
         let mut entries = environment.split(|byte| *byte == 0);
         entries.any(|found| found == entry.as_encoded_bytes())
     }
@@ -255,8 +255,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.kill_group();
+        // First those that can be waited for: a dying process loses its environment before it is gone.
         self.kill_all();
+        self.kill_group();
         // It is dead: this only takes it out of the process table.
         let _ = self.child.wait();
         if thread::panicking() {
@@ -358,6 +359,30 @@ fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// The environment that a process was given; empty if it has none, is gone or is not ours to look into.
+fn environment(pid: u32) -> Vec<u8> {
+    let begun = Instant::now();
+    loop {
+        let found = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if !found.is_empty() || !is_in_exec(pid) || begun.elapsed() > EXEC_DEADLINE {
+            return found;
+        }
+        thread::yield_now();
+    }
+}
+
+/// Whether a process has an address space, and in it an environment that could not be read yet or can be read now:
+/// `proc_pid_stat(5)`, `env_start` and `env_end`. An exec has no event to wait for, and who looks into one must not
+/// take a successor for a stranger.
+fn is_in_exec(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it, field 2, may have any character in it.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
+    let (start, end) = (fields.nth(50 - 2), fields.next());
+    let has_none = start == end && end != Some("0");
+    !has_none && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
 fn open(pid: u32) -> io::Result<OwnedFd> {
     let pid = raw_pid(pid).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
@@ -386,5 +411,6 @@ fn unique_run() -> OsString {
 }
 
 const LINES_MAX: usize = 100_000;
+const EXEC_DEADLINE: Duration = Duration::from_secs(5);
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 const KILL_ROUNDS_MAX: usize = 100;
