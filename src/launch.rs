@@ -4,7 +4,7 @@
 //! upgrade signal blocked, since one that arrived before its handler exists would kill it.
 
 mod program;
-pub(crate) mod relay;
+mod relay;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,7 +13,8 @@ use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use self::relay::{Capture, Relay};
+use self::relay::Capture;
+pub(crate) use self::relay::{Relay, restore_stderr, take_stderr};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;
