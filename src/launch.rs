@@ -232,6 +232,21 @@ mod tests {
         assert!(!words.contains("9:9:9") && !words.contains("8:8:8"));
     }
 
+    #[test]
+    fn a_variable_has_one_value_and_nobody_else_names_the_channel() {
+        let pairs = |list: &[(&str, &str)]| -> Vec<(OsString, OsString)> {
+            let pairs = list.iter();
+            pairs
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        };
+        let built = environment(
+            &pairs(&[("A", "1"), ("B", "1"), (CHANNEL, "9:9:9")]),
+            &pairs(&[("B", "2"), (CHANNEL, "8:8:8")]),
+        );
+        assert_eq!(built, pairs(&[("A", "1"), ("B", "2")]));
+    }
+
     #[tokio::test]
     async fn a_successor_starts_in_the_recorded_directory_or_here_if_that_is_gone() {
         let room = tempfile::tempdir().unwrap();
