@@ -4,7 +4,7 @@
 //! upgrade signal blocked, since one that arrived before its handler exists would kill it.
 
 mod program;
-pub(crate) mod relay;
+mod relay;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,7 +13,8 @@ use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use self::relay::{Capture, Relay};
+use self::relay::Capture;
+pub(crate) use self::relay::{Relay, restore_stderr, take_stderr};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;
@@ -229,6 +230,21 @@ mod tests {
         assert_eq!(names, ["CHANGED", CHANNEL, "KEPT", "PATH"]);
         assert!(words.contains("CHANGED=2\n"));
         assert!(!words.contains("9:9:9") && !words.contains("8:8:8"));
+    }
+
+    #[test]
+    fn a_variable_has_one_value_and_nobody_else_names_the_channel() {
+        let pairs = |list: &[(&str, &str)]| -> Vec<(OsString, OsString)> {
+            let pairs = list.iter();
+            pairs
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        };
+        let built = environment(
+            &pairs(&[("A", "1"), ("B", "1"), (CHANNEL, "9:9:9")]),
+            &pairs(&[("B", "2"), (CHANNEL, "8:8:8")]),
+        );
+        assert_eq!(built, pairs(&[("A", "1"), ("B", "2")]));
     }
 
     #[tokio::test]

@@ -3,11 +3,13 @@
 //! It is a pipe, so that a failed upgrade can be explained by the successor's last words; the incumbent copies what it
 //! reads to its own standard error. A pipe without a reader is a trap: the next `eprintln!` panics. So the successor is
 //! offered two descriptors of its own, a duplicate of the incumbent's standard error ([`SLOT_STDERR`]) and one of the
-//! pipe's reading end ([`SLOT_STDERR_PIPE`]). While it holds the second, no write can fail, whoever dies. When it becomes
-//! the incumbent, or its incumbent dies, it [restores](restore) the first and copies what is left in the pipe, and what
-//! its own helpers may still write there.
+//! pipe's reading end ([`SLOT_STDERR_PIPE`]). While it holds the second, no write can fail, whoever dies. When it
+//! becomes the incumbent, or its incumbent dies, it [restores](restore_stderr) the first and copies what is left in the
+//! pipe, and what its own helpers may still write there.
 //!
-//! O_NONBLOCK is set on the reading end only, which belongs to the two of them; a standard error is shared with strangers.
+//! O_NONBLOCK is set on the reading end only, which is theirs alone; a standard error is shared with strangers.
+//!
+//! What an incumbent has read and not yet written when it is killed is lost: at most one chunk of 8 KiB.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,12 +25,13 @@ use tokio::task::{self, JoinHandle};
 use tokio::time::timeout;
 
 use crate::protocol::message::{Slot, SlotKind};
+use crate::state::State;
 use crate::sys::descriptors::same_file;
 
 /// The slot of the standard error that the successor is to have in the end.
-pub(crate) const SLOT_STDERR: &str = "handover.stderr";
+const SLOT_STDERR: &str = "handover.stderr";
 /// The slot of the reading end of the pipe that is its standard error until then.
-pub(crate) const SLOT_STDERR_PIPE: &str = "handover.stderr-pipe";
+const SLOT_STDERR_PIPE: &str = "handover.stderr-pipe";
 
 /// How much of the end is kept: 8 KiB.
 const TAIL_BYTES_MAX: usize = 8 * 1024;
@@ -115,11 +118,18 @@ impl Relay {
     }
 }
 
+/// Takes what [`restore_stderr`] needs out of what was offered; `None` if standard error is not captured.
+pub(crate) fn take_stderr(offered: &mut State) -> Option<(OwnedFd, OwnedFd)> {
+    let stderr = offered.take_descriptor(SLOT_STDERR);
+    let pipe = offered.take_descriptor(SLOT_STDERR_PIPE);
+    stderr.zip(pipe)
+}
+
 /// Gives this process the standard error that its incumbent has offered, and copies what is left in the pipe there: at
 /// once what is in it, later what helpers still write.
 ///
 /// Leaves standard error alone if the application has redirected it in the meantime.
-pub(crate) fn restore(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
+pub(crate) fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
     let rest = pipe::Receiver::from_owned_fd(pipe.try_clone()?)?;
     if same_file(io::stderr().as_fd(), pipe.as_fd())? {
         dup2_stderr(&stderr)?;
@@ -179,8 +189,6 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use std::io::BufRead;
-
     use super::*;
     use crate::sys::testing::ran_in_its_own_process;
 
@@ -227,13 +235,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_relay_that_is_dropped_goes_on_to_the_end() {
-        let (relay, mut writer, log) = relay();
+        let (relay, mut writer, mut log) = relay();
         drop(relay);
         writer.write_all(b"still heard").unwrap();
         drop(writer);
-        let heard = task::spawn_blocking(move || io::read_to_string(log));
-        let heard = timeout(PATIENCE, heard).await.unwrap().unwrap().unwrap();
-        assert_eq!(heard, "still heard");
+        assert_eq!(heard(&mut log, 11).await, "still heard");
     }
 
     #[tokio::test]
@@ -242,20 +248,19 @@ mod tests {
         if ran_in_its_own_process(name, &[]) {
             return;
         }
-        let (relay, mut helper, log) = stalled_relay();
+        let (relay, mut helper, mut log) = relay();
+        // The incumbent has died: nobody copies.
+        relay.copying.abort();
         dup2_stderr(&helper).unwrap();
         io::stderr().write_all(b"left\n").unwrap();
-        let [stderr, pipe] = offered(&relay);
+        let (stderr, pipe) = offered(&relay);
         drop(relay);
-        restore(stderr, pipe).unwrap();
-        io::stderr().write_all(b"direct\n").unwrap();
+        let real = stderr.try_clone().unwrap();
+        restore_stderr(stderr, pipe).unwrap();
+        assert!(same_file(io::stderr().as_fd(), real.as_fd()).unwrap());
+        assert_eq!(heard(&mut log, 5).await, "left\n");
         helper.write_all(b"helper\n").unwrap();
-        let lines = task::spawn_blocking(move || {
-            let lines = io::BufReader::new(log).lines().take(3);
-            lines.collect::<Result<Vec<_>, _>>().unwrap()
-        });
-        let lines = timeout(PATIENCE, lines).await.unwrap().unwrap();
-        assert_eq!(lines, ["left", "direct", "helper"]);
+        assert_eq!(heard(&mut log, 7).await, "helper\n");
     }
 
     #[tokio::test]
@@ -266,43 +271,38 @@ mod tests {
             return;
         }
         let (relay, _helper, _log) = relay();
-        let (mut elsewhere, writer) = io::pipe().unwrap();
-        dup2_stderr(&writer).unwrap();
-        let [stderr, pipe] = offered(&relay);
-        restore(stderr, pipe).unwrap();
-        io::stderr().write_all(b"mine").unwrap();
-        let mut text = [0; 4];
-        elsewhere.read_exact(&mut text).unwrap();
-        assert_eq!(&text, b"mine");
+        let (_reader, elsewhere) = io::pipe().unwrap();
+        dup2_stderr(&elsewhere).unwrap();
+        let (stderr, pipe) = offered(&relay);
+        restore_stderr(stderr, pipe).unwrap();
+        assert!(same_file(io::stderr().as_fd(), elsewhere.as_fd()).unwrap());
     }
 
-    fn offered(relay: &Relay) -> [OwnedFd; 2] {
-        let slots = relay.slots().unwrap();
-        assert_eq!(slots[0].0.name, SLOT_STDERR);
-        assert_eq!(slots[1].0.name, SLOT_STDERR_PIPE);
-        let descriptors: Vec<OwnedFd> = slots.into_iter().map(|(_, fd)| fd).collect();
-        descriptors.try_into().unwrap()
+    async fn heard(log: &mut pipe::Receiver, length: usize) -> String {
+        let mut text = vec![0; length];
+        let read = timeout(PATIENCE, log.read_exact(&mut text)).await;
+        read.unwrap().unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    fn offered(relay: &Relay) -> (OwnedFd, OwnedFd) {
+        let mut state = State::default();
+        for (slot, descriptor) in relay.slots().unwrap() {
+            assert!(state.insert(slot, descriptor).is_none());
+        }
+        let offered = take_stderr(&mut state).unwrap();
+        assert_eq!(state.names().count(), 0);
+        assert!(take_stderr(&mut state).is_none());
+        offered
     }
 
     /// A relay to a log that can be read, and the successor's end of it.
-    fn relay() -> (Relay, File, io::PipeReader) {
-        let (capture, writer, log) = capture();
-        (capture.relay(), writer, log)
-    }
-
-    /// The same in an incumbent that has died: nobody copies.
-    fn stalled_relay() -> (Relay, File, io::PipeReader) {
-        let (relay, writer, log) = relay();
-        relay.copying.abort();
-        (relay, writer, log)
-    }
-
-    fn capture() -> (Capture, File, io::PipeReader) {
+    fn relay() -> (Relay, File, pipe::Receiver) {
         let (log, stderr) = io::pipe().unwrap();
         let mut capture = Capture::open().unwrap().unwrap();
         capture.stderr = File::from(OwnedFd::from(stderr));
-        let successor = io::pipe().unwrap().1;
-        let writer = std::mem::replace(&mut capture.writer, successor.into());
-        (capture, File::from(writer), log)
+        let writer = capture.writer.try_clone().unwrap();
+        let log = pipe::Receiver::from_owned_fd(log.into()).unwrap();
+        (capture.relay(), File::from(writer), log)
     }
 }

@@ -140,7 +140,7 @@ pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
 /// Registers a descriptor with the reactor of the current runtime, and panics outside of one.
 #[allow(
     deprecated,
-    reason = "unsound only for a type that may change its number, which OwnedFd does not; its successor needs tokio 1.54"
+    reason = "unsound only for a type that may change its number, which OwnedFd does not; the new name is too new"
 )]
 pub(crate) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, interest)

@@ -54,9 +54,19 @@ impl Pidfd {
         watched(descriptor, Interest::READABLE).map(Self)
     }
 
-    /// Takes hold of the process that a descriptor received from elsewhere means.
+    /// Takes hold of a process by a pidfd that somebody else has opened; an error if it is no pidfd.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
     pub(crate) fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
-        watched(descriptor, Interest::READABLE).map(Self)
+        let process = Self(watched(descriptor, Interest::READABLE)?);
+        // Signal 0 is never sent. Only a descriptor of another kind is EBADF here (pidfd_send_signal(2)): a process
+        // that is gone, or is somebody else's, is another error and still a process.
+        match process.signal(0) {
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => Err(error),
+            _ => Ok(process),
+        }
     }
 
     /// Ends the process at once.
@@ -82,11 +92,10 @@ impl Pidfd {
             .map(|mut ready| ready.retain_ready())
     }
 
-    /// Whether the process is gone; wakes the task when it is.
+    /// Whether the process is gone; wakes the task that asked last when it is.
     pub(crate) fn poll_exited(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0
-            .poll_read_ready(context)
-            .map_ok(|mut ready| ready.retain_ready())
+        let ready = self.0.poll_read_ready(context);
+        ready.map_ok(|mut ready| ready.retain_ready())
     }
 
     /// Collects the end of a child, without waiting for it.
@@ -149,7 +158,8 @@ pub(crate) struct Spawn<'a> {
 
 /// Starts a process and returns its number; an error of the exec is returned as if it were our own.
 ///
-/// `inherit` must lie above the standard streams, as [`pair`](super::descriptors::pair) ensures: below, it would be one.
+/// `inherit` must lie above the standard streams, as an end of a [`pair`](super::descriptors::pair) does: below, it
+/// would be one of them.
 pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<u32> {
     let program = CString::new(spawn.program.as_os_str().as_bytes())?;
     let argv = Strings::new(spawn.argv.iter().map(OsString::clone))?;
@@ -330,6 +340,7 @@ fn check_code(code: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
@@ -388,6 +399,22 @@ mod tests {
             .unwrap()
             .unwrap();
         shell.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_is_watched_through_a_pidfd_of_somebody_else_and_through_nothing_else() {
+        let theirs = started("exec sleep 60");
+        let ours = Pidfd::adopt(theirs.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        let poll = poll_fn(|context| Poll::Ready(ours.poll_exited(context).is_pending()));
+        assert!(poll.await);
+        ours.kill().unwrap();
+        let exited = poll_fn(|context| ours.poll_exited(context));
+        timeout(PATIENCE, exited).await.unwrap().unwrap();
+        assert!(matches!(theirs.reap().unwrap(), Reaped::Exited(_)));
+        assert!(Pidfd::adopt(ours.as_fd().try_clone_to_owned().unwrap()).is_ok());
+
+        let socket = Pidfd::adopt(pair().unwrap().0).unwrap_err();
+        assert_eq!(socket.raw_os_error(), Some(libc::EBADF));
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@ use std::{io, ptr};
 /// Lets signals through to the calling thread; one that was held back is delivered before this returns.
 ///
 /// A successor starts with the upgrade signal blocked in its first thread, so that one sent before the handler exists
-/// waits instead of killing it. Threads made in the meantime keep it blocked, which is harmless: a signal to the process
-/// goes to any thread that takes it (signal(7)).
+/// waits instead of killing it. Threads made in the meantime keep it blocked, which is harmless: a signal to the
+/// process goes to any thread that takes it (signal(7)).
 pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
     let set = set_of(signals)?;
     // SAFETY: `set` is initialised and outlives the call; a null third argument asks for no copy of the mask before.
