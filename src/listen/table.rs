@@ -762,6 +762,7 @@ mod tests {
             .offer()
             .iter()
             .for_each(|(_, socket)| await_queue(socket));
+        let unserved_inode = inode(&table.offer()[1].1);
         let (accepted, peers) = tokio::sync::mpsc::unbounded_channel();
         let serving = tokio::spawn(async move {
             while let Ok(connection) = served.accept().await {
@@ -770,6 +771,7 @@ mod tests {
         });
         let finish = table.finish(&table.names(), Duration::from_millis(200));
         assert_eq!(within(finish).await, ["unserved"]);
+        assert_eq!(descriptors(unserved_inode), 0);
         assert_eq!(peers.len(), 1);
         assert!(table.names().is_empty());
         serving.abort();
