@@ -30,6 +30,8 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub const DEAF_RETRY: Duration = Duration::from_millis(5);
 /// How long binding or unlinking a Unix socket's path waits for the lock on its directory: 5 s.
 pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a final stop goes on accepting after it refuses new connections, for handshakes under way: 100 ms.
+pub const STOP_SETTLE: Duration = Duration::from_millis(100);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 

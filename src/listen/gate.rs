@@ -271,6 +271,7 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::mem;
     use std::net::SocketAddr;
     use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -295,6 +296,19 @@ mod tests {
         gate.pass(|listener, cx| listener.poll_accept(cx))
             .await
             .unwrap()
+    }
+
+    fn poll_accept(gate: &Gate<TcpListener>, cx: &mut Context<'_>) -> Poll<()> {
+        let accepted = gate.poll_pass(cx, |listener, cx| listener.poll_accept(cx));
+        accepted.map(|accepted| drop(accepted.unwrap()))
+    }
+
+    /// What was ready in an epoll before a later connection comes through has been told by then.
+    async fn let_the_runtime_read_its_epoll() {
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        let _client = connect(address);
+        within(accept(&gate)).await;
     }
 
     #[derive(Default)]
@@ -327,9 +341,51 @@ mod tests {
         gate.shut();
         let client = connect(address);
         await_queue(&gate.socket().unwrap());
+        let_the_runtime_read_its_epoll().await;
         assert!(poll_once(pending.as_mut()).await.is_pending());
         let (_, peer) = other.accept().unwrap();
         assert_eq!(peer, client.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn opening_wakes_those_who_wait() {
+        let (gate, ..) = gate::<TcpListener>();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.open().unwrap();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        gate.shut();
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.open_regardless();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn readiness_that_comes_before_a_waiter_has_its_seat_is_not_lost() {
+        let (gate, ..) = gate::<TcpListener>();
+        gate.open().unwrap();
+        let mut came = false;
+        let mut passing = pin!(gate.pass(|_, cx| {
+            if mem::replace(&mut came, true) {
+                return Poll::Ready(Ok(()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        assert!(poll_once(passing.as_mut()).await.is_ready());
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_gate_is_deregistered_and_does_not_open_again() {
+        let (gate, _, inode) = gate::<TcpListener>();
+        gate.open().unwrap();
+        gate.abandon();
+        assert_eq!(registrations(inode), 0);
+        gate.open().unwrap();
+        assert_eq!(registrations(inode), 0);
+        assert_eq!(descriptors(inode), 1);
     }
 
     #[tokio::test]
@@ -347,18 +403,14 @@ mod tests {
     #[tokio::test]
     async fn a_connection_at_a_shut_gate_wakes_nobody() {
         let (gate, address, _) = gate::<TcpListener>();
-        let (open, open_address, _) = self::gate();
-        open.open().unwrap();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
         let mut cx = Context::from_waker(&waker);
-        assert!(
-            gate.poll_pass(&mut cx, |l, cx| l.poll_accept(cx))
-                .is_pending()
-        );
-        let _clients = (connect(address), connect(open_address));
-        // The runtime's epoll has been read by the time the later connection comes through.
-        within(accept(&open)).await;
+        gate.open().unwrap();
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.shut();
+        let _client = connect(address);
+        let_the_runtime_read_its_epoll().await;
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     }
 

@@ -5,6 +5,7 @@
 
 mod address;
 mod bind;
+mod claim;
 mod gate;
 mod options;
 mod path;

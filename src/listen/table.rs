@@ -2,26 +2,27 @@
 
 use std::future::Future;
 use std::io;
+use std::mem;
 use std::net::{self, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::address::Address;
-use super::bind;
+use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
 use super::gate::{Gate, Gated, Watch};
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use super::tcp::TcpListener;
 use super::udp::UdpSocket;
 use super::unix::UnixListener;
-use crate::error::{Error, ErrorKind, Result};
+use crate::config::STOP_SETTLE;
+use crate::error::{Error, Result};
 use crate::protocol::message::{Slot, SlotKind};
 
 /// The sockets of one generation, by name.
@@ -32,45 +33,6 @@ pub(crate) struct Table(Mutex<Inner>);
 struct Inner {
     held: Vec<Held>,
     paths: Vec<BoundPath>,
-}
-
-#[derive(Debug)]
-struct Held {
-    slot: Slot,
-    address: Address,
-    socket: Arc<OwnedFd>,
-    claim: Claim,
-}
-
-#[derive(Debug)]
-enum Claim {
-    /// Offered under this index, and nobody has asked for it yet.
-    Offered(u32),
-    /// Given to the application as it is; it has its own accept loop.
-    Ungated,
-    Gated(Arc<dyn Gated>),
-}
-
-/// A path that this generation or one before it bound, and who it was then.
-#[derive(Clone, Debug)]
-struct BoundPath {
-    name: String,
-    path: PathBuf,
-    inode: Inode,
-}
-
-/// What a caller asks for: a name, and the addresses that would do, the first bindable one first.
-struct Request<'a> {
-    name: &'a str,
-    kind: SlotKind,
-    addresses: Vec<Address>,
-    options: &'a ListenOptions,
-}
-
-/// A socket that the application now has under a name.
-struct Claimed {
-    socket: Arc<OwnedFd>,
-    address: Address,
 }
 
 // What a starting generation does.
@@ -219,8 +181,10 @@ impl Table {
 
     /// Closes every socket for good, whatever is in its queue. Waiting calls of `accept` wait for ever.
     pub(crate) fn retire(&self) {
-        let held = std::mem::take(&mut self.lock().held);
-        held.iter().for_each(Held::retire);
+        let held = mem::take(&mut self.lock().held);
+        held.iter()
+            .filter_map(Held::gate)
+            .for_each(|gate| gate.retire());
     }
 
     /// Lets the accept loops that still run empty the queues of these sockets, then closes them; unlinks their paths
@@ -228,7 +192,7 @@ impl Table {
     /// that were closed all the same.
     ///
     /// A connection in an emptied queue is never reset. What the kernel has not put there yet is: a handshake whose
-    /// last packet is on its way when the socket closes is answered with a reset (tcp(7) has no state for it). A
+    /// last packet is on its way when the socket closes ends in a reset; see [`final_stop`](Self::final_stop). A
     /// socket with no accept loop, because its listener was dropped or its gate is shut, is closed at once. Duplicates
     /// given to the application without a gate are its own to close.
     ///
@@ -247,12 +211,41 @@ impl Table {
         }
     }
 
+    /// As [`finish`](Self::finish) on every socket, for a generation whose sockets no other process holds. Clients that
+    /// come now are refused at once, and those in the middle of their handshake are still accepted for
+    /// [`STOP_SETTLE`].
+    ///
+    /// Not cancel safe, like `finish`; besides, the refusal stays.
+    pub(crate) fn final_stop(
+        &self,
+        deadline: Duration,
+    ) -> impl Future<Output = Vec<String>> + use<> {
+        let refused = self
+            .lock()
+            .held
+            .iter()
+            .filter(|held| held.refuse_new())
+            .count();
+        let settle = if refused > 0 {
+            STOP_SETTLE.min(deadline)
+        } else {
+            Duration::ZERO
+        };
+        let (held, paths) = self.lock().take_all();
+        let until = Instant::now() + deadline;
+        async move {
+            unlink_all(paths, until).await;
+            sleep(settle).await;
+            finish_all(held, until).await
+        }
+    }
+
     /// Unlinks every path that is still the one which this generation or one before it bound. For the final stop only:
     /// a generation that has handed over owns no path any more.
     ///
     /// Cancel safe: paths that are not unlinked yet stay, and the next generation replaces them as stale.
     pub(crate) async fn unlink_owned(&self, deadline: Duration) {
-        let paths = std::mem::take(&mut self.lock().paths);
+        let paths = mem::take(&mut self.lock().paths);
         unlink_all(paths, Instant::now() + deadline).await;
     }
 }
@@ -294,8 +287,8 @@ impl Table {
             .map_err(|error| listen_error(format!("making a gate for {name:?}")).because(error))?;
         let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime));
         let mut inner = self.lock();
-        let held = inner.held.iter_mut();
-        for held in held.filter(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
+        let mut held = inner.held.iter_mut();
+        if let Some(held) = held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
             held.claim = Claim::Gated(gate.clone());
         }
         Ok(gate)
@@ -313,10 +306,8 @@ impl Inner {
     }
 
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
-        self.held.iter().filter_map(|held| match &held.claim {
-            Claim::Gated(gate) => Some((&held.slot.name, gate)),
-            Claim::Offered(_) | Claim::Ungated => None,
-        })
+        let held = self.held.iter();
+        held.filter_map(|held| Some((&held.slot.name, held.gate()?)))
     }
 
     /// Finds the offered socket that a request means, if there is one, and makes it the application's.
@@ -325,10 +316,7 @@ impl Inner {
         let Some(held) = self.held.iter_mut().find(|held| held.answers(request)) else {
             return Ok(None);
         };
-        bind::apply(&held.socket, request.kind, request.options).map_err(|error| {
-            listen_error(format!("claiming {:?} on {}", request.name, held.address)).because(error)
-        })?;
-        held.claim = Claim::Ungated;
+        held.claim(request.options)?;
         self.paths.extend(held.bound_path());
         Ok(Some(held.claimed()))
     }
@@ -339,19 +327,9 @@ impl Inner {
         socket: OwnedFd,
         inode: Option<Inode>,
     ) -> Result<Claimed> {
+        // Again, because binding a path takes its time and the name may have gone to somebody else.
         self.refuse(request)?;
-        let address = Address::of(&socket, request.kind)
-            .map_err(|error| listen_error(format!("binding {:?}", request.name)).because(error))?;
-        let held = Held {
-            slot: Slot {
-                name: request.name.to_owned(),
-                kind: request.kind,
-                inode,
-            },
-            address,
-            socket: Arc::new(socket),
-            claim: Claim::Ungated,
-        };
+        let held = Held::bound(request, socket, inode)?;
         let claimed = held.claimed();
         self.paths.extend(held.bound_path());
         self.held.push(held);
@@ -372,11 +350,11 @@ impl Inner {
     /// Says whose the address is, if it is in use by a socket that was offered and not claimed.
     fn explain(&self, request: &Request<'_>, address: &Address, error: io::Error) -> Error {
         let binding = request.binding(address);
-        let mut others = self
+        let mut alike = self
             .held
             .iter()
             .filter(|held| held.slot.kind == request.kind);
-        match others.find(|held| held.address.overlaps(address)) {
+        match alike.find(|held| held.address.overlaps(address)) {
             Some(held) if error.kind() == io::ErrorKind::AddrInUse => binding.because(format!(
                 "the incumbent has {} under the name {:?}",
                 held.address, held.slot.name
@@ -408,130 +386,9 @@ impl Inner {
         let paths = self.paths.extract_if(.., |bound| leaves(&bound.name));
         (held.collect(), paths.collect())
     }
-}
 
-impl Held {
-    fn offered(index: u32, slot: Slot, descriptor: OwnedFd) -> Result<Self> {
-        let address = non_blocking(&descriptor)
-            .and_then(|()| Address::of(&descriptor, slot.kind))
-            .map_err(|error| {
-                listen_error(format!("adopting {:?} from the offer", slot.name)).because(error)
-            })?;
-        Ok(Self {
-            slot,
-            address,
-            socket: Arc::new(descriptor),
-            claim: Claim::Offered(index),
-        })
-    }
-
-    fn offered_as(&self) -> Option<u32> {
-        match self.claim {
-            Claim::Offered(index) => Some(index),
-            Claim::Ungated | Claim::Gated(_) => None,
-        }
-    }
-
-    fn answers(&self, request: &Request<'_>) -> bool {
-        self.offered_as().is_some()
-            && self.slot.name == request.name
-            && self.slot.kind == request.kind
-            && request
-                .addresses
-                .iter()
-                .any(|wanted| self.address.answers(wanted))
-            && self.is_reachable()
-    }
-
-    /// A socket whose path is gone, or is somebody else's by now, is of no use to anyone who connects.
-    fn is_reachable(&self) -> bool {
-        self.bound_path()
-            .is_none_or(|bound| path::inode_of(&bound.path).is_ok_and(|now| now == bound.inode))
-    }
-
-    fn in_the_way_of(&self, request: &Request<'_>) -> bool {
-        self.slot.kind == request.kind
-            && request
-                .addresses
-                .iter()
-                .any(|wanted| self.address.overlaps(wanted))
-            && !(request.options.reuse_port
-                && SockRef::from(&self.socket).reuse_port().unwrap_or(false))
-    }
-
-    fn bound_path(&self) -> Option<BoundPath> {
-        let Address::Unix(address) = &self.address else {
-            return None;
-        };
-        Some(BoundPath {
-            name: self.slot.name.clone(),
-            path: address.as_pathname()?.to_owned(),
-            inode: self.slot.inode?,
-        })
-    }
-
-    fn claimed(&self) -> Claimed {
-        Claimed {
-            socket: Arc::clone(&self.socket),
-            address: self.address.clone(),
-        }
-    }
-
-    fn retire(&self) {
-        if let Claim::Gated(gate) = &self.claim {
-            gate.retire();
-        }
-    }
-}
-
-impl Claimed {
-    fn duplicate<S: From<OwnedFd>>(&self) -> Result<S> {
-        let duplicate = self.socket.try_clone();
-        duplicate.map(S::from).map_err(|error| {
-            listen_error(format!("duplicating the socket on {}", self.address)).because(error)
-        })
-    }
-
-    fn inet(self) -> Result<SocketAddr> {
-        match self.address {
-            Address::Inet(address) => Ok(address),
-            Address::Unix(_) => Err(listen_error(format!("{} is no IP address", self.address))),
-        }
-    }
-
-    fn unix(self) -> Result<unix::net::SocketAddr> {
-        match self.address {
-            Address::Unix(address) => Ok(address),
-            Address::Inet(_) => Err(listen_error(format!("{} is no path", self.address))),
-        }
-    }
-}
-
-impl<'a> Request<'a> {
-    fn inet(
-        kind: SlotKind,
-        name: &'a str,
-        addresses: &[SocketAddr],
-        options: &'a ListenOptions,
-    ) -> Self {
-        Self {
-            name,
-            kind,
-            addresses: addresses.iter().copied().map(Address::Inet).collect(),
-            options,
-        }
-    }
-
-    fn bind(&self, address: &Address) -> io::Result<OwnedFd> {
-        match (self.kind, address) {
-            (SlotKind::Tcp, Address::Inet(address)) => bind::tcp(*address, self.options),
-            (SlotKind::Udp, Address::Inet(address)) => bind::udp(*address, self.options),
-            _ => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    fn binding(&self, address: impl std::fmt::Display) -> Error {
-        listen_error(format!("binding {:?} to {address}", self.name))
+    fn take_all(&mut self) -> (Vec<Held>, Vec<BoundPath>) {
+        (mem::take(&mut self.held), mem::take(&mut self.paths))
     }
 }
 
@@ -547,38 +404,22 @@ async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
 
 async fn finish_all(held: Vec<Held>, until: Instant) -> Vec<String> {
     // All of them begin before any is waited for, so that one that takes long costs the others no time.
-    let finishing: Vec<_> = held.into_iter().filter_map(Held::finish).collect();
+    held.iter()
+        .filter_map(Held::gate)
+        .for_each(|gate| gate.finish());
     let mut cut_off = Vec::new();
-    for (name, gate) in finishing {
+    for held in held {
+        let Some(gate) = held.gate() else { continue };
         let mut retired = gate.retired();
         if timeout_at(until, retired.wait_for(|retired| *retired))
             .await
             .is_err()
         {
             gate.retire();
-            cut_off.push(name);
+            cut_off.push(held.slot.name);
         }
     }
     cut_off
-}
-
-impl Held {
-    fn finish(self) -> Option<(String, Arc<dyn Gated>)> {
-        let Claim::Gated(gate) = self.claim else {
-            return None;
-        };
-        gate.finish();
-        Some((self.slot.name, gate))
-    }
-}
-
-/// Non-blocking mode belongs to the socket that generations share: it is set on arrival and never cleared.
-fn non_blocking(descriptor: &OwnedFd) -> io::Result<()> {
-    SockRef::from(descriptor).set_nonblocking(true)
-}
-
-fn listen_error(doing: String) -> Error {
-    Error::new(ErrorKind::Listen, doing)
 }
 
 /// Bytes in a name.
@@ -594,6 +435,7 @@ mod tests {
     use std::os::unix::net as std_unix;
     use std::pin::pin;
 
+    use socket2::SockRef;
     use tempfile::TempDir;
 
     use super::super::testing::{
@@ -920,6 +762,7 @@ mod tests {
             .offer()
             .iter()
             .for_each(|(_, socket)| await_queue(socket));
+        let unserved_inode = inode(&table.offer()[1].1);
         let (accepted, peers) = tokio::sync::mpsc::unbounded_channel();
         let serving = tokio::spawn(async move {
             while let Ok(connection) = served.accept().await {
@@ -928,9 +771,27 @@ mod tests {
         });
         let finish = table.finish(&table.names(), Duration::from_millis(200));
         assert_eq!(within(finish).await, ["unserved"]);
+        assert_eq!(descriptors(unserved_inode), 0);
         assert_eq!(peers.len(), 1);
         assert!(table.names().is_empty());
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_final_stop_refuses_who_comes_late_and_serves_who_came_before() {
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let address = web.local_addr();
+        table.open_all().unwrap();
+        let _client = connect(address);
+        await_queue(&table.offer()[0].1);
+        let mut stop = pin!(table.final_stop(DEADLINE));
+        assert!(poll_once(stop.as_mut()).await.is_pending());
+        let late = net::TcpStream::connect_timeout(&address, DEADLINE);
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let (accepted, cut_off) = within(async { tokio::join!(web.accept(), stop) }).await;
+        accepted.unwrap();
+        assert!(cut_off.is_empty());
     }
 
     #[tokio::test]
