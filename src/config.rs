@@ -43,6 +43,7 @@ pub const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 pub(crate) struct Config {
     pub(crate) start: Duration,
     pub(crate) start_max: Duration,
+    pub(crate) standby: Option<Duration>,
     pub(crate) flip: Duration,
     pub(crate) bake: Duration,
     pub(crate) drain: Duration,
@@ -64,6 +65,7 @@ impl Default for Config {
         Self {
             start: START_DEADLINE,
             start_max: START_MAX,
+            standby: None,
             flip: FLIP_DEADLINE,
             bake: BAKE,
             drain: DRAIN_DEADLINE,

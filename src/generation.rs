@@ -87,6 +87,14 @@ impl Builder {
         exit_deadline => exit;
     }
 
+    /// Holds a successor that is ready in standby, gates shut, until [`Serving::flip`]; gives it up after `limit`.
+    ///
+    /// Default: it takes over as soon as it is ready.
+    pub fn standby(mut self, limit: Duration) -> Self {
+        self.config.standby = Some(limit);
+        self
+    }
+
     /// How many generations may be alive at once, the successor and those that drain included; at least 2.
     ///
     /// Default: [`GENERATIONS_MAX`](crate::config::GENERATIONS_MAX), 3.
@@ -453,6 +461,15 @@ impl Serving {
         let (reply, verdict) = oneshot::channel();
         self.shared.command(Command::Upgrade { reply })?;
         verdict.await.map_err(|_| gone())?
+    }
+
+    /// Lets a successor that is held in [standby](Builder::standby) take over. Does nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stopping`] if this generation's runtime is shutting down.
+    pub fn flip(&self) -> Result<()> {
+        self.shared.command(Command::Flip)
     }
 
     /// Undoes the upgrade that is under way, if there is one: an abort before the flip, a rollback after it.

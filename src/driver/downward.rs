@@ -15,8 +15,7 @@ use super::shared::{Collected, Upgraded};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::Launched;
-use crate::launch::relay::Relay;
+use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
 use crate::protocol::message::{
     self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,

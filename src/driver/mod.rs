@@ -11,6 +11,7 @@ mod upward;
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -218,15 +219,10 @@ impl Driver {
                 "generation {generation} outstayed its hard stop and was killed"
             ));
         }
-        if self
-            .waiting
-            .as_ref()
-            .is_some_and(|(_, until)| now >= *until)
-        {
-            if let Some((waiting, _)) = self.waiting.take() {
-                let reason = format!("too many generations are alive: {}", self.elders.describe());
-                self.refuse(waiting.reply, reason);
-            }
+        let overdue = |waiting: &mut (Downward, Instant)| now >= waiting.1;
+        if let Some((waiting, _)) = self.waiting.take_if(overdue) {
+            let reason = format!("too many generations are alive: {}", self.elders.describe());
+            self.refuse(waiting.reply, reason);
         }
     }
 
@@ -241,6 +237,10 @@ impl Driver {
             }
             Command::Abandon => self.abandon(),
             Command::Upgrade { reply } => self.upgrade(Some(reply)),
+            Command::Flip => {
+                self.incumbent.handle_flip(Instant::now());
+                self.perform_downward();
+            }
             Command::Rollback { reason } => {
                 self.incumbent.handle_rollback(Instant::now(), reason);
                 self.perform_downward();
@@ -343,10 +343,10 @@ impl Driver {
             generation: elder.generation,
             pid: elder.pid,
         });
-        if self.has_capacity() {
-            if let Some((down, _)) = self.waiting.take() {
-                self.start_upgrade(down);
-            }
+        if self.has_capacity()
+            && let Some((down, _)) = self.waiting.take()
+        {
+            self.start_upgrade(down);
         }
         self.publish();
     }
@@ -387,32 +387,28 @@ impl Driver {
         }
     }
 
-    /// Leaves: what still waits in queues that are only ours is served first, then nothing new is taken.
+    /// Leaves. What waits in queues that are only ours is served first, then nothing new is taken.
     fn drain(&mut self, reason: String, handed_over: bool) {
-        let only_ours = match (handed_over, &self.up) {
-            (true, _) => std::mem::take(&mut self.unclaimed),
-            (false, Some(up)) if !up.machine.is_committed() => Vec::new(),
-            (false, _) => self.shared.table.names(),
-        };
-        let owns_service = self.role == Role::Incumbent && !handed_over;
+        let ends_service = self.role == Role::Incumbent && !handed_over;
         self.role = Role::Leaving;
-        let (shared, config) = (self.shared.clone(), self.config.clone());
-        let in_flight = shared.drain.in_flight();
-        shared.emit(Event::Draining { in_flight, reason });
-        let deadline = config.flip;
-        if !only_ours.is_empty() && !handed_over {
+        let in_flight = self.shared.drain.in_flight();
+        self.shared.emit(Event::Draining { in_flight, reason });
+        let shared = self.shared.clone();
+        if ends_service {
             // A stop in the middle of an upgrade finds them shut, and connections waiting.
             shared.table.open_all_regardless();
+            let stopped = shared.table.final_stop(self.config.flip);
+            let pid_file = self.config.pid_file.clone();
+            tokio::spawn(async move {
+                let cut_off = stopped.await;
+                remove_pid_file(pid_file.as_deref());
+                leave(&shared, &cut_off).await;
+            });
+        } else {
+            let unclaimed = std::mem::take(&mut self.unclaimed);
+            let finished = shared.table.finish(&unclaimed, self.config.flip);
+            tokio::spawn(async move { leave(&shared, &finished.await).await });
         }
-        let finished = shared.table.finish(&only_ours, deadline);
-        tokio::spawn(async move {
-            for name in finished.await {
-                shared.warn(format!(
-                    "{name:?} still had connections waiting after {deadline:?}"
-                ));
-            }
-            leave(&shared, &config, owns_service).await;
-        });
     }
 
     fn write_pid_file(&self) {
@@ -479,10 +475,9 @@ impl Driver {
     }
 }
 
-async fn leave(shared: &Shared, config: &Config, owns_service: bool) {
-    if let (true, Some(path)) = (owns_service, &config.pid_file) {
-        // The next start replaces it either way.
-        let _ = pid_file::remove_if_ours(path, std::process::id());
+async fn leave(shared: &Shared, cut_off: &[String]) {
+    for name in cut_off {
+        shared.warn(format!("{name:?} was closed with connections waiting"));
     }
     shared.table.retire();
     shared.drain.begin();
@@ -494,6 +489,13 @@ async fn leave(shared: &Shared, config: &Config, owns_service: bool) {
     });
 }
 
+fn remove_pid_file(path: Option<&Path>) {
+    if let Some(path) = path {
+        // The next start replaces it either way.
+        let _ = pid_file::remove_if_ours(path, std::process::id());
+    }
+}
+
 fn deadlines(config: &Config) -> Deadlines {
     Deadlines {
         start: config.start,
@@ -501,7 +503,7 @@ fn deadlines(config: &Config) -> Deadlines {
         flip: config.flip,
         bake: config.bake,
         exit: config.exit,
-        standby: None,
+        standby: config.standby,
     }
 }
 

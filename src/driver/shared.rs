@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Upgrade {
         reply: oneshot::Sender<Result<Upgraded>>,
     },
+    /// Let the successor that is held in standby take over.
+    Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
     /// Stop, and the service with it.

@@ -10,7 +10,7 @@ use super::link::Heard;
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::launch::relay;
+use crate::launch;
 use crate::protocol::message::{self, Message, Slot};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
@@ -150,8 +150,7 @@ impl Driver {
                 .into_iter()
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
-        let stderr = state.take_descriptor(relay::SLOT_STDERR);
-        up.stderr = stderr.zip(state.take_descriptor(relay::SLOT_STDERR_PIPE));
+        up.stderr = launch::take_stderr(&mut state);
         *lock(&self.shared.offered) = state;
         Ok(())
     }
@@ -213,7 +212,7 @@ impl Driver {
         let Some((stderr, pipe)) = self.up.as_mut().and_then(|up| up.stderr.take()) else {
             return;
         };
-        if let Err(error) = relay::restore(stderr, pipe) {
+        if let Err(error) = launch::restore_stderr(stderr, pipe) {
             self.shared
                 .warn(format!("standard error stays with the incumbent: {error}"));
         }

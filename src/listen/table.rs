@@ -239,15 +239,6 @@ impl Table {
             finish_all(held, until).await
         }
     }
-
-    /// Unlinks every path that is still the one which this generation or one before it bound. For the final stop only:
-    /// a generation that has handed over owns no path any more.
-    ///
-    /// Cancel safe: paths that are not unlinked yet stay, and the next generation replaces them as stale.
-    pub(crate) async fn unlink_owned(&self, deadline: Duration) {
-        let paths = mem::take(&mut self.lock().paths);
-        unlink_all(paths, Instant::now() + deadline).await;
-    }
 }
 
 impl Table {
