@@ -52,27 +52,9 @@ impl Channel {
         })
     }
 
-    /// Sends one message with its descriptors, once there is room for it.
+    /// Sends one message with its descriptors, or fails with `WouldBlock` if there is no room for it now.
     ///
     /// ETOOMANYREFS means that this user has too many descriptors on their way (unix(7)): send fewer at once.
-    ///
-    /// # Cancel safety
-    ///
-    /// The message is sent whole or, if this is dropped before it completes, not at all.
-    pub(crate) async fn send(
-        &self,
-        message: &Message,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
-        let body = body_of(message, descriptors)?;
-        self.socket
-            .async_io(Interest::WRITABLE, |socket| {
-                descriptors::send(socket.as_fd(), &body, descriptors)
-            })
-            .await
-    }
-
-    /// Sends one message with its descriptors, or fails with `WouldBlock` if there is no room for it now.
     pub(crate) fn try_send(
         &self,
         message: &Message,
@@ -218,8 +200,8 @@ mod tests {
     async fn messages_arrive_in_order_with_their_descriptors() {
         let (left, mut right) = channels();
         let null = File::open("/dev/null").unwrap();
-        left.send(&offer(1), &[null.as_fd()]).await.unwrap();
-        left.send(&Message::Started, &[]).await.unwrap();
+        left.try_send(&offer(1), &[null.as_fd()]).unwrap();
+        left.try_send(&Message::Started, &[]).unwrap();
         let (message, descriptors) = next(&mut right).await;
         assert_eq!((message, descriptors.len()), (offer(1), 1));
         let (message, descriptors) = next(&mut right).await;
@@ -234,7 +216,7 @@ mod tests {
             (first, right.recv().await.unwrap().is_none())
         });
         tokio::task::yield_now().await;
-        left.send(&Message::Committed, &[]).await.unwrap();
+        left.try_send(&Message::Committed, &[]).unwrap();
         drop(left);
         let read = timeout(PATIENCE, reader).await.unwrap().unwrap();
         assert_eq!(read, (Message::Committed, true));
@@ -279,15 +261,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_channel_takes_the_message_when_there_is_room() {
-        let (left, mut right) = channels();
-        while left.try_send(&Message::Started, &[]).is_ok() {}
-        let sender = tokio::spawn(async move { left.send(&Message::Committed, &[]).await });
-        while next(&mut right).await.0 != Message::Committed {}
-        timeout(PATIENCE, sender).await.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
     async fn a_wrong_number_of_descriptors_is_refused_and_none_is_kept() {
         let (left, mut right) = channels();
         let (reader, writer) = io::pipe().unwrap();
@@ -326,7 +299,7 @@ mod tests {
             return;
         }
         let (left, mut right) = channels();
-        left.send(&offer(4), &[left.as_fd(); 4]).await.unwrap();
+        left.try_send(&offer(4), &[left.as_fd(); 4]).unwrap();
         let highest = File::open("/dev/null").unwrap().as_raw_fd();
         let limit = u64::try_from(highest).unwrap() + 2;
         setrlimit(Resource::RLIMIT_NOFILE, limit, limit).unwrap();
@@ -357,14 +330,11 @@ mod tests {
     async fn a_message_too_long_is_neither_sent_nor_taken() {
         let (left, mut right) = channels();
         let reason = "x".repeat(DATAGRAM_MAX);
-        let error = left
-            .send(&Message::Failed { reason }, &[])
-            .await
-            .unwrap_err();
+        let error = left.try_send(&Message::Failed { reason }, &[]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
         descriptors::send(left.as_fd(), &vec![b' '; DATAGRAM_MAX + 1], &[]).unwrap();
         assert!(matches!(right.recv().await, Err(RecvError::Oversized)));
-        left.send(&Message::Started, &[]).await.unwrap();
+        left.try_send(&Message::Started, &[]).unwrap();
         assert_eq!(next(&mut right).await.0, Message::Started);
     }
 

@@ -1,7 +1,7 @@
 //! What users hold: a builder, a generation that starts, and the same generation once it serves.
 
 use std::error::Error as StdError;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -353,6 +353,13 @@ impl Starting {
     /// What the incumbent's [`Serving::on_offer`] hooks have passed. Empty in a fresh generation.
     pub fn state(&mut self) -> MutexGuard<'_, State> {
         lock(&self.shared.offered)
+    }
+
+    /// A variable that the service manager meant for this process alone, such as `NOTIFY_SOCKET`.
+    ///
+    /// [`Builder::start`] has removed these from the environment, so that helpers and successors do not inherit them.
+    pub fn service_manager(&self, name: &str) -> Option<&'static OsStr> {
+        Snapshot::take().service_manager(name)
     }
 
     /// Asks the incumbent to wait this long from now before it gives this successor up.

@@ -366,7 +366,7 @@ mod tests {
         assert!(!is_inheritable(&channel.as_raw_fd().to_string()));
         signals::unblock(&[libc::SIGHUP]).unwrap();
         let channel = Channel::new(channel).unwrap();
-        channel.send(&Message::Started, &[]).await.unwrap();
+        channel.try_send(&Message::Started, &[]).unwrap();
     }
 
     #[test]

@@ -925,9 +925,7 @@ mod tests {
         let _theirs = table.unix("theirs", &theirs, &options()).await.unwrap();
         fs::rename(&theirs, dir.path().join("away")).unwrap();
         let _usurper = std_unix::UnixListener::bind(&theirs).unwrap();
-        table.retire();
-        assert!(ours.exists());
-        table.unlink_owned(DEADLINE).await;
+        assert!(table.final_stop(DEADLINE).await.is_empty());
         assert!(!ours.exists());
         assert!(theirs.exists());
     }

@@ -74,11 +74,6 @@ impl Pidfd {
         self.signal(libc::SIGKILL)
     }
 
-    /// Asks the process to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(libc::SIGTERM)
-    }
-
     /// Waits until the process is gone; for a child, until it can be [reaped](Self::reap).
     ///
     /// # Cancel safety
@@ -372,17 +367,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_running_child_is_not_reaped_and_can_be_ended() {
-        let (killed, asked) = (started("exec sleep 60"), started("exec sleep 60"));
-        assert_eq!(killed.reap().unwrap(), Reaped::Running);
-        killed.kill().unwrap();
-        asked.terminate().unwrap();
-        for (pidfd, words) in [
-            (killed, "signal: 9 (SIGKILL)"),
-            (asked, "signal: 15 (SIGTERM)"),
-        ] {
-            timeout(PATIENCE, pidfd.exited()).await.unwrap().unwrap();
-            assert_eq!(pidfd.reap().unwrap(), Reaped::Exited(words.into()));
-        }
+        let child = started("exec sleep 60");
+        assert_eq!(child.reap().unwrap(), Reaped::Running);
+        child.kill().unwrap();
+        timeout(PATIENCE, child.exited()).await.unwrap().unwrap();
+        let killed = Reaped::Exited("signal: 9 (SIGKILL)".into());
+        assert_eq!(child.reap().unwrap(), killed);
     }
 
     #[tokio::test]
