@@ -35,7 +35,7 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
-    reverted_at: Option<Instant>,
+    span: tracing::Span,
 }
 
 /// The successor's process and what belongs to it.
@@ -76,7 +76,11 @@ impl Downward {
             ready_at: None,
             flip_at: None,
             flip_took: Duration::ZERO,
-            reverted_at: None,
+            span: tracing::info_span!(
+                "upgrade",
+                successor = generation,
+                pid = tracing::field::Empty
+            ),
         }
     }
 
@@ -149,6 +153,7 @@ impl Driver {
     }
 
     pub(super) fn perform_downward(&mut self) {
+        let _entered = self.down.as_ref().map(|down| down.span.clone().entered());
         while let Some(output) = self.incumbent.poll_output() {
             match output {
                 Output::Launch => self.launch(),
@@ -179,6 +184,7 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         match self.launcher.launch(down.generation).and_then(Link::new) {
             Ok(link) => {
+                down.span.record("pid", link.pid);
                 down.link = Some(link);
                 down.hooks = self.shared.at_offer.run();
                 self.incumbent.handle_launched(Instant::now());
@@ -338,9 +344,6 @@ impl Driver {
         self.shared.table.open_all_regardless();
         self.shared.drain.resume();
         self.unclaimed.clear();
-        if let Some(down) = &mut self.down {
-            down.reverted_at = Some(Instant::now());
-        }
     }
 
     fn kill_successor(&mut self) {
@@ -428,7 +431,6 @@ impl Driver {
         }
         let serving = !self.incumbent.is_leaving();
         let (successor, after) = (down.generation, down.asked_at.elapsed());
-        let took = down.reverted_at.map_or(Duration::ZERO, |at| at.elapsed());
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
             .because(reason.to_owned())
             .in_phase(phase)
@@ -449,7 +451,6 @@ impl Driver {
                 ErrorKind::RolledBack => Event::RolledBack {
                     successor,
                     reason,
-                    took,
                     after,
                 },
                 _ => Event::Aborted {

@@ -510,6 +510,12 @@ impl Incumbent {
     }
 
     fn kill(&mut self, now: Instant, why: Why) {
+        if !why.flipped {
+            // For one that cannot be killed from here, and for the log of one that is quick.
+            self.push(Output::Send(Message::Abort {
+                reason: why.reason.clone(),
+            }));
+        }
         self.push(Output::Kill);
         self.await_exit(now, why, true);
     }

@@ -98,13 +98,10 @@ async fn tell(generation: Serving) {
                 println!("event {number} aborted {successor} {}", one_line(&reason));
             }
             Event::RolledBack {
-                successor,
-                reason,
-                took,
-                ..
+                successor, reason, ..
             } => {
                 println!(
-                    "event {number} rolled-back {successor} in {took:?} {}",
+                    "event {number} rolled-back {successor} {}",
                     one_line(&reason)
                 );
             }
