@@ -24,6 +24,12 @@ pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 pub const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// How long a TLS (or other) handshake of an accepted connection may take: 10 s.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
+pub const LINGER_DEADLINE: Duration = Duration::from_secs(1);
+/// How long accepting pauses when the system has no descriptor or memory for another connection: 50 ms.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.
+pub const PIPELINED_MAX: u32 = 1_000;
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

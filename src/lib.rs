@@ -4,6 +4,10 @@ pub mod config;
 pub mod error;
 pub mod event;
 
+pub mod drain;
+
+#[cfg(feature = "http")]
+pub mod http;
 mod protocol;
 
 pub use crate::error::{Error, ErrorKind, Result};
