@@ -34,9 +34,12 @@ pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
 pub const STOP_SETTLE: Duration = Duration::from_millis(100);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
-
-/// How long an accept loop waits before it tries again when the process is out of descriptors or memory: 10 ms.
-pub const ACCEPT_RETRY: Duration = Duration::from_millis(10);
+/// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
+pub const LINGER_DEADLINE: Duration = Duration::from_secs(1);
+/// How long accepting pauses when the system has no descriptor or memory for another connection: 50 ms.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.
+pub const PIPELINED_MAX: u32 = 1_000;
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

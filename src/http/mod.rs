@@ -1,4 +1,50 @@
-//! HTTP over our listeners.
+//! Serving HTTP so that no request is lost when a generation leaves.
+//!
+//! A leaving generation is in a bind: a client may send its next request over a connection in the very instant in
+//! which that connection is closed. What each kind of connection is owed, and when it is let go:
+//!
+//! | connection | from the flip on | closed |
+//! |---|---|---|
+//! | HTTP/1, request in flight | its answer says `Connection: close` | after the answer |
+//! | HTTP/1, idle or new | one more request, its answer says `Connection: close` | after that, or when it was idle for [`idle_grace`](Server::idle_grace) and nothing waits in its socket |
+//! | HTTP/2 | GOAWAY in two steps, requests that cross it are answered | after its last stream |
+//! | server-sent events | as above | at [`stream_deadline`](Server::stream_deadline), by ending the stream |
+//! | WebSocket, CONNECT | told through [`Signal`](crate::drain::Signal) | when the application does, or at [`upgrade_deadline`](Server::upgrade_deadline) |
+//!
+//! A rollback takes all of this back, except that HTTP/2 clients open a new connection.
+//!
+//! Handlers that last can see that they should end: requests for an upgrade or for `text/event-stream` carry the
+//! [`Signal`](crate::drain::Signal) of their class as an extension.
+//!
+//! What is counted (see [`Drain::progress`](crate::drain::Drain::progress)) is connections, in the classes
+//! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
+//! `http2` while its generation serves, so that serving a request takes no lock.
 
+mod accept;
 #[cfg(feature = "axum")]
-mod axum;
+mod axum_listener;
+mod body;
+mod connection;
+mod http1;
+mod http2;
+mod io;
+mod layer;
+mod ledger;
+mod listeners;
+mod presence;
+mod server;
+mod service;
+mod sniff;
+
+pub use self::accept::{Accept, Incoming};
+pub use self::body::Body;
+pub use self::io::Rewind;
+pub use self::layer::{DrainLayer, DrainService, ResponseFuture};
+pub use self::server::{Server, serve};
+pub use self::service::Serve;
+
+/// What services and bodies fail with.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+#[cfg(test)]
+mod tests;

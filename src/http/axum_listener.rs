@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use axum::serve::Listener;
 use tokio::time::sleep;
 
-use crate::config::ACCEPT_RETRY;
+use crate::config::ACCEPT_PAUSE;
 use crate::listen::{TcpListener, UnixListener};
 
 impl Listener for TcpListener {
@@ -51,5 +51,5 @@ impl Listener for UnixListener {
 /// The connection is still in the queue; descriptors or memory come back when another one ends.
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "accepting fails; trying again");
-    sleep(ACCEPT_RETRY).await;
+    sleep(ACCEPT_PAUSE).await;
 }

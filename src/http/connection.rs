@@ -1,0 +1,109 @@
+//! One connection's life: handshake, sniff, serve.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::io::{Io, Peek, Rewind, peek_nothing};
+use super::ledger::{Classes, Ledger};
+use super::presence::{End, Presence};
+use super::service::Serve;
+use super::sniff::{self, Protocol};
+use crate::drain::Guard;
+
+/// What every connection of a server needs to know.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) http1: http1::Builder,
+    pub(super) http2: http2::Builder<TokioExecutor>,
+    pub(super) idle_grace: Duration,
+    pub(super) handshake_deadline: Duration,
+    pub(super) classes: Arc<Classes>,
+}
+
+impl Settings {
+    /// Counts a connection from the moment it was accepted.
+    pub(super) fn present(&self, peer: String) -> Presence {
+        let ledger = Arc::new(Ledger::new(Arc::clone(&self.classes), peer));
+        Presence::new(ledger, self.idle_grace)
+    }
+}
+
+/// Performs the handshake, then serves what comes of it. `guard` counts the handshake.
+pub(super) async fn shake_hands<S2, V>(
+    settings: Arc<Settings>,
+    guard: Guard,
+    peer: String,
+    handshake: impl Future<Output = io::Result<S2>>,
+    service: V,
+) where
+    S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    V: Serve,
+{
+    let mut signal = guard.signal();
+    let shaken = tokio::select! {
+        shaken = timeout(settings.handshake_deadline, handshake) => shaken,
+        () = signal.cut() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => {
+            let presence = settings.present(peer);
+            drop(guard);
+            serve(
+                settings,
+                presence,
+                Rewind::new(stream, Bytes::new()),
+                peek_nothing,
+                service,
+            )
+            .await;
+        }
+        Ok(Err(error)) => debug!(peer, %error, "handshake failed"),
+        Err(_) => debug!(peer, "handshake took too long"),
+    }
+}
+
+pub(super) async fn serve<S, V>(
+    settings: Arc<Settings>,
+    mut presence: Presence,
+    stream: Rewind<S>,
+    peek: Peek<S>,
+    service: V,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    V: Serve,
+{
+    let mut io = Io::new(stream, peek, presence.ledger());
+    match first_words(&mut io, &mut presence).await {
+        Some(Protocol::Http1) => super::http1::serve(&settings, &mut presence, io, service).await,
+        Some(Protocol::Http2) => super::http2::serve(&settings, &mut presence, io, service).await,
+        None => io.close().await,
+    }
+}
+
+/// Waits for the client to speak, for as long as an idle connection may stay.
+async fn first_words<S>(io: &mut Io<S>, presence: &mut Presence) -> Option<Protocol>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        let end = {
+            let words = pin!(sniff::protocol(io));
+            presence.attend(words, |_| {}).await
+        };
+        match end {
+            End::Finished(protocol) => return protocol.ok().flatten(),
+            // Nothing was read, or the connection would not have been idle.
+            End::GraceOver if io.has_bytes().await => io.ledger().begun(),
+            End::GraceOver | End::Cut => return None,
+        }
+    }
+}

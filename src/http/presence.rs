@@ -1,0 +1,173 @@
+//! How a connection is present in its generation's drain: in which class it counts, and until when it may stay.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::ledger::{Activity, Ledger};
+use crate::drain::{Class, Guard, Signal, Stage};
+
+/// One connection's place in the drain. Holds exactly one guard from accept to close, so that a drain that begins at
+/// any moment finds every connection counted.
+#[derive(Debug)]
+pub(super) struct Presence {
+    ledger: Arc<Ledger>,
+    idle_grace: Duration,
+    /// The class of ordinary work.
+    base: Class,
+    counted_as: Activity,
+    guard: Guard,
+    signal: Signal,
+    /// Since when the generation has been on its way out, if it is.
+    leaving: Option<Instant>,
+    last_active: Instant,
+}
+
+/// Why a connection is no longer attended to.
+#[derive(Debug)]
+pub(super) enum End<T> {
+    /// It ended by itself.
+    Finished(T),
+    /// It was idle for all of its grace.
+    GraceOver,
+    /// The time of its class is up.
+    Cut,
+}
+
+impl Presence {
+    pub(super) fn new(ledger: Arc<Ledger>, idle_grace: Duration) -> Self {
+        let base = ledger.classes.http1.clone();
+        let guard = base.guard(ledger.peer.clone());
+        Self {
+            signal: guard.signal(),
+            guard,
+            base,
+            counted_as: Activity::Busy,
+            ledger,
+            idle_grace,
+            leaving: None,
+            last_active: Instant::now(),
+        }
+    }
+
+    pub(super) fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.ledger)
+    }
+
+    pub(super) fn speaks_http2(&mut self) {
+        self.base = self.ledger.classes.http2.clone();
+        self.count_as(self.counted_as);
+    }
+
+    /// Something was found that the ledger does not know of.
+    pub(super) fn active(&mut self) {
+        self.last_active = Instant::now();
+    }
+
+    /// Drives a connection, or a part of its life. `leave` is called, perhaps often, while the generation is on its
+    /// way out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub(super) async fn attend<F: Future>(
+        &mut self,
+        mut work: Pin<&mut F>,
+        leave: impl Fn(Pin<&mut F>),
+    ) -> End<F::Output> {
+        loop {
+            self.observe();
+            if self.leaving.is_some() {
+                leave(work.as_mut());
+            }
+            let until = self.until();
+            let (ledger, counted_as, leaving) =
+                (&*self.ledger, self.counted_as, self.leaving.is_some());
+            let step = poll_fn(|cx| match work.as_mut().poll(cx) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending if counted(ledger, leaving) != counted_as => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            tokio::select! {
+                biased;
+                _ = self.signal.changed() => {}
+                output = step => if let Some(output) = output {
+                    return End::Finished(output);
+                },
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    if self.signal.time_left() == Some(Duration::ZERO) {
+                        return End::Cut;
+                    } else if self.is_grace_over() {
+                        return End::GraceOver;
+                    }
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self) {
+        self.leaving = match self.signal.stage() {
+            Stage::Serving => None,
+            Stage::Quiesced { since } | Stage::Draining { since } | Stage::Cut { since } => {
+                Some(self.leaving.map_or(since, |first| first.min(since)))
+            }
+        };
+        self.ledger.set_leaving(self.leaving.is_some());
+        let activity = counted(&self.ledger, self.leaving.is_some());
+        if activity != self.counted_as {
+            self.count_as(activity);
+        }
+    }
+
+    fn count_as(&mut self, activity: Activity) {
+        let classes = &self.ledger.classes;
+        let class = match activity {
+            Activity::Busy => &self.base,
+            Activity::Idle => &classes.idle,
+            Activity::Streaming => &classes.stream,
+            Activity::Tunnelling => &classes.upgrade,
+        };
+        // The new guard is taken before the last one is dropped: in between, the drain must not find nothing.
+        self.guard = class.guard(self.ledger.peer.clone());
+        self.signal = self.guard.signal();
+        self.counted_as = activity;
+        if activity == Activity::Idle {
+            self.last_active = Instant::now();
+            self.ledger.take_touched();
+        }
+    }
+
+    /// When to look again at the latest.
+    fn until(&self) -> Option<Instant> {
+        let leaving = self.leaving?;
+        let look = match self.counted_as {
+            Activity::Idle => leaving.max(self.last_active) + self.idle_grace,
+            _ => Instant::now() + self.idle_grace,
+        };
+        let cut = self.signal.time_left().map(|left| Instant::now() + left);
+        Some(cut.map_or(look, |cut| cut.min(look)))
+    }
+
+    fn is_grace_over(&mut self) -> bool {
+        if self.counted_as != Activity::Idle {
+            return false;
+        }
+        if self.ledger.take_touched() {
+            self.active();
+            return false;
+        }
+        true
+    }
+}
+
+/// While a generation serves, idle connections count as busy, so that a request changes nothing here.
+fn counted(ledger: &Ledger, leaving: bool) -> Activity {
+    match ledger.activity() {
+        Activity::Idle if !leaving => Activity::Busy,
+        activity => activity,
+    }
+}

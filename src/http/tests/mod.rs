@@ -1,0 +1,318 @@
+//! Real sockets on loopback, clients that see every byte.
+
+mod http1;
+mod http2;
+mod long_lived;
+mod server;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body as AxumBody;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
+use http_body_util::BodyExt;
+use http_body_util::channel::{Channel, Sender};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::accept::{Accept, Incoming};
+use super::*;
+use crate::drain::{Drain, Report, Signal};
+
+/// When a test is given up.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(600);
+/// Short enough to wait for.
+const SHORT: Duration = Duration::from_millis(100);
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<Incoming<TcpStream>> {
+        let (stream, peer) = Self::accept(self).await?;
+        Ok(Incoming {
+            stream,
+            peer: peer.to_string(),
+            already_read: Bytes::new(),
+        })
+    }
+}
+
+/// A generation that serves on loopback.
+struct Rig {
+    drain: Drain,
+    address: SocketAddr,
+    app: Arc<App>,
+    server: JoinHandle<()>,
+}
+
+/// What the handlers and the test share.
+#[derive(Default)]
+struct App {
+    /// Lets `/slow` answer.
+    release: Notify,
+    /// Says that a handler has begun.
+    begun: Notify,
+    /// Feeds the body of `/stream` and `/events`.
+    feed: Mutex<Option<Sender<Bytes, Infallible>>>,
+    /// Streams that have left HTTP, each with what its request was told by.
+    upgraded: Mutex<Option<mpsc::UnboundedReceiver<Upgrade>>>,
+}
+
+type Upgrade = (TokioIo<hyper::upgrade::Upgraded>, Option<Signal>);
+
+impl Rig {
+    async fn new(server: Server) -> Self {
+        Self::with_drain(server, Drain::new(LONG, LONG)).await
+    }
+
+    async fn with_drain(server: Server, drain: Drain) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Arc::new(App::default());
+        let server = tokio::spawn({
+            let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
+            async move { server.serve_on(&drain, listener, router).await }
+        });
+        Self {
+            drain,
+            address,
+            app,
+            server,
+        }
+    }
+
+    async fn connect(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// A connection that was used once.
+    async fn idle(&self) -> Client {
+        let mut client = self.connect().await;
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        let response = client.response().await;
+        assert!(!response.says_close() && response.body == "hello");
+        client
+    }
+
+    fn counted(&self, class: &str) -> usize {
+        let progress = self.drain.progress();
+        progress
+            .classes
+            .iter()
+            .filter(|it| it.name == class)
+            .map(|it| it.in_flight)
+            .sum()
+    }
+
+    async fn until_counted(&self, class: &str, count: usize) {
+        within(async {
+            while self.counted(class) != count {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    fn feed(&self) -> Sender<Bytes, Infallible> {
+        self.app.feed.lock().unwrap().take().unwrap()
+    }
+
+    /// Waits for the server's end.
+    async fn gone(self) -> Report {
+        within(self.server).await.unwrap();
+        self.drain.drained().await
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(async || "hello"))
+        .route("/slow", get(slow))
+        .route("/upload", post(upload))
+        .route("/ignore", post(async || "did not look"))
+        .route("/stream", get(stream))
+        .route("/events", get(events))
+        .route("/upgrade", any(upgrade))
+        .with_state(app)
+}
+
+async fn slow(State(app): State<Arc<App>>) -> &'static str {
+    app.begun.notify_one();
+    app.release.notified().await;
+    "slow"
+}
+
+async fn upload(State(app): State<Arc<App>>, request: Request) -> String {
+    app.begun.notify_one();
+    match request.into_body().collect().await {
+        Ok(body) => body.to_bytes().len().to_string(),
+        Err(error) => format!("failed: {error}"),
+    }
+}
+
+async fn stream(State(app): State<Arc<App>>) -> Response {
+    let (feed, body) = Channel::new(1);
+    *app.feed.lock().unwrap() = Some(feed);
+    Response::new(AxumBody::new(body))
+}
+
+async fn events(State(app): State<Arc<App>>) -> Response {
+    let mut response = stream(State(app)).await;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        "text/event-stream; charset=utf-8".parse().unwrap(),
+    );
+    response
+}
+
+async fn upgrade(State(app): State<Arc<App>>, mut request: Request) -> Response {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    *app.upgraded.lock().unwrap() = Some(receiver);
+    let signal = request.extensions_mut().remove::<Signal>();
+    tokio::spawn(async move {
+        let stream = hyper::upgrade::on(request).await.unwrap();
+        sender.send((TokioIo::new(stream), signal)).unwrap();
+    });
+    let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+    let response = response
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, "test");
+    response.body(AxumBody::empty()).unwrap()
+}
+
+/// A client that speaks bytes.
+struct Client {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+struct Reply {
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn says_close(&self) -> bool {
+        self.head
+            .to_ascii_lowercase()
+            .contains("\r\nconnection: close\r\n")
+    }
+}
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        let stream = within(TcpStream::connect(address)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            unread: Vec::new(),
+        }
+    }
+
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        within(self.stream.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    async fn get(&mut self, path: &str) {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+            .await;
+    }
+
+    /// Reads until the bytes so far contain `end`, and takes them.
+    async fn read_to(&mut self, end: &str) -> String {
+        loop {
+            let position = self
+                .unread
+                .windows(end.len())
+                .position(|window| window == end.as_bytes());
+            if let Some(at) = position {
+                let taken = self.unread.drain(..at + end.len()).collect();
+                return String::from_utf8(taken).unwrap();
+            }
+            let read = within(self.stream.read_buf(&mut self.unread))
+                .await
+                .unwrap();
+            assert!(
+                read > 0,
+                "closed after {:?}",
+                String::from_utf8_lossy(&self.unread)
+            );
+        }
+    }
+
+    async fn head(&mut self) -> String {
+        self.read_to("\r\n\r\n").await
+    }
+
+    /// A whole response with a length.
+    async fn response(&mut self) -> Reply {
+        let head = self.head().await;
+        let lower = head.to_ascii_lowercase();
+        let length = lower
+            .split("content-length: ")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next());
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        while self.unread.len() < length {
+            assert!(
+                within(self.stream.read_buf(&mut self.unread))
+                    .await
+                    .unwrap()
+                    > 0
+            );
+        }
+        let body = self.unread.drain(..length).collect();
+        Reply {
+            head,
+            body: String::from_utf8(body).unwrap(),
+        }
+    }
+
+    /// Whether the server has not closed yet.
+    fn is_open(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        socket2::SockRef::from(&self.stream)
+            .recv_with_flags(&mut byte, flags)
+            .is_err()
+    }
+
+    /// Whatever comes until the connection ends, in whatever way.
+    async fn response_or_end(mut self) -> String {
+        let mut reply = Vec::new();
+        let _ = within(self.stream.read_to_end(&mut reply)).await;
+        String::from_utf8(reply).unwrap()
+    }
+
+    /// The connection ends, without a reset and without another byte.
+    async fn closed(mut self) {
+        let mut rest = self.unread;
+        within(self.stream.read_to_end(&mut rest)).await.unwrap();
+        assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(DEADLINE, future)
+        .await
+        .expect("the test's deadline")
+}
+
+fn server() -> Server {
+    Server::new().idle_grace(LONG)
+}
