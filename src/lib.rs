@@ -1,5 +1,13 @@
 //! Hands listening sockets from one process generation to the next.
 
+#![warn(
+    clippy::exit,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
+
 pub mod config;
 pub mod error;
 pub mod event;
