@@ -38,9 +38,9 @@ async fn main() -> Outcome {
         let generation = generation.clone();
         handover_load::routes::app_with(generation.number(), move || generation.draining())
     };
-    axum::serve(web, app)
-        .with_graceful_shutdown(generation.draining())
-        .await?;
+    let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
+    let server = handover::http::Server::new().idle_grace(grace);
+    server.serve(&generation, web, app).await;
     println!("left {}", generation.number());
     Ok(())
 }
