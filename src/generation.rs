@@ -370,9 +370,14 @@ impl Starting {
         let _ = self.shared.command(Command::Extend { by });
     }
 
-    /// The class of this name for work to be waited for; the same as [`Serving::class`].
+    /// The work in flight; the same as [`Serving::drain`].
     pub fn drain(&self) -> &Drain {
         &self.shared.drain
+    }
+
+    /// What happens to this generation from now on; the same as [`Serving::events`], early enough to miss nothing.
+    pub fn events(&self) -> Events {
+        Events(self.shared.events.subscribe())
     }
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::fs;
 use std::time::Duration;
 
-use handover::{Builder, Event, Serving, Starting};
+use handover::{Builder, Event, Events, Serving, Starting};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -27,9 +27,10 @@ async fn main() -> Outcome {
     println!("listening web {}", web.local_addr());
     claim_more(&mut starting, &plan).await?;
     plan.act("before-ready").await;
+    let events = starting.events();
     let generation = starting.ready().await?;
     println!("ready {} pid {}", generation.number(), std::process::id());
-    tokio::spawn(tell(generation.clone()));
+    tokio::spawn(tell(generation.clone(), events));
     tokio::spawn({
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
@@ -84,8 +85,7 @@ async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
     Ok(())
 }
 
-async fn tell(generation: Serving) {
-    let mut events = generation.events();
+async fn tell(generation: Serving, mut events: Events) {
     while let Some(event) = events.next().await {
         let number = generation.number();
         match event {
