@@ -1,7 +1,8 @@
 //! What a gate costs: connections accepted per second through each contender, and the ratio to a bare tokio listener.
 //!
 //! Every round fills a listener's queue and then times how long the contender takes to empty it, so that the cost of
-//! connecting stays out. Contenders take turns round by round, so that the machine's moods meet all of them.
+//! connecting stays out. Contenders take turns round by round, so that the machine's moods meet all of them; a second
+//! bare listener shows how much of the ratio is noise.
 //!
 //! `cargo bench --bench accept`
 
@@ -10,64 +11,90 @@ use std::io;
 use std::net::{SocketAddr, TcpStream as Client};
 use std::time::{Duration, Instant};
 
+use handover::ListenOptions;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Connections in the queue when a round's clock starts.
 const QUEUE: usize = 250;
 /// How long all rounds together may take.
-const BUDGET: Duration = Duration::from_secs(10);
+const BUDGET: Duration = Duration::from_secs(20);
 
-type Accepted = io::Result<(TcpStream, SocketAddr)>;
+enum Contender {
+    Bare(tokio::net::TcpListener),
+    Gated(handover::TcpListener),
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let bare = listener().await?;
-    let other = listener().await?;
-    let (bare_address, other_address) = (bare.local_addr()?, other.local_addr()?);
-    let rates = compare(
-        (bare_address, async || bare.accept().await),
-        (other_address, async || other.accept().await),
-    );
-    let (bare, other) = rates.await?;
-    report("bare tokio listener", bare, bare);
-    report("another of them (the noise)", other, bare);
+    let mut starting = handover::start().await?;
+    // A bare listener does not set this option, which costs a little on every connection.
+    let options = ListenOptions::new().nodelay(false);
+    let gated = starting
+        .listen_tcp_with("web", "127.0.0.1:0", &options)
+        .await?;
+    let _generation = starting.ready().await?;
+    let contenders = [bare().await?, bare().await?, Contender::Gated(gated)];
+    let medians = compare(&contenders).await?;
+    for (name, rate) in [
+        "bare tokio listener",
+        "another bare one (the noise)",
+        "open gate",
+    ]
+    .into_iter()
+    .zip(&medians)
+    {
+        println!("{name:<30} {rate:>10.0}/s   x{:.4}", rate / medians[0]);
+    }
     Ok(())
 }
 
-async fn listener() -> io::Result<TcpListener> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+async fn bare() -> io::Result<Contender> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     SockRef::from(&listener).listen(i32::MAX)?;
-    Ok(listener)
+    Ok(Contender::Bare(listener))
 }
 
-/// Median rates of two contenders, in connections per second.
-async fn compare(
-    (a_address, a): (SocketAddr, impl AsyncFn() -> Accepted),
-    (b_address, b): (SocketAddr, impl AsyncFn() -> Accepted),
-) -> io::Result<(f64, f64)> {
-    let (mut a_rates, mut b_rates) = (Vec::new(), Vec::new());
+/// Median rates in connections per second.
+async fn compare(contenders: &[Contender]) -> io::Result<Vec<f64>> {
+    let mut rates = vec![Vec::new(); contenders.len()];
     let begin = Instant::now();
     while begin.elapsed() < BUDGET {
-        // Whoever goes second finds warmer caches, so each goes second as often.
-        a_rates.push(round(a_address, &a).await?);
-        b_rates.push(round(b_address, &b).await?);
-        b_rates.push(round(b_address, &b).await?);
-        a_rates.push(round(a_address, &a).await?);
+        // Whoever goes later finds warmer caches, so each goes as often early as late.
+        for index in (0..contenders.len()).chain((0..contenders.len()).rev()) {
+            rates[index].push(round(&contenders[index]).await?);
+        }
     }
-    Ok((median(a_rates), median(b_rates)))
+    Ok(rates.into_iter().map(median).collect())
 }
 
-async fn round(address: SocketAddr, accept: &impl AsyncFn() -> Accepted) -> io::Result<f64> {
+async fn round(contender: &Contender) -> io::Result<f64> {
+    let address = contender.address()?;
     let clients = tokio::task::spawn_blocking(move || fill(address)).await??;
     let mut accepted = Vec::with_capacity(QUEUE);
     let begin = Instant::now();
     for _ in 0..QUEUE {
-        accepted.push(accept().await?);
+        accepted.push(contender.accept().await?);
     }
     let rate = QUEUE as f64 / begin.elapsed().as_secs_f64();
     drop(clients);
     Ok(rate)
+}
+
+impl Contender {
+    async fn accept(&self) -> io::Result<TcpStream> {
+        match self {
+            Self::Bare(listener) => listener.accept().await.map(|(stream, _)| stream),
+            Self::Gated(listener) => listener.accept().await.map(|(stream, _)| stream),
+        }
+    }
+
+    fn address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Bare(listener) => listener.local_addr(),
+            Self::Gated(listener) => Ok(listener.local_addr()),
+        }
+    }
 }
 
 fn fill(address: SocketAddr) -> io::Result<Vec<Client>> {
@@ -84,9 +111,4 @@ fn client(address: SocketAddr) -> io::Result<Client> {
 fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark's purpose is its report")]
-fn report(name: &str, rate: f64, bare: f64) {
-    println!("{name:<30} {rate:>10.0}/s   x{:.4}", rate / bare);
 }
