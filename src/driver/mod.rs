@@ -255,6 +255,10 @@ impl Driver {
                 "the stop signals keep their default action: {error}"
             ));
         }
+        // An open gate holds a second descriptor of its socket.
+        self.raise_descriptor_limit(
+            u32::try_from(self.shared.table.names().len()).unwrap_or(u32::MAX),
+        );
         match &mut self.up {
             Some(up) => {
                 self.ready = Some(reply);
