@@ -225,11 +225,11 @@ impl Class {
     }
 
     /// Counts a future as one unit of work, from now until it completes or is dropped.
-    pub fn track<F: Future>(
-        &self,
-        label: impl Into<Cow<'static, str>>,
-        future: F,
-    ) -> impl Future<Output = F::Output> {
+    pub fn track<F, L>(&self, label: L, future: F) -> impl Future<Output = F::Output> + use<F, L>
+    where
+        F: Future,
+        L: Into<Cow<'static, str>>,
+    {
         track::Tracked::new(self.guard(label), future)
     }
 

@@ -28,6 +28,15 @@ async fn nothing_in_flight_is_drained_the_moment_it_begins() {
 }
 
 #[tokio::test]
+async fn a_tracked_future_can_be_spawned_where_its_class_does_not_live() {
+    let drain = drain();
+    let tracked = tokio::spawn(drain.class("job").track("a", async { 7 }));
+    assert_eq!(drain.in_flight(), 1);
+    assert_eq!(tracked.await.unwrap(), 7);
+    assert_eq!(drain.in_flight(), 0);
+}
+
+#[tokio::test]
 async fn the_last_guard_of_any_class_ends_the_drain() {
     let drain = drain();
     let (request, job) = (
