@@ -15,7 +15,6 @@ use crate::support::{
 async fn survives(setup: Setup, spoil: impl FnOnce(&Service), why: &[&str]) {
     let service = setup.start().await;
     let incumbent = service.pid();
-    service.assert_serving(1).await;
     let before = descriptors(incumbent).unwrap();
 
     let load = service.load(1).await;
@@ -172,7 +171,6 @@ async fn a_successor_that_asks_for_more_time_gets_it() {
 async fn a_rollout_of_a_good_successor_after_many_bad_ones_keeps_nothing_of_them() {
     let service = Setup::new().start().await;
     let incumbent = service.pid();
-    service.assert_serving(1).await;
     let before = descriptors(incumbent).unwrap();
     service.plan("before-ready=exit:9");
     for failed in 2..12 {

@@ -48,7 +48,6 @@ impl Stuck {
     }
 
     async fn begin(service: &Service) -> (Vec<String>, Load) {
-        service.assert_serving(1).await;
         let before = descriptors(service.pid()).unwrap();
         let load = service.load(1).await;
         signal(service.pid(), Signal::HUP);
@@ -62,7 +61,11 @@ impl Stuck {
         assert!(verdict.contains("signal: 9"), "{verdict}");
         more_answers(&self.load, 1).await;
         assert_no_failure(&self.load.stop().await);
-        go_on(&self.service, self.before).await;
+        let incumbent = self.service.pid();
+        self.service.assert_alone(incumbent).await;
+        eventually("descriptors", || descriptors(incumbent).unwrap(), self.before).await;
+        self.service.heal();
+        self.service.upgrade_again(incumbent).await;
     }
 
     async fn kill_incumbent(self) {
@@ -76,30 +79,14 @@ impl Stuck {
         more_answers(&self.load, 2).await;
         assert_lost_only_what_was_in_flight(&self.load.stop().await);
         self.service.heal();
-        self.service.assert_serving(2).await;
-        become_incumbent(&self.service, self.successor).await;
-        self.service.upgrade(2, 3).await;
-        self.service.assert_serving(3).await;
+        assert_eq!(self.service.ready(2).await, self.successor);
+        self.service.assert_alone(self.successor).await;
+        self.service.upgrade_again(self.successor).await;
     }
 }
 
-async fn go_on(service: &Service, before: Vec<String>) {
-    let incumbent = service.pid();
-    service.assert_alone(incumbent).await;
-    eventually("descriptors", || descriptors(incumbent).unwrap(), before).await;
-    service.heal();
-    service.upgrade(1, 3).await;
-    service.assert_serving(3).await;
-}
-
-/// A survivor has the role once it refuses nothing for want of it.
-async fn become_incumbent(service: &Service, survivor: u32) {
-    assert_eq!(service.ready(2).await, survivor);
-    eventually("live generations", || service.server.live(), vec![survivor]).await;
-}
-
 fn standby() -> Setup {
-    Setup::new().with("TESTD_STANDBY_MS", LONG_MS)
+    Setup::new().standby()
 }
 
 fn flipping() -> Setup {
@@ -148,10 +135,11 @@ async fn a_successor_killed_in_the_bake_is_replaced_by_the_incumbent() {
     assert!(verdict.contains("signal: 9"), "{verdict}");
     more_answers(&stuck.load, 1).await;
     assert_lost_only_what_was_in_flight(&stuck.load.stop().await);
-    stuck.service.assert_alone(stuck.service.pid()).await;
     let incumbent = stuck.service.pid();
+    stuck.service.assert_alone(incumbent).await;
     let table = || descriptors(incumbent).unwrap();
     eventually("descriptors", table, stuck.before).await;
+    stuck.service.upgrade_again(incumbent).await;
 }
 
 #[tokio::test]
@@ -169,18 +157,18 @@ async fn a_successor_that_dies_by_itself_in_the_bake_is_replaced_by_the_incumben
 
 #[tokio::test]
 async fn an_incumbent_killed_at_the_launch_is_replaced_by_the_successor() {
-    let stuck = Stuck::at("before-start").await;
+    let mut stuck = Stuck::at("before-start").await;
     let incumbent = stuck.service.pid();
     // Nobody has the sockets but the incumbent, so nobody is served until the successor has bound its own.
     drop(stuck.load);
     signal(incumbent, Signal::KILL);
-    gone(incumbent).await;
+    // Collected as well, so that its number means nobody any more.
+    stuck.service.server.exit_status(DEADLINE).await.unwrap();
     signal(stuck.successor, Signal::USR1);
     assert_eq!(stuck.service.ready(2).await, stuck.successor);
     stuck.service.assert_serving(2).await;
     stuck.service.heal();
-    stuck.service.upgrade(2, 3).await;
-    stuck.service.assert_serving(3).await;
+    stuck.service.upgrade_again(stuck.successor).await;
 }
 
 #[tokio::test]

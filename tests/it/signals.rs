@@ -57,7 +57,7 @@ async fn a_stop_while_a_successor_warms_up_ends_both() {
 
 #[tokio::test]
 async fn a_stop_while_a_successor_is_in_standby_ends_both() {
-    let setup = Setup::new().with("TESTD_STANDBY_MS", LONG_MS);
+    let setup = Setup::new().standby();
     let service = setup.start().await;
     signal(service.pid(), Signal::HUP);
     service.line("phase 2 standby").await;
@@ -145,7 +145,9 @@ async fn a_second_stop_leaves_at_once() {
 async fn a_hundred_upgrade_signals_are_one_upgrade() {
     let service = Setup::new().with("TESTD_BAKE_MS", 300).start().await;
     let incumbent = service.pid();
-    for _ in 0..100 {
+    signal(incumbent, Signal::HUP);
+    service.line("event 1 phase 2 launching").await;
+    for _ in 1..100 {
         // The last of them may find it gone.
         let _ = handover_load::process::signal(incumbent, Signal::HUP);
     }

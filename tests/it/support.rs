@@ -7,8 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use handover_load::process::{is_alive, wait_gone};
 use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
@@ -26,6 +27,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub(crate) struct Setup {
     pub(crate) command: Command,
     pub(crate) room: TempDir,
+    standby: bool,
 }
 
 /// A testd with all its generations.
@@ -33,6 +35,8 @@ pub(crate) struct Service {
     pub(crate) server: Server,
     pub(crate) room: TempDir,
     pub(crate) web: SocketAddr,
+    /// Whether each successor is held in standby until it is told to go on.
+    standby: bool,
 }
 
 /// A whole answer.
@@ -62,7 +66,17 @@ impl Setup {
             .env("TESTD_PLAN", room.path().join(PLAN))
             .env("TESTD_LISTEN", free_address().to_string())
             .env("TESTD_BAKE_MS", "0");
-        Self { command, room }
+        let standby = false;
+        Self {
+            command,
+            room,
+            standby,
+        }
+    }
+
+    pub(crate) fn standby(mut self) -> Self {
+        self.standby = true;
+        self.with("TESTD_STANDBY_MS", 60_000)
     }
 
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
@@ -79,6 +93,7 @@ impl Setup {
             server,
             room: self.room,
             web,
+            standby: self.standby,
         }
     }
 }
@@ -127,6 +142,17 @@ impl Service {
         signal(incumbent, Signal::HUP);
         self.line(&format!("event {from} committed {to} ")).await;
         self.ready(to).await
+    }
+
+    /// From whoever is the incumbent to generation 3, which serves when this returns.
+    pub(crate) async fn upgrade_again(&self, incumbent: u32) {
+        signal(incumbent, Signal::HUP);
+        if self.standby {
+            self.line("phase 3 standby").await;
+            self.get("/flip").await;
+        }
+        self.ready(3).await;
+        self.assert_serving(3).await;
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -290,13 +316,35 @@ pub(crate) fn successor(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/successors").join(name)
 }
 
-/// Cargo builds the examples beside the tests.
+/// The example, which cargo builds beside the tests; but not if one test target alone is asked for.
 pub(crate) fn testd() -> PathBuf {
-    let here = std::env::current_exe().unwrap();
-    let profile = here.parent().and_then(Path::parent).unwrap();
-    let testd = profile.join("examples/testd");
-    assert!(testd.is_file(), "{} is not built", testd.display());
-    testd
+    static TESTD: OnceLock<PathBuf> = OnceLock::new();
+    TESTD
+        .get_or_init(|| {
+            let here = std::env::current_exe().unwrap();
+            let profile = here.parent().and_then(Path::parent).unwrap();
+            let testd = profile.join("examples/testd");
+            let built = fs::metadata(&testd).and_then(|file| file.modified());
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let written = newest(&root.join("src")).max(newest(&root.join("tests/testd")));
+            let is_current = built.is_ok_and(|built| built >= written);
+            assert!(is_current, "build it first: cargo build --features axum --example testd");
+            testd
+        })
+        .clone()
+}
+
+/// When the latest change below a directory was made.
+fn newest(directory: &Path) -> SystemTime {
+    let entries = fs::read_dir(directory).unwrap().flatten();
+    let times = entries.map(|entry| {
+        if entry.path().is_dir() {
+            newest(&entry.path())
+        } else {
+            entry.metadata().and_then(|file| file.modified()).unwrap()
+        }
+    });
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn number_at_the_end(line: &str) -> u32 {

@@ -18,6 +18,7 @@ use crate::passed::Passed;
 /// | `GET /count` | how often this has been asked, over all generations |
 /// | `GET /say?TEXT` | `said`, once the text is in standard error |
 /// | `GET /helper` | what a helper process finds: variables, blocked signals, descriptors |
+/// | `GET /flip` | `flips`, and lets the successor in standby take over |
 /// | `GET /upgrade` | the verdict of an upgrade |
 pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
     let number = generation.number();
@@ -30,6 +31,7 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
         .route("/count", get(move || async move { format!("{number} {}", passed.count()) }))
         .route("/say", get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)))
         .route("/helper", get(move || helper(number)))
+        .route("/flip", get(flip))
         .route("/upgrade", get(upgrade))
         .with_state(generation.clone())
         .merge(routes::app_with(number, draining))
@@ -58,6 +60,13 @@ async fn helper(number: u64) -> String {
     match shell.output().await {
         Ok(output) => format!("{number} {}", String::from_utf8_lossy(&output.stdout)),
         Err(error) => format!("{number} no helper: {error}"),
+    }
+}
+
+async fn flip(State(generation): State<Serving>) -> String {
+    match generation.flip() {
+        Ok(()) => format!("{} flips", generation.number()),
+        Err(error) => format!("{} {error:?}", generation.number()),
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use handover::{Builder, Event, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
 use tokio::task::JoinSet;
 
 use self::passed::Passed;
@@ -34,8 +34,8 @@ async fn main() -> Outcome {
     plan.act("before-ready").await;
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
+    let telling = tokio::spawn(tell(generation.number(), generation.events()));
     println!("ready {} pid {}", generation.number(), std::process::id());
-    let telling = tokio::spawn(tell(generation.clone()));
     tokio::spawn({
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
@@ -169,10 +169,8 @@ async fn cut(generation: &Serving) {
 }
 
 /// Until the last event of a generation.
-async fn tell(generation: Serving) {
-    let mut events = generation.events();
+async fn tell(number: u64, mut events: Events) {
     while let Some(event) = events.next().await {
-        let number = generation.number();
         match event {
             Event::Phase {
                 successor, phase, ..
