@@ -76,7 +76,11 @@ async fn a_successor_that_exits_before_its_start_leaves_the_incumbent_serving() 
 
 #[tokio::test]
 async fn a_successor_that_exits_after_its_start_leaves_the_incumbent_serving() {
-    let why = ["phase warming", "exit status: 4", "testd: after-start: exit"];
+    let why = [
+        "phase warming",
+        "exit status: 4",
+        "testd: after-start: exit",
+    ];
     survives(Setup::new(), plan("after-start=exit:4"), &why).await;
 }
 

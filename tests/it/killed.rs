@@ -63,7 +63,12 @@ impl Stuck {
         assert_no_failure(&self.load.stop().await);
         let incumbent = self.service.pid();
         self.service.assert_alone(incumbent).await;
-        eventually("descriptors", || descriptors(incumbent).unwrap(), self.before).await;
+        eventually(
+            "descriptors",
+            || descriptors(incumbent).unwrap(),
+            self.before,
+        )
+        .await;
         self.service.heal();
         self.service.upgrade_again(incumbent).await;
     }

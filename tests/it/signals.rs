@@ -4,8 +4,8 @@ use handover_load::Signal;
 use handover_load::process::is_alive;
 
 use crate::support::{
-    DEADLINE, Service, Setup, Upload, answer, assert_lost_only_what_was_in_flight, assert_no_failure,
-    eventually, get, gone, more_answers, signal,
+    DEADLINE, Service, Setup, Upload, answer, assert_lost_only_what_was_in_flight,
+    assert_no_failure, eventually, get, gone, more_answers, signal,
 };
 
 const LONG_MS: u32 = 60_000;
@@ -16,7 +16,10 @@ async fn stops_cleanly(mut service: Service) {
     let serving = request_generation(&service).await;
     service.server.signal(Signal::TERM).unwrap();
     service.line("event 1 Draining").await;
-    assert_eq!(request.finish().await.unwrap(), answer(serving, "upload 4\n"));
+    assert_eq!(
+        request.finish().await.unwrap(),
+        answer(serving, "upload 4\n")
+    );
     let status = service.server.exit_status(DEADLINE).await.unwrap();
     assert!(status.success(), "{status}");
     service.server.wait_all_gone(DEADLINE).await.unwrap();
@@ -151,7 +154,9 @@ async fn a_hundred_upgrade_signals_are_one_upgrade() {
         // The last of them may find it gone.
         let _ = handover_load::process::signal(incumbent, Signal::HUP);
     }
-    service.line("event 1 refused an upgrade is under way").await;
+    service
+        .line("event 1 refused an upgrade is under way")
+        .await;
     service.line("event 1 committed 2 ").await;
     gone(incumbent).await;
     let second = service.ready(2).await;

@@ -36,7 +36,7 @@ pub(crate) struct Service {
     pub(crate) room: TempDir,
     pub(crate) web: SocketAddr,
     /// Whether each successor is held in standby until it is told to go on.
-    standby: bool,
+    pub(crate) standby: bool,
 }
 
 /// A whole answer.
@@ -87,7 +87,10 @@ impl Setup {
     /// Until the first generation serves.
     pub(crate) async fn start(self) -> Service {
         let server = Server::spawn(self.command).unwrap();
-        server.wait_for_line("ready 1 pid ", DEADLINE).await.unwrap();
+        server
+            .wait_for_line("ready 1 pid ", DEADLINE)
+            .await
+            .unwrap();
         let web = server.address("web", DEADLINE).await.unwrap();
         Service {
             server,
@@ -173,7 +176,12 @@ impl Service {
 
     /// The only generation, without a child dead or alive, and the next upgrade can begin at once.
     pub(crate) async fn assert_alone(&self, pid: u32) {
-        eventually("children of the only generation", || children(pid), Vec::new()).await;
+        eventually(
+            "children of the only generation",
+            || children(pid),
+            Vec::new(),
+        )
+        .await;
         eventually("live generations", || self.server.live(), vec![pid]).await;
     }
 }
@@ -186,7 +194,10 @@ impl Upload {
                     content-length: 4\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut go_on = [0; GO_ON.len()];
-        timeout(DEADLINE, stream.read_exact(&mut go_on)).await.unwrap().unwrap();
+        timeout(DEADLINE, stream.read_exact(&mut go_on))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(&go_on, GO_ON);
         Self(stream)
     }
@@ -205,8 +216,13 @@ pub(crate) fn answer(generation: u64, text: &str) -> Answer {
 
 /// More answers of this generation than there were so far.
 pub(crate) async fn more_answers(load: &Load, generation: u64) {
-    let so_far = load.snapshot().generation(generation).map_or(0, |seen| seen.answers);
-    load.until_answers(generation, so_far + 10, DEADLINE).await.unwrap();
+    let so_far = load
+        .snapshot()
+        .generation(generation)
+        .map_or(0, |seen| seen.answers);
+    load.until_answers(generation, so_far + 10, DEADLINE)
+        .await
+        .unwrap();
 }
 
 pub(crate) fn assert_no_failure(report: &Report) {
@@ -223,7 +239,10 @@ pub(crate) fn assert_lost_only_what_was_in_flight(report: &Report) {
         Failure::EofInsideResponse,
     ];
     for kind in &report.kinds {
-        let lost: u64 = cut.iter().map(|failure| report.failed(kind.kind, *failure)).sum();
+        let lost: u64 = cut
+            .iter()
+            .map(|failure| report.failed(kind.kind, *failure))
+            .sum();
         assert_eq!(kind.failed(), lost, "{report}");
         assert!(lost <= 2, "{report}");
     }
@@ -244,7 +263,10 @@ fn request(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n").into_bytes()
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, rest: &[u8]) -> io::Result<Answer> {
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    rest: &[u8],
+) -> io::Result<Answer> {
     stream.write_all(rest).await?;
     let mut received = Vec::new();
     timeout(DEADLINE, stream.read_to_end(&mut received)).await??;
@@ -255,7 +277,9 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, rest: &[u8]) 
 fn parsed(received: &str) -> Option<Answer> {
     let (head, body) = received.split_once("\r\n\r\n")?;
     let head = head.strip_prefix("HTTP/1.1 200 OK\r\n")?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))?;
     let (generation, text) = body.split_once(' ')?;
     (length.parse() == Ok(body.len())).then_some(Answer {
         generation: generation.parse().ok()?,
@@ -275,7 +299,10 @@ pub(crate) async fn eventually<T: PartialEq + Debug>(
         if seen == wanted {
             return;
         }
-        assert!(begun.elapsed() < DEADLINE, "{what}: {seen:?}, not {wanted:?}");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "{what}: {seen:?}, not {wanted:?}"
+        );
         sleep(LOOK_AGAIN).await;
     }
 }
@@ -313,7 +340,9 @@ pub(crate) fn free_address() -> SocketAddr {
 
 /// A program to start in the place of testd.
 pub(crate) fn successor(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/successors").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/successors")
+        .join(name)
 }
 
 /// The example, which cargo builds beside the tests; but not if one test target alone is asked for.
@@ -328,7 +357,10 @@ pub(crate) fn testd() -> PathBuf {
             let root = Path::new(env!("CARGO_MANIFEST_DIR"));
             let written = newest(&root.join("src")).max(newest(&root.join("tests/testd")));
             let is_current = built.is_ok_and(|built| built >= written);
-            assert!(is_current, "build it first: cargo build --features axum --example testd");
+            assert!(
+                is_current,
+                "build it first: cargo build --features axum --example testd"
+            );
             testd
         })
         .clone()

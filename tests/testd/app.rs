@@ -28,8 +28,14 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
     };
     let work = generation.class("request");
     Router::new()
-        .route("/count", get(move || async move { format!("{number} {}", passed.count()) }))
-        .route("/say", get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)))
+        .route(
+            "/count",
+            get(move || async move { format!("{number} {}", passed.count()) }),
+        )
+        .route(
+            "/say",
+            get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)),
+        )
         .route("/helper", get(move || helper(number)))
         .route("/flip", get(flip))
         .route("/upgrade", get(upgrade))
@@ -55,7 +61,10 @@ async fn say(number: u64, text: Vec<(String, String)>) -> String {
 async fn helper(number: u64) -> String {
     let mut shell = Command::new("/bin/sh");
     shell
-        .args(["-c", "env; grep SigBlk /proc/self/status; exec ls -l /proc/self/fd"])
+        .args([
+            "-c",
+            "env; grep SigBlk /proc/self/status; exec ls -l /proc/self/fd",
+        ])
         .stdin(Stdio::null());
     match shell.output().await {
         Ok(output) => format!("{number} {}", String::from_utf8_lossy(&output.stdout)),

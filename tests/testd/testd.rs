@@ -93,7 +93,11 @@ impl Sockets {
             tcp.push(side);
         }
         let mut unix = Vec::new();
-        for (index, path) in setting("TESTD_UNIX").iter().flat_map(|paths| paths.split(',')).enumerate() {
+        for (index, path) in setting("TESTD_UNIX")
+            .iter()
+            .flat_map(|paths| paths.split(','))
+            .enumerate()
+        {
             unix.push(starting.listen_unix(&format!("unix-{index}"), path).await?);
         }
         let udp = match setting("TESTD_UDP") {
@@ -120,11 +124,19 @@ impl Sockets {
         let mut servers = JoinSet::new();
         for listener in self.tcp {
             let server = axum::serve(listener, app.clone());
-            servers.spawn(server.with_graceful_shutdown(generation.draining()).into_future());
+            servers.spawn(
+                server
+                    .with_graceful_shutdown(generation.draining())
+                    .into_future(),
+            );
         }
         for listener in self.unix {
             let server = axum::serve(listener, app.clone());
-            servers.spawn(server.with_graceful_shutdown(generation.draining()).into_future());
+            servers.spawn(
+                server
+                    .with_graceful_shutdown(generation.draining())
+                    .into_future(),
+            );
         }
         if let Some(udp) = self.udp {
             tokio::spawn(echo(generation.number(), udp));
@@ -157,7 +169,9 @@ async fn echo(number: u64, udp: UdpSocket) {
     while let Ok((length, peer)) = udp.recv_from(&mut datagram).await {
         let text = String::from_utf8_lossy(&datagram[..length]);
         // What cannot be sent is lost, as datagrams are.
-        let _ = udp.send_to(format!("{number} {text}").as_bytes(), peer).await;
+        let _ = udp
+            .send_to(format!("{number} {text}").as_bytes(), peer)
+            .await;
     }
 }
 
