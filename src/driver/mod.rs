@@ -122,16 +122,25 @@ impl Driver {
         let doing = || Error::new(ErrorKind::Protocol, "greeting the incumbent");
         let pid = descriptors::peer_pid(channel.as_fd()).map_err(|error| doing().because(error))?;
         // Its process number is its own for as long as its end of the channel is open, which the greeting proves.
-        let process = Pidfd::open(pid).map_err(|error| doing().because(error).with_peer(pid))?;
+        let process = match Pidfd::open(pid) {
+            Ok(process) => Some(process),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+            Err(error) => return Err(doing().because(error).with_peer(pid)),
+        };
         let channel =
             Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
         if let Err(error) = channel.try_send(&self.hello(), &[]) {
             tracing::debug!(%error, "the incumbent cannot be greeted");
         }
         let machine = Successor::new(deadlines(&self.config), Instant::now());
+        let is_dead = process.is_none();
         self.up = Some(Upward::new(machine, channel, process, pid));
         let (reply, answer) = oneshot::channel();
         self.started = Some(reply);
+        if is_dead {
+            // There is no end left to wait for: it died and was collected before this process came so far.
+            self.incumbent_ended();
+        }
         Ok(answer)
     }
 

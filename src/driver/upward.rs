@@ -30,11 +30,16 @@ pub(crate) struct Upward {
 }
 
 impl Upward {
-    pub(crate) fn new(machine: Successor, channel: Channel, process: Pidfd, pid: u32) -> Self {
+    pub(crate) fn new(
+        machine: Successor,
+        channel: Channel,
+        process: Option<Pidfd>,
+        pid: u32,
+    ) -> Self {
         Self {
             machine,
             channel: Some(channel),
-            process: Some(process),
+            process,
             pid,
             generation: 0,
             offered: Vec::new(),

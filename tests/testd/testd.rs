@@ -3,11 +3,21 @@
 //! Settings come from the environment, which every generation inherits; faults come from the file that `TESTD_PLAN`
 //! names, which each generation reads when it starts, so that a test can spoil the next one and heal the one after.
 
+mod app;
+mod passed;
+mod plan;
+
 use std::error::Error;
-use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use handover::{Builder, Event, Events, Serving, Starting};
+use axum::Router;
+use handover::http::Server;
+use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use tokio::task::JoinSet;
+
+use self::passed::Passed;
+use self::plan::Plan;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -20,42 +30,42 @@ async fn main() -> Outcome {
     if let Some(extension) = plan.millis("extend") {
         starting.extend(extension);
     }
-    let address = setting("TESTD_LISTEN").unwrap_or_else(|| "127.0.0.1:0".to_owned());
-    let web = starting
-        .listen_tcp("web", plan.get("listen").unwrap_or(&address))
-        .await?;
-    println!("listening web {}", web.local_addr());
-    claim_more(&mut starting, &plan).await?;
+    let sockets = Sockets::claim(&mut starting, &plan).await?;
+    let passed = Arc::new(Passed::receive(&mut starting)?);
     plan.act("before-ready").await;
     let events = starting.events();
     let generation = starting.ready().await?;
+    passed.take_part(&generation)?;
+    let telling = tokio::spawn(tell(generation.number(), events));
     println!("ready {} pid {}", generation.number(), std::process::id());
-    tokio::spawn(tell(generation.clone(), events));
     tokio::spawn({
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
     });
-    let app = {
-        let generation = generation.clone();
-        handover_load::routes::app_with(generation.number(), move || generation.draining())
-    };
-    let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
-    let server = handover::http::Server::new().idle_grace(grace);
-    server.serve(&generation, web, app).await;
+    sockets
+        .serve(&generation, &app::app(&generation, passed))
+        .await;
+    telling.await?;
     println!("left {}", generation.number());
     Ok(())
 }
 
 fn builder() -> Builder {
     let mut builder = handover::builder();
-    if let Some(bake) = millis("TESTD_BAKE_MS") {
-        builder = builder.bake(bake);
-    }
-    if let Some(start) = millis("TESTD_START_MS") {
-        builder = builder.start_deadline(start);
-    }
-    if let Some(drain) = millis("TESTD_DRAIN_MS") {
-        builder = builder.drain_deadline(drain);
+    let durations: [(&str, fn(Builder, Duration) -> Builder); 8] = [
+        ("TESTD_BAKE_MS", Builder::bake),
+        ("TESTD_START_MS", Builder::start_deadline),
+        ("TESTD_STANDBY_MS", Builder::standby),
+        ("TESTD_FLIP_MS", Builder::flip_deadline),
+        ("TESTD_DRAIN_MS", Builder::drain_deadline),
+        ("TESTD_HARD_STOP_MS", Builder::hard_stop),
+        ("TESTD_CAPACITY_MS", Builder::capacity_deadline),
+        ("TESTD_EXIT_MS", Builder::exit_deadline),
+    ];
+    for (name, set) in durations {
+        if let Some(duration) = millis(name) {
+            builder = set(builder, duration);
+        }
     }
     if let Some(count) = setting("TESTD_GENERATIONS").and_then(|count| count.parse().ok()) {
         builder = builder.generations_max(count);
@@ -67,6 +77,68 @@ fn builder() -> Builder {
         builder = builder.program(path);
     }
     builder
+}
+
+/// What this generation listens on.
+struct Sockets {
+    tcp: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
+    udp: Option<UdpSocket>,
+}
+
+impl Sockets {
+    async fn claim(starting: &mut Starting, plan: &Plan) -> Result<Self, Box<dyn Error>> {
+        let mut tcp = vec![Self::web(starting, plan).await?];
+        if let Some(address) = setting("TESTD_SIDE").filter(|_| plan.get("side") != Some("none")) {
+            let side = starting.listen_tcp("side", &address).await?;
+            println!("listening side {}", side.local_addr());
+            tcp.push(side);
+        }
+        let mut unix = Vec::new();
+        for (index, path) in setting("TESTD_UNIX")
+            .iter()
+            .flat_map(|paths| paths.split(','))
+            .enumerate()
+        {
+            unix.push(starting.listen_unix(&format!("unix-{index}"), path).await?);
+        }
+        let udp = match setting("TESTD_UDP") {
+            Some(address) => Some(starting.bind_udp("udp", &address).await?),
+            None => None,
+        };
+        if let Some(udp) = &udp {
+            println!("listening udp {}", udp.local_addr());
+        }
+        claim_more(starting, plan).await?;
+        Ok(Self { tcp, unix, udp })
+    }
+
+    async fn web(starting: &mut Starting, plan: &Plan) -> Result<TcpListener, Box<dyn Error>> {
+        let address = setting("TESTD_LISTEN").unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let address = plan.get("listen").unwrap_or(&address);
+        let web = starting.listen_tcp("web", address).await?;
+        println!("listening web {}", web.local_addr());
+        Ok(web)
+    }
+
+    /// Until this generation has drained.
+    async fn serve(self, generation: &Serving, app: &Router) {
+        let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
+        let server = Server::new().idle_grace(grace);
+        let mut serving = JoinSet::new();
+        for listener in self.tcp {
+            let (server, generation, app) = (server.clone(), generation.clone(), app.clone());
+            serving.spawn(async move { server.serve(&generation, listener, app).await });
+        }
+        for listener in self.unix {
+            let (server, generation, app) = (server.clone(), generation.clone(), app.clone());
+            serving.spawn(async move { server.serve(&generation, listener, app).await });
+        }
+        if let Some(udp) = self.udp {
+            tokio::spawn(echo(generation.number(), udp));
+        }
+        serving.join_all().await;
+    }
 }
 
 async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
@@ -85,9 +157,20 @@ async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
     Ok(())
 }
 
-async fn tell(generation: Serving, mut events: Events) {
+async fn echo(number: u64, udp: UdpSocket) {
+    let mut datagram = [0; 2048];
+    while let Ok((length, peer)) = udp.recv_from(&mut datagram).await {
+        let text = String::from_utf8_lossy(&datagram[..length]);
+        // What cannot be sent is lost, as datagrams are.
+        let _ = udp
+            .send_to(format!("{number} {text}").as_bytes(), peer)
+            .await;
+    }
+}
+
+/// Until the last event of a generation.
+async fn tell(number: u64, mut events: Events) {
     while let Some(event) = events.next().await {
-        let number = generation.number();
         match event {
             Event::Phase {
                 successor, phase, ..
@@ -109,6 +192,7 @@ async fn tell(generation: Serving, mut events: Events) {
                 println!("event {number} committed {successor} pid {pid}")
             }
             Event::Refused { reason } => println!("event {number} refused {}", one_line(&reason)),
+            Event::Drained { .. } => return println!("event {number} {event:?}"),
             event => println!("event {number} {event:?}"),
         }
     }
@@ -126,56 +210,4 @@ fn millis(name: &str) -> Option<Duration> {
     setting(name)
         .and_then(|value| value.parse().ok())
         .map(Duration::from_millis)
-}
-
-/// What this generation is to do wrong: lines of `key=value`.
-#[derive(Clone, Debug, Default)]
-struct Plan(String);
-
-impl Plan {
-    fn read() -> Self {
-        let text = setting("TESTD_PLAN").and_then(|path| fs::read_to_string(path).ok());
-        Self(text.unwrap_or_default())
-    }
-
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-    }
-
-    fn millis(&self, key: &str) -> Option<Duration> {
-        self.get(key)?.parse().ok().map(Duration::from_millis)
-    }
-
-    /// `exit:CODE`, `abort`, `panic`, `hang`, `wait:MS` or `abort-after:MS`.
-    async fn act(&self, point: &str) {
-        let Some(action) = self.get(point) else {
-            return;
-        };
-        let (action, number) = action.split_once(':').unwrap_or((action, "0"));
-        let number: u64 = number.parse().unwrap_or(0);
-        eprintln!("testd: {point}: {action}");
-        match action {
-            "exit" => exit(i32::try_from(number).unwrap_or(1)),
-            "abort" => std::process::abort(),
-            "panic" => panic!("as planned"),
-            "hang" => std::future::pending().await,
-            "wait" => tokio::time::sleep(Duration::from_millis(number)).await,
-            "abort-after" => {
-                tokio::time::sleep(Duration::from_millis(number)).await;
-                std::process::abort();
-            }
-            other => panic!("testd cannot {other}"),
-        }
-    }
-}
-
-#[expect(
-    clippy::exit,
-    clippy::disallowed_methods,
-    reason = "it misbehaves on purpose"
-)]
-fn exit(code: i32) -> ! {
-    std::process::exit(code)
 }
