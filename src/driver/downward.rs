@@ -21,7 +21,7 @@ use crate::protocol::message::{
     self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,
 };
 use crate::state::Offer as Outgoing;
-use crate::sys::process::Pidfd;
+use crate::sys::process::{Pidfd, discard};
 
 /// One upgrade, from the request to its verdict.
 #[derive(Debug)]
@@ -509,8 +509,8 @@ impl Link {
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
         });
         let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it.
-            let _ = process.kill();
+            // Nobody will ever talk to it, or learn of its end.
+            discard(pid);
         })?;
         Ok(Self {
             channel: Some(channel),
