@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::downward::Downward;
 use self::elders::Elders;
-use self::link::Heard;
+use self::link::{Heard, is_hangup};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::upward::Upward;
 use crate::channel::Channel;
@@ -125,8 +125,9 @@ impl Driver {
         let process = Pidfd::open(pid).map_err(|error| doing().because(error).with_peer(pid))?;
         let channel =
             Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
-        if let Err(error) = channel.try_send(&self.hello(), &[]) {
-            tracing::debug!(%error, "the incumbent cannot be greeted");
+        match channel.try_send(&self.hello(), &[]) {
+            Err(error) if !is_hangup(&error) => return Err(doing().because(error).with_peer(pid)),
+            _ => {}
         }
         let machine = Successor::new(deadlines(&self.config), Instant::now());
         self.up = Some(Upward::new(machine, channel, process, pid));
@@ -266,6 +267,7 @@ impl Driver {
                 self.shared.table.close_unclaimed();
                 up.machine.handle_ready(unclaimed);
                 self.perform_upward();
+                self.answer_failed();
             }
             None => {
                 // Nobody waits for the answer if the application has gone away meanwhile.
