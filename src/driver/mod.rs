@@ -36,6 +36,9 @@ use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
 use crate::trigger::{Signals, Trigger};
 
+/// Descriptors that a successor needs beside its sockets: state, standard error, what it opens while it warms up.
+const DESCRIPTORS_SPARE: u64 = 64;
+
 /// The state behind one generation. Lives until the runtime does.
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -441,10 +444,11 @@ impl Driver {
         }
     }
 
-    fn raise_descriptor_limit(&self, needed: u32) {
-        if let Err(error) = limits::raise_descriptor_limit(needed.into()) {
+    fn raise_descriptor_limit(&self, sockets: u32) {
+        let needed = u64::from(sockets) + DESCRIPTORS_SPARE;
+        if let Err(error) = limits::raise_descriptor_limit(needed) {
             self.shared.warn(format!(
-                "raising the limit of descriptors for {needed} sockets: {error}"
+                "raising the limit of descriptors for {sockets} sockets: {error}"
             ));
         }
     }
