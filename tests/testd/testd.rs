@@ -3,6 +3,10 @@
 //! Settings come from the environment, which every generation inherits; faults come from the file that `TESTD_PLAN`
 //! names, which each generation reads when it starts, so that a test can spoil the next one and heal the one after.
 
+mod bare;
+mod heap;
+mod state;
+
 use std::error::Error;
 use std::fs;
 use std::time::Duration;
@@ -13,6 +17,11 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> Outcome {
+    if setting("TESTD_BARE").is_some() {
+        return bare::serve().await;
+    }
+    // The start removes the variable.
+    let is_successor = setting("HANDOVER_CHANNEL").is_some();
     let plan = Plan::read();
     plan.act("before-start").await;
     let mut starting = builder().start().await?;
@@ -26,11 +35,13 @@ async fn main() -> Outcome {
         .await?;
     println!("listening web {}", web.local_addr());
     claim_more(&mut starting, &plan).await?;
+    state::check_offered(&mut starting, is_successor)?;
     plan.act("before-ready").await;
     let events = starting.events();
     let generation = starting.ready().await?;
+    state::pass_on(&generation)?;
+    let telling = tokio::spawn(tell(generation.clone(), events, stall_of(is_successor)));
     println!("ready {} pid {}", generation.number(), std::process::id());
-    tokio::spawn(tell(generation.clone(), events));
     tokio::spawn({
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
@@ -42,6 +53,8 @@ async fn main() -> Outcome {
     let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
     let server = handover::http::Server::new().idle_grace(grace);
     server.serve(&generation, web, app).await;
+    // The verdict by which it leaves is told before it does.
+    telling.await?;
     println!("left {}", generation.number());
     Ok(())
 }
@@ -85,9 +98,18 @@ async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
     Ok(())
 }
 
-async fn tell(generation: Serving, mut events: Events) {
+/// Only the first generation's heap is measured: a successor would spend its start on filling its own.
+fn stall_of(is_successor: bool) -> Option<heap::Stall> {
+    let megabytes = setting("TESTD_HEAP_MB").filter(|_| !is_successor)?;
+    megabytes.parse().ok().map(heap::Stall::watch)
+}
+
+async fn tell(generation: Serving, mut events: Events, stall: Option<heap::Stall>) {
     while let Some(event) = events.next().await {
         let number = generation.number();
+        if let (Event::Aborted { .. }, Some(stall)) = (&event, &stall) {
+            println!("stall {number} {} ns", stall.take());
+        }
         match event {
             Event::Phase {
                 successor, phase, ..
@@ -109,6 +131,7 @@ async fn tell(generation: Serving, mut events: Events) {
                 println!("event {number} committed {successor} pid {pid}")
             }
             Event::Refused { reason } => println!("event {number} refused {}", one_line(&reason)),
+            Event::Drained { .. } => return println!("event {number} {event:?}"),
             event => println!("event {number} {event:?}"),
         }
     }
