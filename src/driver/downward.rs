@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::Driver;
 use super::elders::{Elder, collect};
-use super::link::Heard;
+use super::link::{Heard, is_hangup};
 use super::shared::{Collected, Upgraded};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +21,7 @@ use crate::protocol::message::{
     self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,
 };
 use crate::state::Offer as Outgoing;
-use crate::sys::process::Pidfd;
+use crate::sys::process::{Pidfd, discard};
 
 /// One upgrade, from the request to its verdict.
 #[derive(Debug)]
@@ -330,10 +330,7 @@ impl Driver {
         };
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         if let Err(error) = channel.try_send(message, &borrowed) {
-            // A dead successor is explained better by its end than by a broken pipe.
-            if error.raw_os_error() != Some(libc::EPIPE)
-                && error.raw_os_error() != Some(libc::ECONNRESET)
-            {
+            if !is_hangup(&error) {
                 let reason = format!("telling it {:?}: {error}", message.name());
                 self.incumbent.handle_broken(Instant::now(), reason);
             }
@@ -509,8 +506,8 @@ impl Link {
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
         });
         let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it.
-            let _ = process.kill();
+            // Nobody will ever talk to it, or learn of its end.
+            discard(pid);
         })?;
         Ok(Self {
             channel: Some(channel),

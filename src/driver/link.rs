@@ -1,5 +1,6 @@
 //! What can be heard on a channel, told apart for the machines.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::task::Poll;
 
@@ -41,4 +42,9 @@ impl From<Result<Option<Delivery>, RecvError>> for Heard {
             Err(error) => Self::Broken(error.to_string()),
         }
     }
+}
+
+/// Whether a message could not be sent because the other side is gone, which its end will explain better.
+pub(super) fn is_hangup(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::downward::Downward;
 use self::elders::Elders;
-use self::link::Heard;
+use self::link::{Heard, is_hangup};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::upward::Upward;
 use crate::channel::Channel;
@@ -35,6 +35,9 @@ use crate::protocol::successor::Successor;
 use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
 use crate::trigger::{Signals, Trigger};
+
+/// Descriptors that a successor needs beside its sockets: state, standard error, what it opens while it warms up.
+const DESCRIPTORS_SPARE: u64 = 64;
 
 /// The state behind one generation. Lives until the runtime does.
 #[derive(Debug)]
@@ -129,8 +132,9 @@ impl Driver {
         };
         let channel =
             Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
-        if let Err(error) = channel.try_send(&self.hello(), &[]) {
-            tracing::debug!(%error, "the incumbent cannot be greeted");
+        match channel.try_send(&self.hello(), &[]) {
+            Err(error) if !is_hangup(&error) => return Err(doing().because(error).with_peer(pid)),
+            _ => {}
         }
         let machine = Successor::new(deadlines(&self.config), Instant::now());
         let is_dead = process.is_none();
@@ -275,6 +279,7 @@ impl Driver {
                 self.shared.table.close_unclaimed();
                 up.machine.handle_ready(unclaimed);
                 self.perform_upward();
+                self.answer_failed();
             }
             None => {
                 // Nobody waits for the answer if the application has gone away meanwhile.
@@ -448,10 +453,11 @@ impl Driver {
         }
     }
 
-    fn raise_descriptor_limit(&self, needed: u32) {
-        if let Err(error) = limits::raise_descriptor_limit(needed.into()) {
+    fn raise_descriptor_limit(&self, sockets: u32) {
+        let needed = u64::from(sockets) + DESCRIPTORS_SPARE;
+        if let Err(error) = limits::raise_descriptor_limit(needed) {
             self.shared.warn(format!(
-                "raising the limit of descriptors for {needed} sockets: {error}"
+                "raising the limit of descriptors for {sockets} sockets: {error}"
             ));
         }
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Driver;
 use super::elders::Elder;
-use super::link::Heard;
+use super::link::{Heard, is_hangup};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -27,6 +27,8 @@ pub(crate) struct Upward {
     offered: Vec<(Slot, OwnedFd)>,
     elders: Vec<OwnedFd>,
     stderr: Option<(OwnedFd, OwnedFd)>,
+    /// Why this generation will never serve, once that is so.
+    failed: Option<String>,
 }
 
 impl Upward {
@@ -45,6 +47,7 @@ impl Upward {
             offered: Vec::new(),
             elders: Vec::new(),
             stderr: None,
+            failed: None,
         }
     }
 }
@@ -60,7 +63,10 @@ impl Driver {
                 up.channel = None;
                 up.machine.handle_closed(Instant::now());
             }
-            Heard::Broken(reason) => up.machine.handle_broken(reason),
+            Heard::Broken(reason) => {
+                up.machine.handle_broken(reason);
+                return self.hang_up();
+            }
         }
         self.perform_upward();
     }
@@ -114,19 +120,28 @@ impl Driver {
                     self.restore_stderr();
                     self.drain(reason, false);
                 }
-                Output::Fail { reason } => self.never_serve(&reason),
+                Output::Fail { reason } => self.never_serve(reason),
             }
         }
         self.publish();
     }
 
+    /// A channel that fails once may fail for ever, and is never readable again only once it is closed.
+    fn hang_up(&mut self) {
+        self.perform_upward();
+        if let Some(up) = &mut self.up {
+            up.channel = None;
+        }
+    }
+
     fn tell_incumbent(&mut self, message: &Message) {
-        let Some(channel) = self.up.as_mut().and_then(|up| up.channel.as_mut()) else {
-            return;
-        };
-        // An incumbent that cannot be told is dead or about to be; that arrives by its own way.
-        if let Err(error) = channel.try_send(message, &[]) {
-            tracing::debug!(message = message.name(), %error, "the incumbent cannot be told");
+        let Some(up) = &mut self.up else { return };
+        let Some(channel) = &up.channel else { return };
+        if let Err(error) = channel.try_send(message, &[])
+            && !is_hangup(&error)
+        {
+            let reason = format!("telling the incumbent {:?}: {error}", message.name());
+            up.machine.handle_broken(reason);
         }
     }
 
@@ -224,13 +239,24 @@ impl Driver {
     }
 
     /// This generation has not served and will not: whoever waits for it is told why.
-    fn never_serve(&mut self, reason: &str) {
-        let pid = self.up.as_ref().map_or(0, |up| up.pid);
+    fn never_serve(&mut self, reason: String) {
+        if let Some(up) = &mut self.up {
+            up.failed = Some(reason);
+        }
+        self.answer_failed();
+        self.shared.table.retire();
+        self.shared.drain.begin();
+    }
+
+    /// To an application that was still warming up when that became known, too, once it asks.
+    pub(super) fn answer_failed(&mut self) {
+        let Some(up) = &self.up else { return };
+        let Some(reason) = &up.failed else { return };
         let error = || {
             let error = Error::new(ErrorKind::Aborted, "taking over from the incumbent")
-                .because(reason.to_owned())
-                .with_peer(pid);
-            match self.up.as_ref().is_some_and(|up| up.process.is_some()) {
+                .because(reason.clone())
+                .with_peer(up.pid);
+            match up.process.is_some() {
                 true => error.while_incumbent_serves(),
                 false => error,
             }
@@ -238,8 +264,6 @@ impl Driver {
         let errors = (error(), error());
         self.answer_started(Err(errors.0));
         self.answer_ready(Err(errors.1));
-        self.shared.table.retire();
-        self.shared.drain.begin();
     }
 }
 

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::dup2_stderr;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -130,17 +131,20 @@ pub(crate) fn take_stderr(offered: &mut State) -> Option<(OwnedFd, OwnedFd)> {
 ///
 /// Leaves standard error alone if the application has redirected it in the meantime.
 pub(crate) fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
-    let rest = pipe::Receiver::from_owned_fd(pipe.try_clone()?)?;
+    // First, because it needs no new descriptor: a process that has none left must not be left with a pipe that nobody
+    // reads.
     if same_file(io::stderr().as_fd(), pipe.as_fd())? {
         dup2_stderr(&stderr)?;
     }
+    fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // Past std's lock, which a thread may hold that waits for room in the very pipe that is emptied here.
-    let stderr = File::from(stderr);
+    let (stderr, pipe) = (File::from(stderr), File::from(pipe));
     let mut left = vec![0; PIPE_BYTES];
-    if let Ok(length) = File::from(pipe).read(&mut left) {
+    if let Ok(length) = (&pipe).read(&mut left) {
         // A log that cannot be written is no reason not to serve.
         let _ = (&stderr).write_all(&left[..length]);
     }
+    let rest = pipe::Receiver::from_owned_fd(pipe.into())?;
     task::spawn(copy(rest, Arc::new(stderr), Arc::default()));
     Ok(())
 }

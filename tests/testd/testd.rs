@@ -4,8 +4,11 @@
 //! names, which each generation reads when it starts, so that a test can spoil the next one and heal the one after.
 
 mod app;
+mod bare;
+mod heap;
 mod passed;
 mod plan;
+mod state;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -23,6 +26,11 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> Outcome {
+    if setting("TESTD_BARE").is_some() {
+        return bare::serve().await;
+    }
+    // The start removes the variable.
+    let is_successor = setting("HANDOVER_CHANNEL").is_some();
     let plan = Plan::read();
     plan.act("before-start").await;
     let mut starting = builder().start().await?;
@@ -32,11 +40,13 @@ async fn main() -> Outcome {
     }
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
+    state::check_offered(&mut starting, is_successor)?;
     plan.act("before-ready").await;
     let events = starting.events();
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
-    let telling = tokio::spawn(tell(generation.number(), events));
+    state::pass_on(&generation)?;
+    let telling = tokio::spawn(tell(generation.number(), events, stall_of(is_successor)));
     println!("ready {} pid {}", generation.number(), std::process::id());
     tokio::spawn({
         let plan = plan.clone();
@@ -45,6 +55,7 @@ async fn main() -> Outcome {
     sockets
         .serve(&generation, &app::app(&generation, passed))
         .await;
+    // The verdict by which it leaves is told before it does.
     telling.await?;
     println!("left {}", generation.number());
     Ok(())
@@ -168,9 +179,18 @@ async fn echo(number: u64, udp: UdpSocket) {
     }
 }
 
+/// Only the first generation's heap is measured: a successor would spend its start on filling its own.
+fn stall_of(is_successor: bool) -> Option<heap::Stall> {
+    let megabytes = setting("TESTD_HEAP_MB").filter(|_| !is_successor)?;
+    megabytes.parse().ok().map(heap::Stall::watch)
+}
+
 /// Until the last event of a generation.
-async fn tell(number: u64, mut events: Events) {
+async fn tell(number: u64, mut events: Events, stall: Option<heap::Stall>) {
     while let Some(event) = events.next().await {
+        if let (Event::Aborted { .. }, Some(stall)) = (&event, &stall) {
+            println!("stall {number} {} ns", stall.take());
+        }
         match event {
             Event::Phase {
                 successor, phase, ..
