@@ -57,6 +57,8 @@ struct Shared {
 #[derive(Default)]
 struct Work {
     classes: Vec<ClassWork>,
+    /// Units that ended because their time was up, or after it.
+    cut_off: Vec<Straggler>,
     in_flight: usize,
     next_id: u64,
 }
@@ -252,8 +254,12 @@ impl Drop for Guard {
         let shared = &self.class.shared;
         let mut work = shared.lock();
         let class = &mut work.classes[self.class.index];
-        class.units.remove(&self.id);
+        let (name, deadline) = (class.name, class.deadline);
+        let unit = class.units.remove(&self.id);
         let class_is_empty = class.units.is_empty();
+        if shared.is_out_of_time(deadline) {
+            work.cut_off.extend(unit.map(|unit| unit.straggler(name)));
+        }
         work.in_flight -= 1;
         drop(work);
         // A class that has become empty may be the one whose deadline was being waited for.
@@ -300,6 +306,14 @@ impl Shared {
         }
     }
 
+    fn is_out_of_time(&self, deadline: Duration) -> bool {
+        match *self.stage.borrow() {
+            Stage::Serving | Stage::Quiesced { .. } => false,
+            Stage::Draining { since } => since + self.limit(deadline) <= Instant::now(),
+            Stage::Cut { .. } => true,
+        }
+    }
+
     fn limit(&self, deadline: Duration) -> Duration {
         deadline.min(self.hard_stop)
     }
@@ -317,16 +331,22 @@ impl Shared {
 
     fn report(&self, since: Instant) -> Report {
         let work = self.lock();
-        let left = work.classes.iter().flat_map(|class| {
-            class.units.values().map(|unit| Straggler {
-                class: class.name,
-                label: unit.label.clone(),
-                age: unit.since.elapsed(),
-            })
-        });
+        let classes = work.classes.iter();
+        let left =
+            classes.flat_map(|class| class.units.values().map(|unit| unit.straggler(class.name)));
         Report {
-            stragglers: left.collect(),
+            stragglers: work.cut_off.iter().cloned().chain(left).collect(),
             took: since.elapsed(),
+        }
+    }
+}
+
+impl Unit {
+    fn straggler(&self, class: &'static str) -> Straggler {
+        Straggler {
+            class,
+            label: self.label.clone(),
+            age: self.since.elapsed(),
         }
     }
 }

@@ -183,3 +183,22 @@ async fn progress_names_each_class_its_count_and_its_oldest() {
     assert_eq!(progress.classes[0].oldest, Some(Duration::from_secs(3)));
     assert_eq!(progress.classes[0].time_left, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_ends_because_it_was_cut_is_reported_although_it_is_gone() {
+    let drain = drain();
+    let (late, cut) = (
+        drain.class_with_deadline("late", Duration::from_secs(1)),
+        drain.class("cut"),
+    );
+    let (on_time, late, cut) = (late.guard("on time"), late.guard("late"), cut.guard("cut"));
+    drain.begin();
+    drop(on_time);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    drop(late);
+    drain.cut_now();
+    drop(cut);
+    let report = drain.drained().await;
+    let left: Vec<_> = report.stragglers.iter().map(|left| &*left.label).collect();
+    assert_eq!(left, ["late", "cut"]);
+}

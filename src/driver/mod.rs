@@ -388,6 +388,7 @@ impl Driver {
     /// The first stop finishes what is in flight, the second one does not wait.
     fn stop(&mut self) {
         if self.role == Role::Leaving {
+            remove_pid_file(self.config.pid_file.as_deref());
             return self.shared.drain.cut_now();
         }
         match &mut self.up {
@@ -411,21 +412,18 @@ impl Driver {
         self.role = Role::Leaving;
         let in_flight = self.shared.drain.in_flight();
         self.shared.emit(Event::Draining { in_flight, reason });
-        let shared = self.shared.clone();
+        let (shared, deadline) = (self.shared.clone(), self.config.flip);
         if ends_service {
             // A stop in the middle of an upgrade finds them shut, and connections waiting.
             shared.table.open_all_regardless();
-            let stopped = shared.table.final_stop(self.config.flip);
+            let stopped = shared.table.final_stop(deadline);
             let pid_file = self.config.pid_file.clone();
-            tokio::spawn(async move {
-                let cut_off = stopped.await;
-                remove_pid_file(pid_file.as_deref());
-                leave(&shared, &cut_off).await;
-            });
+            tokio::spawn(async move { leave(&shared, stopped, pid_file.as_deref()).await });
         } else {
-            let unclaimed = std::mem::take(&mut self.unclaimed);
-            let finished = shared.table.finish(&unclaimed, self.config.flip);
-            tokio::spawn(async move { leave(&shared, &finished.await).await });
+            let finished = shared
+                .table
+                .finish(&std::mem::take(&mut self.unclaimed), deadline);
+            tokio::spawn(async move { leave(&shared, finished, None).await });
         }
     }
 
@@ -494,11 +492,21 @@ impl Driver {
     }
 }
 
-async fn leave(shared: &Shared, cut_off: &[String]) {
-    for name in cut_off {
-        shared.warn(format!("{name:?} was closed with connections waiting"));
+/// `finishing` empties the queues that are only ours; a second stop does not wait for it.
+async fn leave(
+    shared: &Shared,
+    finishing: impl Future<Output = Vec<String>>,
+    pid_file: Option<&Path>,
+) {
+    tokio::select! {
+        cut_off = finishing => for name in cut_off {
+            shared.warn(format!("{name:?} was closed with connections waiting"));
+        },
+        _ = shared.drain.drained() => {}
     }
     shared.table.retire();
+    // The process may be gone the moment that nothing is in flight.
+    remove_pid_file(pid_file);
     shared.drain.begin();
     let report = shared.drain.drained().await;
     let stragglers = report.stragglers.iter().map(ToString::to_string).collect();

@@ -93,7 +93,7 @@ async fn a_request_that_outstays_the_drain_deadline_is_cut_off_and_named() {
             .success()
     );
     let drained = service.line("event 1 Drained").await;
-    assert!(drained.contains("/upload"), "{drained}");
+    assert!(drained.contains("http1 127.0.0.1:"), "{drained}");
     assert!(request.finish().await.is_err());
 }
 

@@ -141,7 +141,7 @@ async fn a_second_stop_leaves_at_once() {
     assert!(status.success(), "{status}");
     assert!(request.finish().await.is_err());
     let drained = service.line("event 1 Drained").await;
-    assert!(drained.contains("/upload"), "{drained}");
+    assert!(drained.contains("http1 127.0.0.1:"), "{drained}");
 }
 
 #[tokio::test]
