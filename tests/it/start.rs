@@ -80,8 +80,9 @@ async fn a_process_that_was_meant_to_be_a_successor_does_not_start_without_its_c
     command.env("HANDOVER_CHANNEL", format!("9:1:{}", process::id()));
     let mut server = Server::spawn(command).unwrap();
     let status = server.exit_status(DEADLINE).await.unwrap();
-    assert_eq!(status.code(), Some(1), "{}", server.log());
+    server.wait_all_gone(DEADLINE).await.unwrap();
     let log = server.log();
+    assert_eq!(status.code(), Some(1), "{log}");
     assert!(
         log.contains("descriptor 9 is not the incumbent's channel"),
         "{log}"

@@ -3,6 +3,12 @@
 //! Settings come from the environment, which every generation inherits; faults come from the file that `TESTD_PLAN`
 //! names, which each generation reads when it starts, so that a test can spoil the next one and heal the one after.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the tests wait for what it says"
+)]
+
 mod app;
 mod bare;
 mod heap;
@@ -22,6 +28,7 @@ use tokio::task::JoinSet;
 use self::passed::Passed;
 use self::plan::Plan;
 
+type SetDuration = fn(Builder, Duration) -> Builder;
 type Outcome = Result<(), Box<dyn Error>>;
 
 #[tokio::main]
@@ -63,7 +70,7 @@ async fn main() -> Outcome {
 
 fn builder() -> Builder {
     let mut builder = handover::builder();
-    let durations: [(&str, fn(Builder, Duration) -> Builder); 8] = [
+    let durations: [(&str, SetDuration); 8] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
         ("TESTD_STANDBY_MS", Builder::standby),
