@@ -329,11 +329,11 @@ impl Driver {
             return;
         };
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = channel.try_send(message, &borrowed) {
-            if !is_hangup(&error) {
-                let reason = format!("telling it {:?}: {error}", message.name());
-                self.incumbent.handle_broken(Instant::now(), reason);
-            }
+        if let Err(error) = channel.try_send(message, &borrowed)
+            && !is_hangup(&error)
+        {
+            let reason = format!("telling it {:?}: {error}", message.name());
+            self.incumbent.handle_broken(Instant::now(), reason);
         }
     }
 

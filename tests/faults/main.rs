@@ -3,11 +3,7 @@
 //! The servers are real processes with a preloaded library that makes the n-th call of a function fail, for n = 1, 2, 3
 //! and so on until no call is reached any more.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "what goes wrong here fails the test"
-)]
+#![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod limits;
 mod rig;
