@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use handover_load::{Failure, Kind, Report, Timeline};
 
-use crate::stage::Crash;
+use crate::upgrade::Crash;
 
 /// The failures of a load, told apart.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Losses {
             }
         }
         if let Some(crash) = crash {
-            losses.explained_max = (crash.held * http2_streams) as u64;
+            losses.explained_max = crash.requests_max(http2_streams) as u64;
         }
         losses.look_at_times(&report.timeline, crash);
         losses
@@ -93,15 +93,13 @@ fn is_death(failure: Failure) -> bool {
     )
 }
 
-/// What the client of such a request saw, for the reader of a report.
+/// How the crash met such a request, for the reader of a report.
 pub(crate) fn meaning(failure: Failure) -> &'static str {
     match failure {
-        Failure::Reset | Failure::EofBeforeResponse => {
-            "asked, and the release died before it answered"
-        }
-        Failure::EofInsideResponse => "half answered when the release died",
-        Failure::IdleRace => "asked over a connection that was idle when the release died",
-        Failure::H2 => "a stream of a connection that died with the release",
+        Failure::Reset | Failure::EofBeforeResponse => "no answer yet when it died",
+        Failure::EofInsideResponse => "half answered when it died",
+        Failure::IdleRace => "idle when it died, asked after",
+        Failure::H2 => "a stream on a connection that died",
         _ => "not the crash",
     }
 }

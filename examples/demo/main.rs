@@ -12,6 +12,7 @@ mod report;
 mod screen;
 mod server;
 mod stage;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -93,7 +94,7 @@ fn introduce(screen: &mut Screen, mix: &Mix) {
     let clients: usize = mix.clients.iter().map(|clients| clients.count).sum();
     screen.line(
         Style::Bold,
-        "One service, nine releases, not one request lost by a handover",
+        "One service, nine releases: does a handover ever lose a request?",
     );
     screen.line(
         Style::Faint,
@@ -136,8 +137,12 @@ fn pause() -> Outcome<Duration> {
 /// In the target directory that this program was built in.
 fn picture() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
-    let target = program.ancestors().nth(3).unwrap_or(Path::new("."));
-    target.join("handover-demo.svg")
+    let target = program.ancestors().nth(3).unwrap_or_else(|| Path::new("."));
+    let picture = target.join("handover-demo.svg");
+    // Shorter for a reader who is in the repository.
+    let here = std::env::current_dir().unwrap_or_default();
+    let relative = picture.strip_prefix(here).map(Path::to_owned);
+    relative.unwrap_or(picture)
 }
 
 const fn act(title: &'static str, releases: &'static [Conduct]) -> Act {

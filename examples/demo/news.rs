@@ -1,9 +1,14 @@
 //! What the servers tell the demo: lines of JSON on the standard output that all generations share.
 
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
-use handover::{Event, Events, Phase, Serving};
+use handover::{Event, Events, Serving};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What each line of news begins with.
 pub(crate) const MARK: &str = "news: ";
@@ -23,8 +28,6 @@ pub(crate) enum What {
         successor: u64,
         name: String,
         after: Duration,
-        is_flip: bool,
-        is_baking: bool,
     },
     Committed {
         successor: u64,
@@ -46,8 +49,8 @@ pub(crate) enum What {
     },
     /// This generation crashes now.
     Crashes {
-        /// Connections that it had accepted and that were open.
-        held: usize,
+        /// Open connections that it had accepted, by class.
+        held: BTreeMap<String, usize>,
     },
     Draining {
         in_flight: usize,
@@ -80,8 +83,6 @@ impl What {
                 successor,
                 name: phase.to_string(),
                 after,
-                is_flip: phase == Phase::Flipping,
-                is_baking: phase == Phase::Baking,
             },
             Event::Committed {
                 successor,
@@ -118,13 +119,34 @@ impl What {
     }
 }
 
-/// Tells everything that happens to a generation, as long as it lives.
-pub(crate) async fn tell(generation: Serving, mut events: Events) {
-    while let Some(event) = events.next().await {
-        if let Some(what) = What::of(event) {
-            say(generation.number(), what);
+/// Tells everything that happens to a generation, as long as it lives. It stops when nobody listens any more.
+pub(crate) async fn tell(generation: Serving, events: Events) {
+    tokio::select! {
+        () = tell_all(generation.number(), events) => {}
+        _ = demo_gone() => {
+            // A generation that is on its way out already needs no telling.
+            let _ = generation.stop();
         }
     }
+}
+
+async fn tell_all(from: u64, mut events: Events) {
+    while let Some(event) = events.next().await {
+        if let Some(what) = What::of(event) {
+            say(from, what);
+        }
+    }
+}
+
+/// Resolves when the reading end of the standard output is closed, however the demo came to its end: pipe(7).
+async fn demo_gone() -> io::Result<()> {
+    let output = io::stdout().as_fd().try_clone_to_owned()?;
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for types whose descriptor may change; an `OwnedFd` keeps its own"
+    )]
+    let output = AsyncFd::with_interest(output, Interest::ERROR)?;
+    output.ready(Interest::ERROR).await.map(drop)
 }
 
 /// Tells how a generation's drain has ended.
@@ -138,7 +160,8 @@ pub(crate) async fn tell_end(generation: &Serving) {
 pub(crate) fn say(from: u64, what: What) {
     let at = SystemTime::now();
     match serde_json::to_string(&News { at, from, what }) {
-        Ok(json) => println!("{MARK}{json}"),
+        // A demo that is gone misses nothing.
+        Ok(json) => drop(writeln!(io::stdout(), "{MARK}{json}")),
         Err(error) => eprintln!("news that cannot be told: {error}"),
     }
 }

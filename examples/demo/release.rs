@@ -73,7 +73,9 @@ impl Release {
         // A core file would help nobody, and writing it keeps the sockets open: prctl(2), PR_SET_DUMPABLE.
         let _ = nix::sys::prctl::set_dumpable(false);
         let progress = generation.drain().progress();
-        let held = progress.classes.iter().map(|class| class.in_flight).sum();
+        let classes = progress.classes.iter();
+        let held = classes.map(|class| (class.name.to_owned(), class.in_flight));
+        let held = held.collect();
         news::say(generation.number(), What::Crashes { held });
         std::process::abort();
     }

@@ -9,11 +9,15 @@ use handover_load::{Mix, Report, brief, grouped};
 use crate::losses::{Losses, meaning};
 use crate::release::Ending;
 use crate::screen::{Screen, Style};
-use crate::stage::{Crash, Seen, Upgrade};
+use crate::stage::Seen;
+use crate::upgrade::{Crash, Upgrade};
 
 /// Prints everything and gives the number of claims that do not hold.
 pub(crate) fn print(seen: &mut Seen, mix: &Mix, picture: &Path) -> usize {
-    let crash = seen.upgrades.iter().find_map(|upgrade| upgrade.crash);
+    let crash = seen
+        .upgrades
+        .iter()
+        .find_map(|upgrade| upgrade.crash.clone());
     let losses = Losses::of(&seen.report, crash.as_ref(), mix.http2_streams);
     let Seen {
         screen,
@@ -24,9 +28,11 @@ pub(crate) fn print(seen: &mut Seen, mix: &Mix, picture: &Path) -> usize {
     let plot = report.timeline.plot(screen.width());
     section(screen, "Which generation answered when", &plot);
     section(screen, "Upgrades", &upgrade_table(upgrades, report));
+    screen.paragraph(Style::Faint, UPGRADES_NOTE);
     section(screen, "Requests", &request_table(report, &losses));
     if let Some(crash) = crash {
-        section(screen, "Lost in the crash", &crash_table(&crash, &losses));
+        section(screen, "Lost in the crash", &crash_table(&losses));
+        screen.paragraph(Style::Faint, &crash_note(&crash, &losses));
     }
     let claims = claims(seen, &losses);
     let screen = &mut seen.screen;
@@ -70,7 +76,7 @@ fn claims(seen: &Seen, losses: &Losses) -> Vec<Claim> {
             .filter_map(|upgrade| crash_contained(upgrade, losses)),
     );
     claims.push(Claim {
-        holds: stop.stragglers.is_empty(),
+        holds: stop.has_left && stop.stragglers.is_empty(),
         text: format!(
             "the final stop finished all {} connections that were in flight, in {}",
             stop.in_flight,
@@ -81,9 +87,7 @@ fn claims(seen: &Seen, losses: &Losses) -> Vec<Claim> {
 }
 
 fn as_expected(upgrades: &[Upgrade]) -> Claim {
-    let is_good = |upgrade: &&Upgrade| {
-        upgrade.ending.map(|(ending, _)| ending) == Some(upgrade.release.conduct.expected())
-    };
+    let is_good = |upgrade: &&Upgrade| upgrade.has_ended(upgrade.release.conduct.expected());
     let good = upgrades.iter().filter(is_good).count();
     let committed = count(upgrades, Ending::Committed);
     Claim {
@@ -100,7 +104,7 @@ fn as_expected(upgrades: &[Upgrade]) -> Claim {
 fn aborted_unseen(upgrades: &[Upgrade], report: &Report) -> Claim {
     let aborted = upgrades
         .iter()
-        .filter(|upgrade| has_ended(upgrade, Ending::Aborted));
+        .filter(|upgrade| upgrade.has_ended(Ending::Aborted));
     let answers: u64 = aborted
         .filter_map(|upgrade| report.generation(upgrade.release.version))
         .map(|generation| generation.answers)
@@ -115,10 +119,11 @@ fn nothing_else_lost(report: &Report, losses: &Losses) -> Claim {
     Claim {
         holds: losses.unexplained() == 0,
         text: format!(
-            "{} requests, {} failed outside the crash; longest time without any answer: {}",
+            "{} requests, {} failed outside the crash; the longest time without any answer was {}, at {:.1} s",
             grouped(report.requests()),
             grouped(losses.unexplained()),
-            brief(report.gap)
+            brief(report.gap),
+            report.gap_at.as_secs_f64()
         ),
     }
 }
@@ -128,11 +133,11 @@ fn crash_contained(upgrade: &Upgrade, losses: &Losses) -> Option<Claim> {
     Some(Claim {
         holds: losses.are_explained(),
         text: format!(
-            "the crash of {} cost the {} requests in flight on its {} connections and no other; {} later \
+            "the crash of {} cost {} requests on the {} connections that it held, and no other; after {} \
              generation {} answered new ones",
             upgrade.release,
             losses.crashed(),
-            crash.held,
+            crash.connections(),
             brief(crash.next.1),
             crash.next.0
         ),
@@ -150,14 +155,10 @@ fn upgrade_table(upgrades: &[Upgrade], report: &Report) -> String {
     ]);
     for upgrade in upgrades {
         let (ending, after) = upgrade.ending.unzip();
-        let flip_took = upgrade
-            .baking
-            .zip(upgrade.flip)
-            .map(|(end, begin)| end - begin);
         table += &row(&[
             &upgrade.release.to_string(),
             &or_dash(upgrade.flip),
-            &or_dash(flip_took),
+            &or_dash(upgrade.flip_took()),
             &or_dash(first_answer(upgrade, report)),
             &ending.map_or_else(String::new, |ending| ending.to_string()),
             &or_dash(after),
@@ -178,8 +179,8 @@ fn request_table(report: &Report, losses: &Losses) -> String {
     let mut table = row(&[
         "client",
         "requests",
-        "lost in crash",
-        "failed else",
+        "crash losses",
+        "other losses",
         "p50",
         "p99",
     ]);
@@ -217,23 +218,25 @@ fn unlike_a_crash(report: &Report, losses: &Losses) -> String {
     text
 }
 
-fn crash_table(crash: &Crash, losses: &Losses) -> String {
+fn crash_table(losses: &Losses) -> String {
     let mut table = String::new();
     for (kind, failure, count) in &losses.in_crash {
-        let _ = writeln!(
-            table,
-            "{count:>5}  {kind:<15} {failure:<20} {}",
-            meaning(*failure)
-        );
+        let meaning = meaning(*failure);
+        let _ = writeln!(table, "{count:>5}  {kind:<15} {failure:<20} {meaning}");
     }
-    let _ = writeln!(
-        table,
-        "No server can answer for a process that is dead. The last of these clients noticed {} after\nthe crash. What \
-         waited in the accept queue was not lost: generation {} had it all along.",
+    table
+}
+
+fn crash_note(crash: &Crash, losses: &Losses) -> String {
+    format!(
+        "Nobody can answer for a process that is dead. It held {} connections, so at most {} requests; the last client \
+         noticed {} after the crash. What waited in the accept queue was not lost, because generation {} had it all \
+         along.",
+        crash.connections(),
+        losses.explained_max,
         brief(losses.last_after),
         crash.next.0
-    );
-    table
+    )
 }
 
 fn section(screen: &mut Screen, title: &str, body: &str) {
@@ -265,10 +268,9 @@ fn or_dash(duration: Option<Duration>) -> String {
 fn count(upgrades: &[Upgrade], ending: Ending) -> usize {
     upgrades
         .iter()
-        .filter(|upgrade| has_ended(upgrade, ending))
+        .filter(|upgrade| upgrade.has_ended(ending))
         .count()
 }
 
-fn has_ended(upgrade: &Upgrade, with: Ending) -> bool {
-    upgrade.ending.is_some_and(|(ending, _)| ending == with)
-}
+const UPGRADES_NOTE: &str = "Ready and verdict count from the SIGHUP, the first answer from the begin of the flip until a \
+                             client had it in full.";

@@ -89,6 +89,13 @@ impl Screen {
         }
     }
 
+    /// A text of its own, broken into lines that fit.
+    pub(crate) fn paragraph(&mut self, style: Style, text: &str) {
+        for line in wrapped(text, self.width()) {
+            self.line(style, &line);
+        }
+    }
+
     /// What the block says about the upgrade from now on.
     pub(crate) fn activity(&mut self, text: impl Into<String>) {
         self.activity = text.into();
@@ -239,7 +246,7 @@ fn shares(first: &Progress, last: &Progress) -> Vec<(u64, u64)> {
 pub(crate) fn wrapped(text: &str, room: usize) -> Vec<String> {
     let indent: String = text.chars().take_while(|letter| *letter == ' ').collect();
     let mut lines = vec![indent.clone()];
-    for word in text.split_whitespace() {
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
         let line = lines.last().map_or(0, |line| line.chars().count());
         let is_first = line <= indent.len();
         if !is_first && line + 1 + word.chars().count() > room {

@@ -1,5 +1,6 @@
 //! Where the story is played: the service, the load on it, and what becomes of each upgrade.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use crate::probe;
 use crate::release::{Ending, Release, Site};
 use crate::screen::{REFRESH, Screen, Style};
 use crate::server;
+use crate::upgrade::{Crash, Upgrade};
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -39,29 +41,6 @@ struct Generation {
     pid: u32,
 }
 
-/// One upgrade, as it was seen. Times are the load's.
-#[derive(Debug)]
-pub(crate) struct Upgrade {
-    pub(crate) release: Release,
-    pub(crate) asked: Duration,
-    /// Phases in order, each with its begin, counted from the demand.
-    phases: Vec<(String, Duration)>,
-    /// Counted from the demand.
-    pub(crate) flip: Option<Duration>,
-    pub(crate) baking: Option<Duration>,
-    pub(crate) crash: Option<Crash>,
-    pub(crate) ending: Option<(Ending, Duration)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Crash {
-    pub(crate) at: Duration,
-    /// Connections that the release held.
-    pub(crate) held: usize,
-    /// The generation that answered next, and how long after the crash.
-    pub(crate) next: (u64, Duration),
-}
-
 /// Everything that was seen.
 #[derive(Debug)]
 pub(crate) struct Seen {
@@ -74,6 +53,8 @@ pub(crate) struct Seen {
 /// The final stop.
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
+    /// Whether the last generation told that it leaves, which one that dies does not.
+    pub(crate) has_left: bool,
     pub(crate) in_flight: usize,
     pub(crate) stragglers: Vec<String>,
     pub(crate) took: Duration,
@@ -154,41 +135,19 @@ impl Stage {
         };
         let (report, sent) = tokio::join!(self.load.stop(), stop);
         sent?;
-        let mut seen = Seen {
+        self.server.wait_all_gone(DEADLINE).await?;
+        let stop = Stop::told(&self.server.log(), self.read, number)?;
+        let text = format!(
+            "generation {number} refused what was new, finished what was in flight, and left after {}",
+            brief(stop.took)
+        );
+        self.screen.log(self.begun.elapsed(), Style::Good, &text);
+        Ok(Seen {
             screen: self.screen,
             upgrades: self.upgrades,
             report,
-            stop: Stop::default(),
-        };
-        self.server.wait_all_gone(DEADLINE).await?;
-        let lines = self.server.log();
-        let news = lines.lines().filter(|line| line.contains(news::MARK));
-        for line in news.skip(self.read) {
-            match News::parse(line)? {
-                News {
-                    from,
-                    what: What::Draining { in_flight },
-                    ..
-                } if from == number => {
-                    seen.stop.in_flight = in_flight;
-                }
-                News {
-                    from,
-                    what: What::Leaves { stragglers, took },
-                    ..
-                } if from == number => {
-                    seen.stop.stragglers = stragglers;
-                    seen.stop.took = took;
-                }
-                _ => {}
-            }
-        }
-        let text = format!(
-            "generation {number} refused what was new, finished what was in flight, and left after {}",
-            brief(seen.stop.took)
-        );
-        seen.screen.log(self.begun.elapsed(), Style::Good, &text);
-        Ok(seen)
+            stop,
+        })
     }
 
     async fn hear(&mut self, upgrade: &mut Upgrade, news: News) -> Outcome<()> {
@@ -198,19 +157,7 @@ impl Stage {
                 successor,
                 name,
                 after,
-                is_flip,
-                is_baking,
-            } if upgrade.is_to(successor) => {
-                upgrade.flip = upgrade.flip.or(is_flip.then_some(after));
-                upgrade.baking = upgrade.baking.or(is_baking.then_some(after));
-                if is_baking {
-                    let label = format!("{} takes over", upgrade.release);
-                    self.load.mark(MarkKind::Handover, label);
-                }
-                upgrade.phases.push((name, after));
-                self.screen
-                    .activity(format!("to {}: {}", upgrade.release, upgrade.course()));
-            }
+            } if upgrade.is_to(successor) => self.entered(upgrade, name, after),
             What::Crashes { held } => self.crashed(upgrade, at, held).await?,
             What::Committed {
                 successor,
@@ -239,21 +186,35 @@ impl Stage {
         Ok(())
     }
 
-    async fn crashed(&mut self, upgrade: &mut Upgrade, at: Duration, held: usize) -> Outcome<()> {
+    fn entered(&mut self, upgrade: &mut Upgrade, phase: String, after: Duration) {
+        let release = upgrade.release;
+        if phase == "baking" {
+            let label = format!("{release} takes over");
+            self.load.mark(MarkKind::Handover, label);
+        }
+        upgrade.entered(phase, after);
+        self.screen
+            .activity(format!("to {release}: {}", upgrade.course()));
+    }
+
+    async fn crashed(
+        &mut self,
+        upgrade: &mut Upgrade,
+        at: Duration,
+        held: BTreeMap<String, usize>,
+    ) -> Outcome<()> {
         let label = format!("{} crashes", upgrade.release);
         self.load.mark(MarkKind::Kill, label);
         let probe = probe::next_answer(self.address);
         let generation = time::timeout(DEADLINE, probe).await??;
         let took = self.begun.elapsed().saturating_sub(at);
-        upgrade.crash = Some(Crash {
-            at,
-            held,
-            next: (generation, took),
-        });
+        let next = (generation, took);
+        let crash = upgrade.crash.insert(Crash { at, held, next });
         let text = format!(
-            "generation {} crashes and takes {held} connections with it; the next new connection is answered by \
+            "generation {} crashes and takes {} connections with it; the next new connection is answered by \
              generation {generation}, {} after the crash",
             upgrade.release.version,
+            crash.connections(),
             brief(took)
         );
         self.screen.log(at, Style::Bad, &text);
@@ -304,7 +265,7 @@ impl Stage {
         match &news.what {
             What::Leaves { stragglers, took } => {
                 let text = format!(
-                    "generation {from} has drained in {} and leaves, {} requests cut off",
+                    "generation {from} has drained in {}; cut off: {}",
                     brief(*took),
                     stragglers.len()
                 );
@@ -334,28 +295,30 @@ impl Stage {
     }
 }
 
-impl Upgrade {
-    fn new(release: Release, asked: Duration) -> Self {
-        Self {
-            release,
-            asked,
-            phases: Vec::new(),
-            flip: None,
-            baking: None,
-            crash: None,
-            ending: None,
+impl Stop {
+    /// What the last generation told after the first `read` news.
+    fn told(log: &str, read: usize, last: u64) -> Outcome<Self> {
+        let mut stop = Self::default();
+        let news = log.lines().filter(|line| line.contains(news::MARK));
+        for line in news.skip(read) {
+            match News::parse(line)? {
+                news if news.from != last => {}
+                News {
+                    what: What::Draining { in_flight },
+                    ..
+                } => stop.in_flight = in_flight,
+                News {
+                    what: What::Leaves { stragglers, took },
+                    ..
+                } => {
+                    stop.has_left = true;
+                    stop.stragglers = stragglers;
+                    stop.took = took;
+                }
+                _ => {}
+            }
         }
-    }
-
-    fn is_to(&self, generation: u64) -> bool {
-        self.release.version == generation
-    }
-
-    /// The phases so far, each with the time at which it began.
-    fn course(&self) -> String {
-        let phases = self.phases.iter();
-        let phases = phases.map(|(name, after)| format!("{name} {}", brief(*after)));
-        phases.collect::<Vec<_>>().join(" → ")
+        Ok(stop)
     }
 }
 
