@@ -1,6 +1,5 @@
 //! The demo, as its readers run it: it holds what it promises, and leaves nothing behind.
 
-use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -42,7 +41,9 @@ async fn the_demo_keeps_every_promise_it_makes() {
     let status = ended(&mut demo, DEADLINE).await;
     let log = demo.log();
     assert_eq!(status.code(), Some(0), "{log}");
-    let mut rest = log.as_str();
+    // Long lines are broken where the width asks for it.
+    let words = log.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut rest = words.as_str();
     for line in STORY {
         let found = rest.split_once(line);
         rest = found
@@ -51,7 +52,7 @@ async fn the_demo_keeps_every_promise_it_makes() {
     }
     assert!(rest.contains(" 0 failed outside the crash"), "{log}");
     assert_eq!(rest.matches('✓').count(), 4, "{log}");
-    assert!(!log.contains(['✗', '\x1b']) || !rest.contains('✗'), "{log}");
+    assert!(!log.contains('\x1b'), "not plain lines: {log}");
     let picture = rest.trim_end().rsplit(": ").next().unwrap_or_default();
     let svg = std::fs::read_to_string(root().join(picture)).unwrap_or_default();
     assert!(svg.contains("v5 crashes") && svg.ends_with("</svg>\n"));
@@ -59,26 +60,31 @@ async fn the_demo_keeps_every_promise_it_makes() {
 
 #[tokio::test]
 async fn an_interrupted_demo_leaves_no_server_behind() {
-    ends_its_servers_with(Signal::INT).await;
+    let mut demo = start();
+    let server = first_server(&demo).await;
+    demo.signal(Signal::INT).unwrap();
+    assert_eq!(ended(&mut demo, SHORT).await.code(), Some(1));
+    assert!(demo.log().contains("error: interrupted"));
+    // The demo itself has waited for their end.
+    assert!(!process::is_alive(server));
 }
 
 #[tokio::test]
 async fn servers_of_a_killed_demo_end_by_themselves() {
-    ends_its_servers_with(Signal::KILL).await;
+    let mut demo = start();
+    let server = first_server(&demo).await;
+    demo.signal(Signal::KILL).unwrap();
+    ended(&mut demo, SHORT).await;
+    process::wait_gone(server, SHORT).await.unwrap();
 }
 
-async fn ends_its_servers_with(signal: Signal) {
-    let mut demo = start();
+/// The process of the first release, which serves.
+async fn first_server(demo: &Server) -> u32 {
     let line = demo.wait_for_line(" serves on ", SHORT).await.unwrap();
-    let words = line.split(' ');
-    let address: SocketAddr = words.filter_map(|word| word.parse().ok()).next().unwrap();
-    let pid = line.split("pid ").nth(1).unwrap().trim_end_matches(')');
-    let pid: u32 = pid.parse().unwrap();
-    assert!(process::is_alive(pid) && TcpStream::connect(address).is_ok());
-    demo.signal(signal).unwrap();
-    assert!(!ended(&mut demo, SHORT).await.success());
-    process::wait_gone(pid, SHORT).await.unwrap();
-    assert!(TcpStream::connect(address).is_err());
+    let pid = line.split("pid ").nth(1).unwrap_or_default();
+    let pid = pid.trim_end_matches(')').parse().unwrap();
+    assert!(process::is_alive(pid));
+    pid
 }
 
 fn start() -> Server {

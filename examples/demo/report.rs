@@ -165,7 +165,6 @@ fn upgrade_table(upgrades: &[Upgrade], report: &Report) -> String {
         ]);
     }
     table
-        + "ready and verdict: since the SIGHUP; first answer: whole at its client, since the flip began\n"
 }
 
 /// From the begin of the flip to the first answer that a client had in full.

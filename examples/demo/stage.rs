@@ -138,7 +138,7 @@ impl Stage {
         self.server.wait_all_gone(DEADLINE).await?;
         let stop = Stop::told(&self.server.log(), self.read, number)?;
         let text = format!(
-            "generation {number} refused what was new, finished what was in flight, and left after {}",
+            "generation {number} finished what was in flight and left after {}",
             brief(stop.took)
         );
         self.screen.log(self.begun.elapsed(), Style::Good, &text);

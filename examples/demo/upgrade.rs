@@ -62,10 +62,10 @@ impl Upgrade {
 
     /// The phases so far, each with the time at which it began.
     pub(crate) fn course(&self) -> String {
-        let phases = self.phases.iter();
-        let phases = phases.map(|(name, after)| match after {
-            &Duration::ZERO => name.clone(),
-            after => format!("{name} {}", unbroken(*after)),
+        let phases = self.phases.iter().enumerate();
+        let phases = phases.map(|(index, (name, after))| match index {
+            0 => name.clone(),
+            _ => format!("{name} {}", unbroken(*after)),
         });
         phases.collect::<Vec<_>>().join(" → ")
     }
