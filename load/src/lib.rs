@@ -35,5 +35,6 @@ pub use kind::{Failure, Kind};
 pub use load::Load;
 pub use mix::{Clients, Mix};
 pub use process::{Server, Signal};
-pub use report::{Generation, KindReport, Report, Sample};
+pub use recorder::Progress;
+pub use report::{Generation, KindReport, Report, Sample, brief, grouped};
 pub use timeline::{Bin, Mark, MarkKind, Timeline};

@@ -60,6 +60,11 @@ impl Load {
         self.recorder.elapsed()
     }
 
+    /// How far the clients have come, for a display that is refreshed often.
+    pub fn progress(&self) -> Progress {
+        self.recorder.progress().borrow().clone()
+    }
+
     /// What was seen so far. Requests in flight are not in it.
     pub fn snapshot(&self) -> Report {
         self.recorder.report()

@@ -35,13 +35,15 @@ pub(crate) struct Recorder {
     progress: watch::Sender<Progress>,
 }
 
-/// What can be waited for.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// By generation.
-    pub(crate) answers: BTreeMap<u64, u64>,
-    pub(crate) failures: u64,
-    pub(crate) reconnects: u64,
+/// What a load has counted so far: cheap to look at, again and again.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Requests that were answered as they should be, by the generation that did.
+    pub answers: BTreeMap<u64, u64>,
+    /// Requests that failed, in whatever way.
+    pub failures: u64,
+    /// Connections that the server ended in a way that cost no request.
+    pub reconnects: u64,
 }
 
 #[derive(Debug, Default)]

@@ -311,8 +311,8 @@ const FAINT: &str = "#6b7280";
 const GRID: &str = "#e5e7eb";
 const LANE: &str = "#f3f4f6";
 const RED: &str = "#dc2626";
-const COLORS: [&str; 6] = [
-    "#2563eb", "#f59e0b", "#059669", "#7c3aed", "#db2777", "#0891b2",
+const COLORS: [&str; 8] = [
+    "#2563eb", "#f59e0b", "#059669", "#7c3aed", "#db2777", "#0891b2", "#84a312", "#9a5b34",
 ];
 
 #[cfg(test)]
