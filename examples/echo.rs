@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-async fn echo(mut stream: TcpStream, number: u64, mut signal: Signal) -> std::io::Result<()> {
+async fn echo(mut stream: TcpStream, number: u64, signal: Signal) -> std::io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut lines = BufReader::new(reader).lines();
     let mut was_told = false;

@@ -44,7 +44,7 @@ async fn upgrade(
     upgrade.on_upgrade(move |socket| echo(socket, number, signal))
 }
 
-async fn echo(mut socket: WebSocket, number: u64, mut signal: Signal) {
+async fn echo(mut socket: WebSocket, number: u64, signal: Signal) {
     loop {
         let answer = tokio::select! {
             message = socket.recv() => match message {
@@ -71,7 +71,7 @@ async fn echo(mut socket: WebSocket, number: u64, mut signal: Signal) {
 
 async fn events(
     State(number): State<u64>,
-    Extension(mut signal): Extension<Signal>,
+    Extension(signal): Extension<Signal>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let ticks = stream::iter(1..).then(move |tick: u64| async move {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -523,6 +523,11 @@ impl Serving {
         self.shared.drain.class(name)
     }
 
+    /// A class of work whose units are cut off `deadline` after the drain began.
+    pub fn class_with_deadline(&self, name: &'static str, deadline: Duration) -> Class {
+        self.shared.drain.class_with_deadline(name, deadline)
+    }
+
     /// Resolves when this generation has handed over, or stops: stop accepting, finish what is in flight.
     ///
     /// For `axum::serve(..).with_graceful_shutdown(generation.draining())` and loops of your own.
@@ -531,7 +536,7 @@ impl Serving {
     ///
     /// Nothing is lost.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut signal = self.shared.drain.signal();
+        let signal = self.shared.drain.signal();
         async move { signal.draining().await }
     }
 

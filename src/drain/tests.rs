@@ -87,7 +87,7 @@ async fn each_class_is_waited_for_until_its_own_deadline() {
     let _request = drain.class("http").guard("10.0.0.1");
     let stream = drain.class_with_deadline("stream", Duration::from_secs(5));
     let _stream = stream.guard("10.0.0.2");
-    let mut cut = stream.signal();
+    let cut = stream.signal();
     drain.begin();
     let begun = Instant::now();
     cut.cut().await;
@@ -118,7 +118,7 @@ async fn the_hard_stop_caps_every_class() {
 async fn a_second_stop_cuts_at_once_and_reports_who_was_left() {
     let drain = drain();
     let guard = drain.class("http").guard("slow");
-    let mut signal = guard.signal();
+    let signal = guard.signal();
     drain.begin();
     let mut drained = pin!(drain.drained());
     assert!(poll(drained.as_mut()).is_pending());

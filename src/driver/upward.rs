@@ -85,6 +85,10 @@ impl Driver {
         up.machine.handle_incumbent_exit();
         self.restore_stderr();
         self.perform_upward();
+        if let Err(error) = launch::rescue_stderr() {
+            self.shared
+                .warn(format!("standard error may have no reader: {error}"));
+        }
     }
 
     fn handle_incumbent_message(&mut self, message: Message, descriptors: Vec<OwnedFd>) {

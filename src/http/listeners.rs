@@ -2,25 +2,18 @@
 
 use std::io;
 
+use bytes::Bytes;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::accept::{Accept, Incoming};
-use crate::listen::{Accepted, TcpListener, UnixListener};
+use crate::listen::{TcpListener, UnixListener};
 
 impl Accept for TcpListener {
     type Stream = TcpStream;
 
     async fn accept(&mut self) -> io::Result<Incoming<TcpStream>> {
-        let Accepted {
-            stream,
-            peer,
-            already_read,
-        } = self.accept_with_bytes().await?;
-        Ok(Incoming {
-            stream,
-            peer: peer.to_string(),
-            already_read: already_read.into(),
-        })
+        let (stream, peer) = Self::accept(self).await?;
+        Ok(incoming(stream, peer.to_string()))
     }
 }
 
@@ -31,10 +24,15 @@ impl Accept for UnixListener {
         let (stream, _) = Self::accept(self).await?;
         let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let peer = peer.map_or_else(|| "unix".to_owned(), |pid| format!("unix pid {pid}"));
-        Ok(Incoming {
-            stream,
-            peer,
-            already_read: Default::default(),
-        })
+        Ok(incoming(stream, peer))
+    }
+}
+
+/// The kernel's queue has what nobody has read from.
+fn incoming<S>(stream: S, peer: String) -> Incoming<S> {
+    Incoming {
+        stream,
+        peer,
+        already_read: Bytes::new(),
     }
 }

@@ -225,7 +225,7 @@ async fn accept<A: Accept>(
     mut source: A,
     mut begin: impl FnMut(Incoming<A::Stream>),
 ) {
-    let mut signal = drain.signal();
+    let signal = drain.signal();
     let mut draining = pin!(signal.draining());
     loop {
         tokio::select! {

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::dup2_stderr;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -146,6 +147,22 @@ pub(crate) fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
     }
     let rest = pipe::Receiver::from_owned_fd(pipe.into())?;
     task::spawn(copy(rest, Arc::new(stderr), Arc::default()));
+    Ok(())
+}
+
+/// For a successor whose incumbent died before it could offer anything: standard error goes where standard output goes,
+/// if nobody reads it any more, so that the next `eprintln!` does not panic.
+pub(crate) fn rescue_stderr() -> io::Result<()> {
+    let (stdout, stderr) = (io::stdout(), io::stderr());
+    // poll(2): POLLERR is set for the writing end of a pipe whose reading end is closed, asked for or not.
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::empty())];
+    let broken = poll(&mut polled, PollTimeout::ZERO)? > 0
+        && polled[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLERR));
+    if broken {
+        dup2_stderr(&stdout)?;
+    }
     Ok(())
 }
 
@@ -280,6 +297,21 @@ mod tests {
         let (stderr, pipe) = offered(&relay);
         restore_stderr(stderr, pipe).unwrap();
         assert!(same_file(io::stderr().as_fd(), elsewhere.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn a_standard_error_that_nobody_reads_goes_where_standard_output_goes() {
+        let name = "launch::relay::tests::a_standard_error_that_nobody_reads_goes_where_standard_output_goes";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        let (reader, writer) = io::pipe().unwrap();
+        dup2_stderr(&writer).unwrap();
+        rescue_stderr().unwrap();
+        assert!(same_file(io::stderr().as_fd(), writer.as_fd()).unwrap());
+        drop(reader);
+        rescue_stderr().unwrap();
+        assert!(same_file(io::stderr().as_fd(), io::stdout().as_fd()).unwrap());
     }
 
     async fn heard(log: &mut pipe::Receiver, length: usize) -> String {

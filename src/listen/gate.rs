@@ -124,7 +124,8 @@ impl<W: Watch> Gate<W> {
     }
 
     /// The socket, unless the gate has retired.
-    pub(super) fn socket(&self) -> Option<Arc<OwnedFd>> {
+    #[cfg(test)]
+    fn socket(&self) -> Option<Arc<OwnedFd>> {
         self.lock().socket.clone()
     }
 

@@ -19,7 +19,6 @@ mod waiting;
 
 pub use self::options::ListenOptions;
 pub(crate) use self::table::Table;
-pub(crate) use self::tcp::Accepted;
 pub use self::tcp::TcpListener;
 pub use self::udp::UdpSocket;
 pub use self::unix::UnixListener;

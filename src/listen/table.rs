@@ -75,7 +75,8 @@ impl Table {
     ) -> Result<UdpSocket> {
         let claimed = self.claim_inet(&Request::inet(SlotKind::Udp, name, addresses, options))?;
         let gate = self.gate(name, &claimed)?;
-        Ok(UdpSocket::new(gate, name, claimed.inet()?))
+        let socket = Arc::clone(&claimed.socket);
+        Ok(UdpSocket::new(gate, socket, name, claimed.inet()?))
     }
 
     /// Claims or binds a Unix listener; a path that begins with `@` is an abstract name. A stale path is replaced.

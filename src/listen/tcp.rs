@@ -21,15 +21,6 @@ pub struct TcpListener {
     local_addr: SocketAddr,
 }
 
-/// A connection that has come through a gate.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
-    pub(crate) peer: SocketAddr,
-    /// What another generation has already read from it.
-    pub(crate) already_read: Vec<u8>,
-}
-
 impl TcpListener {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::TcpListener>>,
@@ -61,16 +52,6 @@ impl TcpListener {
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
         self.gate.poll_pass(cx, accept_one)
-    }
-
-    /// Accepts from either source: the kernel's queue, or another generation with the bytes it has already read.
-    pub(crate) async fn accept_with_bytes(&self) -> io::Result<Accepted> {
-        let (stream, peer) = self.accept().await?;
-        Ok(Accepted {
-            stream,
-            peer,
-            already_read: Vec::new(),
-        })
     }
 
     /// The address it is bound to, with the port that the kernel chose if port 0 was asked for.

@@ -19,6 +19,8 @@ use super::gate::{Gate, Watch};
 /// stays open until its generation leaves, so that a successor can still inherit it.
 pub struct UdpSocket {
     gate: Arc<Gate<tokio::net::UdpSocket>>,
+    /// To answer with, for as long as anybody holds this, whoever has the right to receive.
+    socket: Arc<OwnedFd>,
     name: String,
     local_addr: SocketAddr,
 }
@@ -26,11 +28,13 @@ pub struct UdpSocket {
 impl UdpSocket {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::UdpSocket>>,
+        socket: Arc<OwnedFd>,
         name: &str,
         local_addr: SocketAddr,
     ) -> Self {
         Self {
             gate,
+            socket,
             name: name.to_owned(),
             local_addr,
         }
@@ -69,18 +73,16 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// What sendto(2) reports, and [`io::ErrorKind::NotConnected`] once this generation has given its sockets away for
-    /// good.
+    /// What sendto(2) reports.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: either the datagram was sent whole by the poll that returned, or not at all.
     pub async fn send_to(&self, buf: &[u8], target: SocketAddr) -> io::Result<usize> {
         loop {
-            let socket = self.gate.socket().ok_or(io::ErrorKind::NotConnected)?;
-            match SockRef::from(&socket).send_to(buf, &target.into()) {
+            match SockRef::from(&self.socket).send_to(buf, &target.into()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    writable(&socket).await?
+                    writable(&self.socket).await?
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 outcome => return outcome,
