@@ -172,7 +172,7 @@ async fn accept<A: Accept>(drain: &Drain, mut source: A, mut begin: impl FnMut(I
 }
 
 /// The next connection, however long accepting fails.
-async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
+pub(super) async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
     loop {
         match source.accept().await {
             Ok(incoming) => return incoming,
