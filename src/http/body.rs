@@ -38,7 +38,11 @@ pub(super) enum Held {
 
 impl<B> Body<B> {
     pub(super) fn new(body: B, held: impl Into<Held>, cut: Option<Cut>) -> Self {
-        Self { body, cut, held: held.into() }
+        Self {
+            body,
+            cut,
+            held: held.into(),
+        }
     }
 }
 
@@ -83,6 +87,8 @@ impl From<Guard> for Held {
 
 impl<B> fmt::Debug for Body<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body").field("held", &self.held).finish_non_exhaustive()
+        f.debug_struct("Body")
+            .field("held", &self.held)
+            .finish_non_exhaustive()
     }
 }

@@ -57,7 +57,14 @@ pub(super) async fn shake_hands<S2, V>(
         Ok(Ok(stream)) => {
             let presence = settings.present(peer);
             drop(guard);
-            serve(settings, presence, Rewind::new(stream, Bytes::new()), peek_nothing, service).await;
+            serve(
+                settings,
+                presence,
+                Rewind::new(stream, Bytes::new()),
+                peek_nothing,
+                service,
+            )
+            .await;
         }
         Ok(Err(error)) => debug!(peer, %error, "handshake failed"),
         Err(_) => debug!(peer, "handshake took too long"),

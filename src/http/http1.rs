@@ -20,8 +20,12 @@ use super::service::{Serve, Tracked};
 
 type Connection<S, V> = UpgradeableConnection<TokioIo<Io<S>>, Tracked<V>>;
 
-pub(super) async fn serve<S, V>(settings: &Settings, presence: &mut Presence, mut io: Io<S>, service: V)
-where
+pub(super) async fn serve<S, V>(
+    settings: &Settings,
+    presence: &mut Presence,
+    mut io: Io<S>,
+    service: V,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     V: Serve,
 {
@@ -34,7 +38,9 @@ where
             End::Finished(Err(error)) => return debug!(%error, "HTTP/1 connection failed"),
             End::GraceOver => {}
         }
-        let Some(parts) = connection.into_parts() else { return };
+        let Some(parts) = connection.into_parts() else {
+            return;
+        };
         service = parts.service.clone();
         match arrived(parts).await {
             Some(again) => io = again,
@@ -67,4 +73,21 @@ where
 fn without_empty_lines(mut bytes: Bytes) -> Bytes {
     let request = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     bytes.split_off(request.unwrap_or(bytes.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_comes_after_empty_lines_is_a_request() {
+        for (bytes, request) in [
+            ("", ""),
+            ("\r\n", ""),
+            ("\r\n\r\nGET", "GET"),
+            ("GET\r\n", "GET\r\n"),
+        ] {
+            assert_eq!(without_empty_lines(bytes.into()), request);
+        }
+    }
 }

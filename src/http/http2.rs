@@ -24,7 +24,9 @@ where
     presence.speaks_http2();
     let service = Tracked::new(service, Arc::clone(io.ledger()));
     let connection = pin!(settings.http2.serve_connection(TokioIo::new(io), service));
-    let end = presence.attend(connection, |connection| connection.graceful_shutdown()).await;
+    let end = presence
+        .attend(connection, |connection| connection.graceful_shutdown())
+        .await;
     if let End::Finished(Err(error)) = end {
         debug!(%error, "HTTP/2 connection failed");
     }

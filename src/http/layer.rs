@@ -28,7 +28,10 @@ pub struct DrainLayer {
 impl DrainLayer {
     /// A layer that counts into this drain.
     pub fn new(drain: &Drain) -> Self {
-        Self { requests: drain.class("request"), streams: drain.class("stream") }
+        Self {
+            requests: drain.class("request"),
+            streams: drain.class("stream"),
+        }
     }
 }
 
@@ -36,7 +39,10 @@ impl<S> Layer<S> for DrainLayer {
     type Service = DrainService<S>;
 
     fn layer(&self, service: S) -> DrainService<S> {
-        DrainService { service, layer: self.clone() }
+        DrainService {
+            service,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -71,7 +77,10 @@ where
             is_http1: request.version() < Version::HTTP_2,
         };
         request.extensions_mut().insert(pending.signal.clone());
-        ResponseFuture { future: self.service.call(request), pending: Some(pending) }
+        ResponseFuture {
+            future: self.service.call(request),
+            pending: Some(pending),
+        }
     }
 }
 
@@ -106,7 +115,9 @@ where
         let this = self.project();
         let response = ready!(this.future.poll(cx))?;
         // A future is not polled again after it is ready.
-        let Some(pending) = this.pending.take() else { return Poll::Pending };
+        let Some(pending) = this.pending.take() else {
+            return Poll::Pending;
+        };
         Poll::Ready(Ok(pending.answered(response)))
     }
 }
@@ -128,6 +139,8 @@ impl Pending {
 
 impl<F> std::fmt::Debug for ResponseFuture<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ResponseFuture").field("pending", &self.pending).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture")
+            .field("pending", &self.pending)
+            .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,7 @@
 //! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
 //! `http2` while its generation serves, so that serving a request takes no lock.
 
-mod accept;
+pub(crate) mod accept;
 mod body;
 mod connection;
 mod http1;
@@ -33,7 +33,6 @@ mod server;
 mod service;
 mod sniff;
 
-pub(crate) use self::accept::{Accept, Incoming};
 pub use self::body::Body;
 pub use self::io::Rewind;
 pub use self::layer::{DrainLayer, DrainService, ResponseFuture};

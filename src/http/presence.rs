@@ -85,7 +85,8 @@ impl Presence {
                 leave(work.as_mut());
             }
             let until = self.until();
-            let (ledger, counted_as, leaving) = (&*self.ledger, self.counted_as, self.leaving.is_some());
+            let (ledger, counted_as, leaving) =
+                (&*self.ledger, self.counted_as, self.leaving.is_some());
             let step = poll_fn(|cx| match work.as_mut().poll(cx) {
                 Poll::Ready(output) => Poll::Ready(Some(output)),
                 Poll::Pending if counted(ledger, leaving) != counted_as => Poll::Ready(None),
@@ -143,12 +144,17 @@ impl Presence {
     /// When to look again at the latest.
     fn until(&self) -> Option<Instant> {
         let leaving = self.leaving?;
-        let look = match self.counted_as {
-            Activity::Idle => leaving.max(self.last_active) + self.idle_grace,
-            _ => Instant::now() + self.idle_grace,
+        let now = Instant::now();
+        let since = match self.counted_as {
+            Activity::Idle => leaving.max(self.last_active),
+            _ => now,
         };
-        let cut = self.signal.time_left().map(|left| Instant::now() + left);
-        Some(cut.map_or(look, |cut| cut.min(look)))
+        let look = since.checked_add(self.idle_grace);
+        let cut = self
+            .signal
+            .time_left()
+            .and_then(|left| now.checked_add(left));
+        [look, cut].into_iter().flatten().min()
     }
 
     fn is_grace_over(&mut self) -> bool {

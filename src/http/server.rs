@@ -97,11 +97,21 @@ impl Server {
     pub(crate) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
         let settings = self.settings(drain);
         accept(drain, source, |incoming| {
-            let Incoming { stream, peer, already_read } = incoming;
+            let Incoming {
+                stream,
+                peer,
+                already_read,
+            } = incoming;
             let presence = settings.present(peer);
             let stream = Rewind::new(stream, already_read);
             let (settings, service) = (Arc::clone(&settings), service.clone());
-            tokio::spawn(connection::serve(settings, presence, stream, peek_socket, service));
+            tokio::spawn(connection::serve(
+                settings,
+                presence,
+                stream,
+                peek_socket,
+                service,
+            ));
         })
         .await;
     }
@@ -113,8 +123,13 @@ impl Server {
     /// # Cancel safety
     ///
     /// Nothing more is accepted once this is dropped; accepted connections are served on.
-    pub(crate) async fn serve_with_on<A, H, F, S2, V>(self, drain: &Drain, source: A, handshake: H, service: V)
-    where
+    pub(crate) async fn serve_with_on<A, H, F, S2, V>(
+        self,
+        drain: &Drain,
+        source: A,
+        handshake: H,
+        service: V,
+    ) where
         A: Accept,
         H: Fn(Rewind<A::Stream>) -> F,
         F: Future<Output = io::Result<S2>> + Send + 'static,
@@ -123,11 +138,17 @@ impl Server {
     {
         let settings = self.settings(drain);
         accept(drain, source, |incoming| {
-            let Incoming { stream, peer, already_read } = incoming;
+            let Incoming {
+                stream,
+                peer,
+                already_read,
+            } = incoming;
             let guard = settings.classes.handshake.guard(peer.clone());
             let shaking = handshake(Rewind::new(stream, already_read));
             let (settings, service) = (Arc::clone(&settings), service.clone());
-            tokio::spawn(connection::shake_hands(settings, guard, peer, shaking, service));
+            tokio::spawn(connection::shake_hands(
+                settings, guard, peer, shaking, service,
+            ));
         })
         .await;
     }
@@ -157,7 +178,11 @@ impl Default for Server {
 }
 
 /// Accepts until the drain begins, and returns when it has ended.
-async fn accept<A: Accept>(drain: &Drain, mut source: A, mut begin: impl FnMut(Incoming<A::Stream>)) {
+async fn accept<A: Accept>(
+    drain: &Drain,
+    mut source: A,
+    mut begin: impl FnMut(Incoming<A::Stream>),
+) {
     let mut signal = drain.signal();
     let mut draining = pin!(signal.draining());
     loop {
@@ -176,7 +201,9 @@ pub(super) async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
     loop {
         match source.accept().await {
             Ok(incoming) => return incoming,
-            Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection was gone before it was accepted"),
+            Err(error) if is_of_one_connection(&error) => {
+                debug!(%error, "a connection was gone before it was accepted")
+            }
             Err(error) => {
                 warn!(%error, "cannot accept, trying again");
                 sleep(ACCEPT_PAUSE).await;
@@ -188,5 +215,8 @@ pub(super) async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
 /// accept(2) reports errors that are already pending on the new connection; they say nothing about the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }

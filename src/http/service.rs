@@ -51,7 +51,10 @@ pub(super) struct Tracked<V> {
 
 impl<V> Tracked<V> {
     pub(super) fn new(service: V, ledger: Arc<Ledger>) -> Self {
-        Self { service: TowerToHyperService::new(service), ledger }
+        Self {
+            service: TowerToHyperService::new(service),
+            ledger,
+        }
     }
 }
 
@@ -64,7 +67,11 @@ impl<V: Serve> hyper::service::Service<Request<Incoming>> for Tracked<V> {
         let in_flight = InFlight::new(Arc::clone(&self.ledger), &request);
         let is_connect = request.method() == Method::CONNECT;
         announce(&self.ledger, &mut request, is_connect);
-        Answer { future: self.service.call(request), in_flight: Some(in_flight), is_connect }
+        Answer {
+            future: self.service.call(request),
+            in_flight: Some(in_flight),
+            is_connect,
+        }
     }
 }
 
@@ -106,7 +113,10 @@ impl InFlight {
     fn new(ledger: Arc<Ledger>, request: &Request<Incoming>) -> Self {
         let body = request.body();
         ledger.request((!body.is_end_stream()).then(|| body.size_hint().exact()));
-        Self { ledger, streaming: false }
+        Self {
+            ledger,
+            streaming: false,
+        }
     }
 
     /// Enters what the response's head says, and returns what ends its body early if it is without end.

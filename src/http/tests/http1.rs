@@ -101,7 +101,9 @@ async fn the_first_bytes_of_a_new_connection_are_in_flight() {
     rig.drain.begin();
     idle.closed().await;
     assert_eq!(rig.counted("http1"), 1);
-    client.send("OST /upload HTTP/1.1\r\nContent-Length: 2\r\n\r\nab").await;
+    client
+        .send("OST /upload HTTP/1.1\r\nContent-Length: 2\r\n\r\nab")
+        .await;
     assert_eq!(client.response().await.body, "2");
     client.closed().await;
     rig.gone().await;
@@ -187,7 +189,9 @@ async fn a_body_that_the_client_reads_slowly_is_written_to_its_end() {
 async fn an_upload_is_finished() {
     let rig = Rig::new(server().idle_grace(SHORT)).await;
     let mut client = rig.connect().await;
-    client.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\nabc").await;
+    client
+        .send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\nabc")
+        .await;
     rig.app.begun.notified().await;
     let idle = rig.idle().await;
     rig.drain.begin();
@@ -203,7 +207,11 @@ async fn an_upload_is_finished() {
 async fn pipelined_requests_are_all_answered() {
     let rig = Rig::new(server()).await;
     let mut client = rig.connect().await;
-    client.send(format!("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n{GET}{GET}")).await;
+    client
+        .send(format!(
+            "GET /slow HTTP/1.1\r\nHost: test\r\n\r\n{GET}{GET}"
+        ))
+        .await;
     rig.app.begun.notified().await;
     rig.drain.begin();
     rig.until_counted("http1", 1).await;
@@ -223,8 +231,11 @@ async fn a_rollback_keeps_connections_alive() {
     rig.until_counted("idle", 1).await;
     rig.drain.resume();
     rig.until_counted("http1", 1).await;
-    // One that is idle through a whole grace, with the flip taken back, shows that no grace is running any more.
-    tokio::time::sleep(SHORT * 2).await;
+    // Another generation shows that a grace which began later is over.
+    let other = Rig::new(server().idle_grace(SHORT)).await;
+    let idle = other.idle().await;
+    other.drain.quiesce();
+    idle.closed().await;
     for _ in 0..2 {
         client.get("/").await;
         assert!(!client.response().await.says_close());
@@ -237,7 +248,9 @@ async fn a_body_that_was_not_read_does_not_cost_the_client_its_answer() {
     let mut client = rig.idle().await;
     rig.drain.begin();
     rig.until_counted("idle", 1).await;
-    client.send("POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: 9000000\r\n\r\n").await;
+    client
+        .send("POST /ignore HTTP/1.1\r\nHost: test\r\nContent-Length: 9000000\r\n\r\n")
+        .await;
     // Sent in part after the answer: without lingering, this would be answered by a reset.
     let response = client.response().await;
     assert!(response.says_close());
@@ -255,7 +268,9 @@ async fn a_body_that_was_read_costs_no_lingering() {
     let mut client = rig.idle().await;
     rig.drain.begin();
     rig.until_counted("idle", 1).await;
-    client.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc").await;
+    client
+        .send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc")
+        .await;
     assert_eq!(client.response().await.body, "3");
     // The client keeps its end open, and the generation leaves all the same.
     let answered = tokio::time::Instant::now();
@@ -299,7 +314,7 @@ async fn a_request_that_is_in_the_socket_at_the_end_of_the_grace_is_answered() {
     rig.drain.begin();
     let end = tokio::time::Instant::now() + grace;
     let trials = clients.into_iter().enumerate().map(|(trial, mut client)| {
-        let at = end - Duration::from_micros(4_000) + Duration::from_micros(20 * trial as u64);
+        let at = end - Duration::from_millis(2) + Duration::from_micros(20 * trial as u64);
         tokio::spawn(async move {
             tokio::time::sleep_until(at).await;
             let was_open = client.is_open();
@@ -314,7 +329,10 @@ async fn a_request_that_is_in_the_socket_at_the_end_of_the_grace_is_answered() {
         answered += usize::from(!reply.is_empty());
         lost += usize::from(in_time && reply.is_empty());
     }
-    eprintln!("{answered} answered, {lost} lost");
-    assert!(answered > 0);
+    // Nobody can close the instant between the last look and the close, but it is short.
+    assert!(
+        answered > 0 && lost <= TRIALS / 50,
+        "{answered} answered, {lost} lost"
+    );
     rig.gone().await;
 }

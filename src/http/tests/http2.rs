@@ -41,11 +41,11 @@ impl Frame {
 }
 
 impl FrameClient {
-    async fn connect(rig: &Rig) -> Self {
+    async fn connect(rig: &Rig, count: usize) -> Self {
         let mut client = Self(rig.connect().await);
         client.0.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         client.send(SETTINGS, 0, 0, b"").await;
-        rig.until_counted("http2", 1).await;
+        rig.until_counted("http2", count).await;
         client
     }
 
@@ -61,7 +61,8 @@ impl FrameClient {
         // Static table (RFC 7541, appendix A): GET, http, and a literal for the path.
         let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
         block.extend(path.as_bytes());
-        self.send(HEADERS, END_STREAM_AND_HEADERS, stream, &block).await;
+        self.send(HEADERS, END_STREAM_AND_HEADERS, stream, &block)
+            .await;
     }
 
     /// The next frame that is not about settings or windows.
@@ -72,7 +73,12 @@ impl FrameClient {
             let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
             self.read_exact(&mut payload).await;
             let stream = u32::from_be_bytes(head[5..].try_into().unwrap());
-            let frame = Frame { kind: head[3], flags: head[4], stream, payload };
+            let frame = Frame {
+                kind: head[3],
+                flags: head[4],
+                stream,
+                payload,
+            };
             if !matches!(frame.kind, SETTINGS | WINDOW_UPDATE) {
                 return frame;
             }
@@ -97,7 +103,10 @@ async fn connect(address: SocketAddr) -> SendRequest<AxumBody> {
 }
 
 fn request(path: &str) -> http::Request<AxumBody> {
-    http::Request::builder().uri(format!("http://test{path}")).body(AxumBody::empty()).unwrap()
+    http::Request::builder()
+        .uri(format!("http://test{path}"))
+        .body(AxumBody::empty())
+        .unwrap()
 }
 
 async fn fetch(sender: &mut SendRequest<AxumBody>, path: &str) -> hyper::Result<Bytes> {
@@ -108,7 +117,7 @@ async fn fetch(sender: &mut SendRequest<AxumBody>, path: &str) -> hyper::Result<
 #[tokio::test]
 async fn goaway_comes_in_two_steps_and_what_crosses_the_first_is_answered() {
     let rig = Rig::new(server()).await;
-    let mut client = FrameClient::connect(&rig).await;
+    let mut client = FrameClient::connect(&rig, 1).await;
     client.get(1, "/slow").await;
     rig.app.begun.notified().await;
     rig.drain.begin();
@@ -138,7 +147,7 @@ async fn an_idle_client_that_says_goodbye_is_let_go_at_once() {
 #[tokio::test]
 async fn a_client_that_does_not_hear_the_goaway_is_closed_after_its_grace() {
     let rig = Rig::new(server().idle_grace(SHORT)).await;
-    let mut client = FrameClient::connect(&rig).await;
+    let mut client = FrameClient::connect(&rig, 1).await;
     rig.drain.begin();
     assert_eq!(client.frame().await.last_stream(), ANY_STREAM);
     assert!(rig.gone().await.took >= SHORT);
@@ -174,41 +183,47 @@ async fn a_rollback_serves_new_connections_as_before() {
     }
 }
 
+/// Asks for `/` until it is told to open no more streams, and returns how many it has opened.
+async fn ask_on(mut client: FrameClient) -> u32 {
+    for opened in 1.. {
+        client.get(2 * opened - 1, "/").await;
+        let mut is_told = false;
+        loop {
+            let frame = client.frame().await;
+            match frame.kind {
+                GOAWAY => is_told = true,
+                PING => client.send(PING, ACK, 0, &frame.payload).await,
+                _ if frame.ends(2 * opened - 1) => break,
+                _ => {}
+            }
+        }
+        if is_told {
+            return opened;
+        }
+    }
+    unreachable!("streams end before numbers do")
+}
+
+// Not with hyper's client, which fails a request that it has sent if a GOAWAY arrives at once (hyper 1.12,
+// `proto/h2/client.rs`, "Check poll_ready() again").
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_that_races_with_the_goaway_is_lost() {
-    const TRIALS: usize = 50;
+    const TRIALS: u32 = 50;
     const CLIENTS: usize = 4;
     for trial in 0..TRIALS {
         let rig = Rig::new(server()).await;
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
-            let mut sender = connect(rig.address).await;
-            clients.push(tokio::spawn(async move {
-                let mut answered = 0;
-                // The client learns from `ready` that it needs another connection; until then everything is answered.
-                while within(sender.ready()).await.is_ok() {
-                    match within(sender.try_send_request(request("/"))).await {
-                        Ok(response) => {
-                            let body = within(response.into_body().collect()).await.unwrap();
-                            assert_eq!(body.to_bytes(), "hello");
-                            answered += 1;
-                        }
-                        Err(mut failed) => {
-                            assert!(failed.take_message().is_some(), "lost: {:?}", failed.error());
-                            break;
-                        }
-                    }
-                }
-                answered
-            }));
+            clients.push(tokio::spawn(ask_on(
+                FrameClient::connect(&rig, clients.len() + 1).await,
+            )));
         }
-        rig.until_counted("http2", CLIENTS).await;
         for _ in 0..trial * 10 {
             tokio::task::yield_now().await;
         }
         rig.drain.begin();
         for client in clients {
-            within(client).await.unwrap();
+            assert!(within(client).await.unwrap() > 0);
         }
         rig.gone().await;
     }
@@ -218,13 +233,21 @@ async fn no_request_that_races_with_the_goaway_is_lost() {
 async fn an_event_stream_ends_at_its_deadline_and_its_neighbour_goes_on() {
     let rig = Rig::new(server().stream_deadline(SHORT)).await;
     let mut sender = connect(rig.address).await;
-    let events = within(sender.send_request(request("/events"))).await.unwrap();
+    let events = within(sender.send_request(request("/events")))
+        .await
+        .unwrap();
     rig.until_counted("stream", 1).await;
     let slow = tokio::spawn(async move { fetch(&mut sender, "/slow").await });
     rig.app.begun.notified().await;
     rig.until_counted("http2", 1).await;
     rig.drain.begin();
-    assert!(within(events.into_body().collect()).await.unwrap().to_bytes().is_empty());
+    assert!(
+        within(events.into_body().collect())
+            .await
+            .unwrap()
+            .to_bytes()
+            .is_empty()
+    );
     assert_eq!(rig.counted("http2"), 1);
     rig.app.release.notify_one();
     assert_eq!(within(slow).await.unwrap().unwrap(), "slow");
@@ -238,7 +261,9 @@ async fn a_tunnel_outlives_the_grace_and_is_cut_at_its_deadline() {
     fetch(&mut sender, "/").await.unwrap();
     let mut connect = request("/upgrade");
     *connect.method_mut() = http::Method::CONNECT;
-    connect.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    connect
+        .extensions_mut()
+        .insert(hyper::ext::Protocol::from_static("websocket"));
     let response = within(sender.send_request(connect)).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let mut tunnel = TokioIo::new(within(hyper::upgrade::on(response)).await.unwrap());
@@ -250,6 +275,8 @@ async fn a_tunnel_outlives_the_grace_and_is_cut_at_its_deadline() {
     tunnel.write_all(b"ping").await.unwrap();
     within(inner.read_exact(&mut [0; 4])).await.unwrap();
     // Only the server's cut ends this: both ends of the tunnel are alive.
-    within(tunnel.read_to_end(&mut Vec::new())).await.unwrap_or_default();
+    within(tunnel.read_to_end(&mut Vec::new()))
+        .await
+        .unwrap_or_default();
     assert_eq!(rig.gone().await.took.as_millis() / 400, 1);
 }

@@ -1,6 +1,7 @@
 use super::*;
 
-const UPGRADE: &str = "GET /upgrade HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: test\r\n\r\n";
+const UPGRADE: &str =
+    "GET /upgrade HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: test\r\n\r\n";
 const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n";
 
 async fn upgraded(rig: &Rig) -> (Client, Upgrade) {
@@ -52,8 +53,14 @@ async fn an_upgraded_connection_is_cut_at_its_deadline() {
     let reading = tokio::spawn(async move { reader.read(&mut [0; 1]).await });
     let writing = tokio::spawn(async move { writer.write_all(&vec![0; 64 << 20]).await });
     rig.drain.begin();
-    assert_eq!(within(reading).await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
-    assert_eq!(within(writing).await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    assert_eq!(
+        within(reading).await.unwrap().unwrap_err().kind(),
+        io::ErrorKind::ConnectionAborted
+    );
+    assert_eq!(
+        within(writing).await.unwrap().unwrap_err().kind(),
+        io::ErrorKind::ConnectionAborted
+    );
     assert!(rig.gone().await.took >= SHORT);
     drop(client);
 }
@@ -66,7 +73,10 @@ async fn switching_protocols_on_the_way_out_does_not_say_close() {
     rig.until_counted("idle", 1).await;
     client.send(UPGRADE).await;
     let head = client.head().await.to_ascii_lowercase();
-    assert!(head.contains("connection: upgrade") && !head.contains("close"), "{head}");
+    assert!(
+        head.contains("connection: upgrade") && !head.contains("close"),
+        "{head}"
+    );
     rig.until_counted("upgrade", 1).await;
 }
 

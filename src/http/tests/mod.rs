@@ -44,7 +44,11 @@ impl Accept for TcpListener {
 
     async fn accept(&mut self) -> io::Result<Incoming<TcpStream>> {
         let (stream, peer) = Self::accept(self).await?;
-        Ok(Incoming { stream, peer: peer.to_string(), already_read: Bytes::new() })
+        Ok(Incoming {
+            stream,
+            peer: peer.to_string(),
+            already_read: Bytes::new(),
+        })
     }
 }
 
@@ -84,7 +88,12 @@ impl Rig {
             let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
             async move { server.serve_on(&drain, listener, router).await }
         });
-        Self { drain, address, app, server }
+        Self {
+            drain,
+            address,
+            app,
+            server,
+        }
     }
 
     async fn connect(&self) -> Client {
@@ -102,7 +111,12 @@ impl Rig {
 
     fn counted(&self, class: &str) -> usize {
         let progress = self.drain.progress();
-        progress.classes.iter().filter(|it| it.name == class).map(|it| it.in_flight).sum()
+        progress
+            .classes
+            .iter()
+            .filter(|it| it.name == class)
+            .map(|it| it.in_flight)
+            .sum()
     }
 
     async fn until_counted(&self, class: &str, count: usize) {
@@ -165,7 +179,10 @@ async fn stream(State(app): State<Arc<App>>) -> Response {
 
 async fn events(State(app): State<Arc<App>>) -> Response {
     let mut response = stream(State(app)).await;
-    response.headers_mut().insert(CONTENT_TYPE, "text/event-stream; charset=utf-8".parse().unwrap());
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        "text/event-stream; charset=utf-8".parse().unwrap(),
+    );
     response
 }
 
@@ -182,7 +199,9 @@ async fn upgrade(State(app): State<Arc<App>>, mut request: Request) -> Response 
         return Response::new(AxumBody::empty());
     }
     let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-    let response = response.header(CONNECTION, "upgrade").header(UPGRADE, "test");
+    let response = response
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, "test");
     response.body(AxumBody::empty()).unwrap()
 }
 
@@ -199,7 +218,9 @@ struct Reply {
 
 impl Reply {
     fn says_close(&self) -> bool {
-        self.head.to_ascii_lowercase().contains("\r\nconnection: close\r\n")
+        self.head
+            .to_ascii_lowercase()
+            .contains("\r\nconnection: close\r\n")
     }
 }
 
@@ -207,7 +228,10 @@ impl Client {
     async fn connect(address: SocketAddr) -> Self {
         let stream = within(TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self {
+            stream,
+            unread: Vec::new(),
+        }
     }
 
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -215,19 +239,29 @@ impl Client {
     }
 
     async fn get(&mut self, path: &str) {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).await;
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+            .await;
     }
 
     /// Reads until the bytes so far contain `end`, and takes them.
     async fn read_to(&mut self, end: &str) -> String {
         loop {
-            let position = self.unread.windows(end.len()).position(|window| window == end.as_bytes());
+            let position = self
+                .unread
+                .windows(end.len())
+                .position(|window| window == end.as_bytes());
             if let Some(at) = position {
                 let taken = self.unread.drain(..at + end.len()).collect();
                 return String::from_utf8(taken).unwrap();
             }
-            let read = within(self.stream.read_buf(&mut self.unread)).await.unwrap();
-            assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&self.unread));
+            let read = within(self.stream.read_buf(&mut self.unread))
+                .await
+                .unwrap();
+            assert!(
+                read > 0,
+                "closed after {:?}",
+                String::from_utf8_lossy(&self.unread)
+            );
         }
     }
 
@@ -239,20 +273,32 @@ impl Client {
     async fn response(&mut self) -> Reply {
         let head = self.head().await;
         let lower = head.to_ascii_lowercase();
-        let length = lower.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
+        let length = lower
+            .split("content-length: ")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next());
         let length: usize = length.map_or(0, |length| length.parse().unwrap());
         while self.unread.len() < length {
-            assert!(within(self.stream.read_buf(&mut self.unread)).await.unwrap() > 0);
+            assert!(
+                within(self.stream.read_buf(&mut self.unread))
+                    .await
+                    .unwrap()
+                    > 0
+            );
         }
         let body = self.unread.drain(..length).collect();
-        Reply { head, body: String::from_utf8(body).unwrap() }
+        Reply {
+            head,
+            body: String::from_utf8(body).unwrap(),
+        }
     }
 
     /// Whether the server has not closed yet.
     fn is_open(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        socket2::SockRef::from(&self.stream).recv_with_flags(&mut byte, flags).is_err()
+        let peeked = socket2::SockRef::from(&self.stream).recv_with_flags(&mut byte, flags);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whatever comes until the connection ends, in whatever way.
@@ -271,7 +317,9 @@ impl Client {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(DEADLINE, future).await.expect("the test's deadline")
+    timeout(DEADLINE, future)
+        .await
+        .expect("the test's deadline")
 }
 
 fn server() -> Server {

@@ -33,13 +33,21 @@ async fn pair() -> (Client, TcpStream) {
 }
 
 fn accepted(stream: TcpStream, already_read: &'static str) -> io::Result<Incoming<TcpStream>> {
-    Ok(Incoming { stream, peer: "test".into(), already_read: already_read.into() })
+    Ok(Incoming {
+        stream,
+        peer: "test".into(),
+        already_read: already_read.into(),
+    })
 }
 
 fn spawn_script(drain: &Drain, script: Vec<io::Result<Incoming<TcpStream>>>) -> JoinHandle<()> {
     let drain = drain.clone();
     let source = Script(script.into());
-    tokio::spawn(async move { server().serve_on(&drain, source, router(Arc::default())).await })
+    tokio::spawn(async move {
+        server()
+            .serve_on(&drain, source, router(Arc::default()))
+            .await
+    })
 }
 
 #[tokio::test]
@@ -79,9 +87,17 @@ async fn bytes_that_another_generation_has_read_are_served() {
 async fn accepting_goes_on_after_every_kind_of_error() {
     let drain = Drain::new(LONG, LONG);
     let (mut client, stream) = pair().await;
-    let errors = [libc::ECONNABORTED, libc::EMFILE, libc::ENOBUFS, libc::EPROTO];
+    let errors = [
+        libc::ECONNABORTED,
+        libc::EMFILE,
+        libc::ENOBUFS,
+        libc::EPROTO,
+    ];
     let errors = errors.map(|code| Err(io::Error::from_raw_os_error(code)));
-    let _server = spawn_script(&drain, errors.into_iter().chain([accepted(stream, "")]).collect());
+    let _server = spawn_script(
+        &drain,
+        errors.into_iter().chain([accepted(stream, "")]).collect(),
+    );
     client.get("/").await;
     assert_eq!(client.response().await.body, "hello");
 }
@@ -110,13 +126,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Shifted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.0).poll_read(cx, buf);
-        buf.filled_mut()[before..].iter_mut().for_each(|byte| *byte -= 1);
+        buf.filled_mut()[before..]
+            .iter_mut()
+            .for_each(|byte| *byte -= 1);
         read
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Shifted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let shifted: Vec<u8> = buf.iter().map(|byte| byte + 1).collect();
         Pin::new(&mut self.0).poll_write(cx, &shifted)
     }
@@ -144,9 +166,18 @@ async fn shaking_rig(server: Server) -> Rig {
     let (drain, app) = (Drain::new(LONG, LONG), Arc::new(App::default()));
     let server = tokio::spawn({
         let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
-        async move { server.serve_with_on(&drain, listener, handshake, router).await }
+        async move {
+            server
+                .serve_with_on(&drain, listener, handshake, router)
+                .await
+        }
     });
-    Rig { drain, address, app, server }
+    Rig {
+        drain,
+        address,
+        app,
+        server,
+    }
 }
 
 fn shifted(text: &str) -> Vec<u8> {
@@ -162,10 +193,15 @@ async fn a_handshake_that_is_under_way_is_waited_for_and_its_request_answered() 
     client.send("!").await;
     client.send(shifted(GET)).await;
     let mut answer = Vec::new();
-    within(client.stream.read_to_end(&mut answer)).await.unwrap();
+    within(client.stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
     let answer: Vec<u8> = answer.iter().map(|byte| byte - 1).collect();
     let answer = String::from_utf8(answer).unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("hello"), "{answer}");
+    assert!(
+        answer.contains("connection: close") && answer.ends_with("hello"),
+        "{answer}"
+    );
     rig.gone().await;
 }
 
@@ -191,12 +227,18 @@ async fn an_idle_connection_behind_a_handshake_is_closed_after_its_grace() {
     assert!(rig.gone().await.took >= SHORT);
 }
 
-async fn call(service: &mut DrainService<Router>, request: http::Request<AxumBody>) -> http::Response<Body<AxumBody>> {
+async fn call(
+    service: &mut DrainService<Router>,
+    request: http::Request<AxumBody>,
+) -> http::Response<Body<AxumBody>> {
     within(service.call(request)).await.unwrap()
 }
 
 fn request(path: &str) -> http::Request<AxumBody> {
-    http::Request::builder().uri(path).body(AxumBody::empty()).unwrap()
+    http::Request::builder()
+        .uri(path)
+        .body(AxumBody::empty())
+        .unwrap()
 }
 
 #[tokio::test]
@@ -205,7 +247,10 @@ async fn the_layer_counts_a_request_until_its_body_is_gone() {
     let mut service = DrainLayer::new(&drain).layer(router(Arc::default()));
     let response = call(&mut service, request("/")).await;
     assert_eq!(drain.in_flight(), 1);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+    assert_eq!(
+        response.into_body().collect().await.unwrap().to_bytes(),
+        "hello"
+    );
     assert_eq!(drain.in_flight(), 0);
 }
 
@@ -213,7 +258,8 @@ async fn the_layer_counts_a_request_until_its_body_is_gone() {
 async fn the_layer_says_close_to_http1_from_the_flip_on() {
     let drain = Drain::new(LONG, LONG);
     let mut service = DrainLayer::new(&drain).layer(router(Arc::default()));
-    let closes = |response: http::Response<Body<AxumBody>>| response.headers().contains_key(CONNECTION);
+    let closes =
+        |response: http::Response<Body<AxumBody>>| response.headers().contains_key(CONNECTION);
     assert!(!closes(call(&mut service, request("/")).await));
     drain.quiesce();
     assert!(closes(call(&mut service, request("/")).await));
@@ -228,6 +274,10 @@ async fn the_layer_counts_event_streams_apart() {
     let mut service = DrainLayer::new(&drain).layer(router(Arc::default()));
     let _response = call(&mut service, request("/events")).await;
     let progress = drain.progress();
-    let counts: Vec<_> = progress.classes.iter().map(|class| (class.name, class.in_flight)).collect();
+    let counts: Vec<_> = progress
+        .classes
+        .iter()
+        .map(|class| (class.name, class.in_flight))
+        .collect();
     assert_eq!(counts, [("request", 0), ("stream", 1)]);
 }
