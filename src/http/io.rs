@@ -337,11 +337,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_is_asked_and_not_the_reactor() {
+    async fn the_kernel_is_asked_and_its_word_counts() {
         let (mut client, server) = pair();
         assert!(!peek_socket(&server));
         client.write_all(b"G").unwrap();
         assert!(peek_socket(&server));
+        let (_client, server) = pair();
+        assert!(io(server, |_| true).has_bytes().await);
     }
 
     #[tokio::test]

@@ -54,7 +54,7 @@ impl Server {
         self
     }
 
-    /// How long the handshake of [`serve_with`](Self::serve_with) may take. Default: [`HANDSHAKE_DEADLINE`], 10 s.
+    /// How long the handshake of an accepted connection may take. Default: [`HANDSHAKE_DEADLINE`], 10 s.
     pub fn handshake_deadline(mut self, deadline: Duration) -> Self {
         self.handshake_deadline = deadline;
         self

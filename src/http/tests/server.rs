@@ -104,15 +104,14 @@ async fn accepting_goes_on_after_every_kind_of_error() {
 
 #[tokio::test(start_paused = true)]
 async fn accepting_pauses_when_there_are_no_descriptors() {
-    let drain = Drain::new(LONG, LONG);
-    let begun = tokio::time::Instant::now();
+    let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let stream = std::net::TcpStream::from(std::os::fd::OwnedFd::from(stream));
+    stream.set_nonblocking(true).unwrap();
     let error = || Err(io::Error::from_raw_os_error(libc::EMFILE));
-    let mut source = Script([error(), error()].into());
-    let accepting = super::super::server::next(&mut source);
-    assert!(timeout(LONG, accepting).await.is_err());
-    assert!(begun.elapsed() >= LONG);
-    assert!(source.0.is_empty());
-    drop(drain);
+    let stream = accepted(TcpStream::from_std(stream).unwrap(), "");
+    let begun = tokio::time::Instant::now();
+    super::super::server::next(&mut Script([error(), error(), stream].into())).await;
+    assert_eq!(begun.elapsed(), crate::config::ACCEPT_PAUSE * 2);
 }
 
 /// A stream of letters that are shifted by one on the wire.
@@ -214,6 +213,17 @@ async fn a_handshake_that_takes_too_long_is_given_up_and_keeps_nobody_waiting() 
     wrong.closed().await;
     silent.closed().await;
     rig.until_counted("handshake", 0).await;
+}
+
+#[tokio::test]
+async fn a_handshake_is_cut_by_a_second_stop() {
+    let rig = shaking_rig(server().handshake_deadline(LONG)).await;
+    let silent = rig.connect().await;
+    rig.until_counted("handshake", 1).await;
+    rig.drain.begin();
+    rig.drain.cut_now();
+    silent.closed().await;
+    rig.gone().await;
 }
 
 #[tokio::test]
