@@ -36,6 +36,8 @@ pub const STOP_SETTLE: Duration = Duration::from_millis(100);
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
 pub const LINGER_DEADLINE: Duration = Duration::from_secs(1);
+/// How often a busy connection on its way out is looked at, in case its last request ended without waking it: 1 s.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system has no descriptor or memory for another connection: 50 ms.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.

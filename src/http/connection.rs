@@ -107,3 +107,29 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::drain::Drain;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_is_not_closed_over_bytes_in_its_socket() {
+        let long = Duration::from_secs(600);
+        let drain = Drain::new(long, long);
+        let ledger = Arc::new(Ledger::new(Arc::new(Classes::new(&drain)), String::new()));
+        let mut presence = Presence::new(Arc::clone(&ledger), Duration::ZERO);
+        let (mut client, server) = duplex(64);
+        let mut io = Io::new(Rewind::new(server, Bytes::new()), |_| true, ledger);
+        drain.begin();
+        let saying = async {
+            tokio::time::sleep(long / 2).await;
+            client.write_all(b"GET").await
+        };
+        let (protocol, said) = tokio::join!(first_words(&mut io, &mut presence), saying);
+        said.unwrap();
+        assert_eq!(protocol, Some(Protocol::Http1));
+    }
+}

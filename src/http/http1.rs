@@ -74,3 +74,20 @@ fn without_empty_lines(mut bytes: Bytes) -> Bytes {
     let request = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     bytes.split_off(request.unwrap_or(bytes.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_comes_after_empty_lines_is_a_request() {
+        for (bytes, request) in [
+            ("", ""),
+            ("\r\n", ""),
+            ("\r\n\r\nGET", "GET"),
+            ("GET\r\n", "GET\r\n"),
+        ] {
+            assert_eq!(without_empty_lines(bytes.into()), request);
+        }
+    }
+}

@@ -323,3 +323,97 @@ impl fmt::Debug for Ledger {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n";
+
+    fn ledger() -> Ledger {
+        let drain = Drain::new(Duration::from_secs(600), Duration::from_secs(600));
+        Ledger::new(Arc::new(Classes::new(&drain)), String::new())
+    }
+
+    #[test]
+    fn a_request_is_in_flight_from_its_first_byte_to_the_flush_of_its_answer() {
+        let ledger = ledger();
+        assert_eq!(ledger.activity(), Activity::Idle);
+        ledger.read(b"G");
+        ledger.flushed();
+        assert_eq!(ledger.activity(), Activity::Busy);
+        ledger.request(None);
+        ledger.flushed();
+        assert_eq!(ledger.activity(), Activity::Busy);
+        ledger.response_ended(false);
+        assert_eq!(ledger.activity(), Activity::Busy);
+        ledger.flushed();
+        assert_eq!(ledger.activity(), Activity::Idle);
+    }
+
+    #[test]
+    fn requests_of_one_connection_are_counted_and_streams_among_them_do_not_hide_the_rest() {
+        let ledger = ledger();
+        ledger.multiplexed();
+        ledger.read(b"frames");
+        assert_eq!(ledger.activity(), Activity::Idle);
+        ledger.request(None);
+        ledger.request(None);
+        ledger.stream_begun();
+        assert_eq!(ledger.activity(), Activity::Busy);
+        ledger.response_ended(false);
+        assert_eq!(ledger.activity(), Activity::Streaming);
+        ledger.response_ended(true);
+        assert_eq!(ledger.activity(), Activity::Idle);
+    }
+
+    #[test]
+    fn a_body_of_known_length_is_unread_until_its_last_byte_was_read() {
+        let ledger = ledger();
+        ledger.read(&[HEAD, b"a"].concat());
+        ledger.request(Some(Some(3)));
+        assert!(ledger.may_be_unread());
+        ledger.read(b"b");
+        assert!(ledger.may_be_unread());
+        ledger.read(b"c");
+        assert!(!ledger.may_be_unread());
+    }
+
+    #[test]
+    fn what_cannot_be_known_may_be_unread() {
+        let (chunked, split) = (ledger(), ledger());
+        chunked.read(HEAD);
+        chunked.request(Some(None));
+        assert!(chunked.may_be_unread());
+        split.read(&HEAD[..HEAD.len() - 1]);
+        split.read(b"\nabc");
+        split.request(Some(Some(3)));
+        assert!(split.may_be_unread());
+    }
+
+    #[test]
+    fn the_last_response_is_the_one_behind_which_nothing_was_read() {
+        let ledger = ledger();
+        ledger.read(HEAD);
+        ledger.request(None);
+        assert!(!ledger.is_last_response());
+        ledger.set_leaving(true);
+        assert!(!ledger.is_last_response());
+        ledger.read_blocked();
+        assert!(ledger.is_last_response());
+    }
+
+    #[test]
+    fn a_client_that_pipelines_without_end_is_told_in_the_end() {
+        let ledger = ledger();
+        ledger.set_leaving(true);
+        ledger.read(HEAD);
+        ledger.request(None);
+        assert_eq!(
+            (0..=PIPELINED_MAX).position(|_| ledger.is_last_response()),
+            Some(PIPELINED_MAX as usize)
+        );
+    }
+}

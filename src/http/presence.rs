@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::ledger::{Activity, Ledger};
+use crate::config::LOOK_AGAIN;
 use crate::drain::{Class, Guard, Signal, Stage};
 
 /// One connection's place in the drain. Holds exactly one guard from accept to close, so that a drain that begins at
@@ -144,12 +145,16 @@ impl Presence {
     /// When to look again at the latest.
     fn until(&self) -> Option<Instant> {
         let leaving = self.leaving?;
+        let now = Instant::now();
         let look = match self.counted_as {
-            Activity::Idle => leaving.max(self.last_active) + self.idle_grace,
-            _ => Instant::now() + self.idle_grace,
+            Activity::Idle => leaving.max(self.last_active).checked_add(self.idle_grace),
+            _ => now.checked_add(LOOK_AGAIN),
         };
-        let cut = self.signal.time_left().map(|left| Instant::now() + left);
-        Some(cut.map_or(look, |cut| cut.min(look)))
+        let cut = self
+            .signal
+            .time_left()
+            .and_then(|left| now.checked_add(left));
+        [look, cut].into_iter().flatten().min()
     }
 
     fn is_grace_over(&mut self) -> bool {
@@ -169,5 +174,146 @@ fn counted(ledger: &Ledger, leaving: bool) -> Activity {
     match ledger.activity() {
         Activity::Idle if !leaving => Activity::Busy,
         activity => activity,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+
+    use tokio::time::sleep;
+
+    use super::super::ledger::Classes;
+    use super::*;
+    use crate::drain::Drain;
+
+    const GRACE: Duration = Duration::from_secs(5);
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn present() -> (Drain, Presence) {
+        let drain = Drain::new(LONG, LONG);
+        let ledger = Ledger::new(Arc::new(Classes::new(&drain)), "peer".into());
+        (drain, Presence::new(Arc::new(ledger), GRACE))
+    }
+
+    fn counts(drain: &Drain) -> Vec<&'static str> {
+        let classes = drain.progress().classes;
+        classes
+            .into_iter()
+            .filter(|class| class.in_flight > 0)
+            .map(|class| class.name)
+            .collect()
+    }
+
+    /// Attends to a connection that does `work`, until it is to be closed.
+    async fn attend(presence: &mut Presence, work: impl Future<Output = ()>) -> End<()> {
+        let work = pin!(async {
+            work.await;
+            pending().await
+        });
+        presence.attend(work, |_| {}).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_of_a_connection_that_was_idle_before_begins_with_the_flip() {
+        let (drain, mut presence) = present();
+        let begun = Instant::now();
+        let work = async {
+            sleep(GRACE * 3).await;
+            drain.quiesce();
+        };
+        assert!(matches!(attend(&mut presence, work).await, End::GraceOver));
+        assert_eq!(begun.elapsed(), GRACE * 4);
+        assert_eq!(counts(&drain), ["idle"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_of_a_connection_that_was_active_since_begins_anew() {
+        let (drain, mut presence) = present();
+        let ledger = presence.ledger();
+        let begun = Instant::now();
+        let work = async {
+            drain.quiesce();
+            sleep(GRACE / 2).await;
+            ledger.request(None);
+            sleep(GRACE * 2).await;
+            assert_eq!(counts(&drain), ["http1"]);
+            ledger.response_ended(false);
+            ledger.flushed();
+        };
+        assert!(matches!(attend(&mut presence, work).await, End::GraceOver));
+        assert_eq!(begun.elapsed(), GRACE / 2 + GRACE * 2 + GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_still_writes_is_not_idle() {
+        let (drain, mut presence) = present();
+        let ledger = presence.ledger();
+        ledger.multiplexed();
+        drain.begin();
+        let begun = Instant::now();
+        let work = async {
+            for _ in 0..10 {
+                sleep(GRACE / 2).await;
+                ledger.wrote();
+            }
+        };
+        assert!(matches!(attend(&mut presence, work).await, End::GraceOver));
+        assert!(begun.elapsed() >= GRACE * 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_end_in_other_tasks_are_noticed_in_time() {
+        let (drain, mut presence) = present();
+        let ledger = presence.ledger();
+        ledger.multiplexed();
+        ledger.request(None);
+        drain.begin();
+        tokio::spawn(async move {
+            sleep(GRACE / 2).await;
+            ledger.response_ended(false);
+        });
+        let begun = Instant::now();
+        assert!(matches!(
+            attend(&mut presence, async {}).await,
+            End::GraceOver
+        ));
+        assert!(begun.elapsed() <= GRACE * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_in_flight_is_cut_when_the_time_of_its_class_is_up() {
+        let (drain, mut presence) = present();
+        presence.ledger().request(None);
+        drain.begin();
+        let begun = Instant::now();
+        assert!(matches!(attend(&mut presence, async {}).await, End::Cut));
+        assert_eq!(begun.elapsed(), LONG);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_counted_at_every_moment() {
+        let (drain, mut presence) = present();
+        let work = async {
+            drain.begin();
+            sleep(GRACE / 2).await;
+        };
+        let mut drained = pin!(drain.drained());
+        tokio::select! {
+            biased;
+            _ = &mut drained => panic!("the drain saw nothing in flight"),
+            end = attend(&mut presence, work) => assert!(matches!(end, End::GraceOver)),
+        }
+        drop(presence);
+        drained.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_grace_is_too_long() {
+        let (drain, mut presence) = present();
+        presence.idle_grace = Duration::MAX;
+        drain.begin();
+        assert!(matches!(attend(&mut presence, async {}).await, End::Cut));
     }
 }

@@ -56,7 +56,7 @@ impl Server {
         self
     }
 
-    /// How long the handshake of [`serve_with`](Self::serve_with) may take. Default: [`HANDSHAKE_DEADLINE`], 10 s.
+    /// How long the handshake of an accepted connection may take. Default: [`HANDSHAKE_DEADLINE`], 10 s.
     pub fn handshake_deadline(mut self, deadline: Duration) -> Self {
         self.handshake_deadline = deadline;
         self
@@ -239,7 +239,7 @@ async fn accept<A: Accept>(
 }
 
 /// The next connection, however long accepting fails.
-async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
+pub(super) async fn next<A: Accept>(source: &mut A) -> Incoming<A::Stream> {
     loop {
         match source.accept().await {
             Ok(incoming) => return incoming,

@@ -41,3 +41,66 @@ pub(super) async fn protocol<S: AsyncRead + Unpin>(io: &mut Io<S>) -> io::Result
         _ => Some(Protocol::Http1),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::super::io::{Rewind, peek_nothing};
+    use super::super::ledger::{Activity, Classes, Ledger};
+    use super::*;
+    use crate::drain::Drain;
+
+    fn io(prefix: &'static [u8]) -> (DuplexStream, Io<DuplexStream>) {
+        let (client, server) = duplex(64);
+        let long = std::time::Duration::from_secs(600);
+        let ledger = Ledger::new(
+            Arc::new(Classes::new(&Drain::new(long, long))),
+            String::new(),
+        );
+        (
+            client,
+            Io::new(
+                Rewind::new(server, prefix.into()),
+                peek_nothing,
+                Arc::new(ledger),
+            ),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_preface_is_told_from_everything_else_and_put_back_in_any_split() {
+        let requests: [(&[u8], Protocol); 3] = [
+            (PREFACE, Protocol::Http2),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\rX", Protocol::Http1),
+            (b"PUT / HTTP/1.1\r\n\r\n1234567", Protocol::Http1),
+        ];
+        for (bytes, expected) in requests {
+            for split in 0..bytes.len() {
+                let (mut client, mut io) = io(&bytes[..split]);
+                client.write_all(&bytes[split..]).await.unwrap();
+                assert_eq!(protocol(&mut io).await.unwrap(), Some(expected));
+                let mut again = vec![0; bytes.len()];
+                io.read_exact(&mut again).await.unwrap();
+                assert_eq!(again, bytes, "split at {split}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_single_byte_that_no_preface_begins_with_is_enough() {
+        let (_client, mut io) = io(b"G");
+        assert_eq!(protocol(&mut io).await.unwrap(), Some(Protocol::Http1));
+        assert_eq!(io.ledger().activity(), Activity::Busy);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_speaks_nothing() {
+        let (client, mut io) = io(b"");
+        drop(client);
+        assert_eq!(protocol(&mut io).await.unwrap(), None);
+        assert_eq!(io.ledger().activity(), Activity::Idle);
+    }
+}

@@ -231,8 +231,11 @@ async fn a_rollback_keeps_connections_alive() {
     rig.until_counted("idle", 1).await;
     rig.drain.resume();
     rig.until_counted("http1", 1).await;
-    // One that is idle through a whole grace, with the flip taken back, shows that no grace is running any more.
-    tokio::time::sleep(SHORT * 2).await;
+    // Another generation shows that a grace which began later is over.
+    let other = Rig::new(server().idle_grace(SHORT)).await;
+    let idle = other.idle().await;
+    other.drain.quiesce();
+    idle.closed().await;
     for _ in 0..2 {
         client.get("/").await;
         assert!(!client.response().await.says_close());
@@ -311,7 +314,7 @@ async fn a_request_that_is_in_the_socket_at_the_end_of_the_grace_is_answered() {
     rig.drain.begin();
     let end = tokio::time::Instant::now() + grace;
     let trials = clients.into_iter().enumerate().map(|(trial, mut client)| {
-        let at = end - Duration::from_micros(4_000) + Duration::from_micros(20 * trial as u64);
+        let at = end - Duration::from_millis(2) + Duration::from_micros(20 * trial as u64);
         tokio::spawn(async move {
             tokio::time::sleep_until(at).await;
             let was_open = client.is_open();
@@ -326,7 +329,10 @@ async fn a_request_that_is_in_the_socket_at_the_end_of_the_grace_is_answered() {
         answered += usize::from(!reply.is_empty());
         lost += usize::from(in_time && reply.is_empty());
     }
-    eprintln!("{answered} answered, {lost} lost");
-    assert!(answered > 0);
+    // Nobody can close the instant between the last look and the close, but it is short.
+    assert!(
+        answered > 0 && lost <= TRIALS / 50,
+        "{answered} answered, {lost} lost"
+    );
     rig.gone().await;
 }

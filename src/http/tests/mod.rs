@@ -132,6 +132,12 @@ impl Rig {
         self.app.feed.lock().unwrap().take().unwrap()
     }
 
+    /// The stream that an upgraded request was given.
+    async fn upgrade(&self) -> Upgrade {
+        let mut upgraded = self.app.upgraded.lock().unwrap().take().unwrap();
+        within(upgraded.recv()).await.unwrap()
+    }
+
     /// Waits for the server's end.
     async fn gone(self) -> Report {
         within(self.server).await.unwrap();
@@ -184,10 +190,14 @@ async fn upgrade(State(app): State<Arc<App>>, mut request: Request) -> Response 
     let (sender, receiver) = mpsc::unbounded_channel();
     *app.upgraded.lock().unwrap() = Some(receiver);
     let signal = request.extensions_mut().remove::<Signal>();
+    let is_http2 = request.version() == http::Version::HTTP_2;
     tokio::spawn(async move {
         let stream = hyper::upgrade::on(request).await.unwrap();
         sender.send((TokioIo::new(stream), signal)).unwrap();
     });
+    if is_http2 {
+        return Response::new(AxumBody::empty());
+    }
     let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
     let response = response
         .header(CONNECTION, "upgrade")
@@ -287,9 +297,8 @@ impl Client {
     fn is_open(&self) -> bool {
         let mut byte = [std::mem::MaybeUninit::uninit()];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        socket2::SockRef::from(&self.stream)
-            .recv_with_flags(&mut byte, flags)
-            .is_err()
+        let peeked = socket2::SockRef::from(&self.stream).recv_with_flags(&mut byte, flags);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whatever comes until the connection ends, in whatever way.
