@@ -16,8 +16,8 @@ use tokio::time;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the generations pass on, so that the calls that this takes can fail as well.
-const STATE: &str = "hello-from-the-incumbent";
+/// How a successor tells of the state that it has got, up to what is different each time.
+const PASSED: &str = "passed offered Some(0) flipped Some(0) note Some(";
 /// Clients of each of the two kinds.
 const CLIENTS: usize = 2;
 
@@ -55,7 +55,8 @@ impl Rig {
             .env("TESTD_BAKE_MS", "60")
             .env("TESTD_START_MS", "3000")
             .env("TESTD_DRAIN_MS", "5000")
-            .env("TESTD_STATE", STATE);
+            // The calls that this takes can fail as well.
+            .env("TESTD_STATE", "1");
         let prepared = prepare(&mut command, &directory);
         let server = Server::spawn(command).unwrap();
         let address = server.address("web", DEADLINE).await.unwrap();
@@ -105,15 +106,16 @@ impl Rig {
     /// An upgrade under load that nothing spoils.
     pub(crate) async fn upgrade_well(&self, from: Generation, successor: u64) -> Generation {
         let load = self.load();
+        let passed = format!("{PASSED}\"a note from {}\"", from.number);
+        let before = self.server.log().matches(&passed).count();
         self.ask_for_upgrade(from);
         let verdict = self.verdict(from, successor).await;
         assert!(matches!(verdict, Verdict::Committed(_)), "{verdict:?}");
         load.until_answers(successor, 5, DEADLINE).await.unwrap();
         assert_nothing_lost(&load.stop().await);
         let next = self.ready(successor).await;
-        let passed_on = format!("flipped {successor} {STATE}");
-        let passed_on = self.server.wait_for_line(&passed_on, DEADLINE).await;
-        passed_on.unwrap();
+        let passed = self.server.wait_for_lines(&passed, before + 1, DEADLINE);
+        passed.await.unwrap();
         self.assert_served_by(next).await;
         next
     }

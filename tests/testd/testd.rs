@@ -14,7 +14,6 @@ mod bare;
 mod heap;
 mod passed;
 mod plan;
-mod state;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -47,12 +46,10 @@ async fn main() -> Outcome {
     }
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
-    state::check_offered(&mut starting, is_successor)?;
     plan.act("before-ready").await;
     let events = starting.events();
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
-    state::pass_on(&generation)?;
     let telling = tokio::spawn(tell(generation.number(), events, stall_of(is_successor)));
     println!("ready {} pid {}", generation.number(), std::process::id());
     tokio::spawn({
