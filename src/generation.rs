@@ -49,11 +49,14 @@ pub struct Builder {
     config: Config,
 }
 
+/// Far enough in the future to mean for ever, and near enough to be added to any instant.
+const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 macro_rules! durations {
     ($($(#[$doc:meta])* $name:ident => $field:ident;)*) => {
         $($(#[$doc])*
         pub fn $name(mut self, limit: Duration) -> Self {
-            self.config.$field = limit;
+            self.config.$field = limit.min(LIMIT_MAX);
             self
         })*
     };
@@ -91,7 +94,7 @@ impl Builder {
     ///
     /// Default: it takes over as soon as it is ready.
     pub fn standby(mut self, limit: Duration) -> Self {
-        self.config.standby = Some(limit);
+        self.config.standby = Some(limit.min(LIMIT_MAX));
         self
     }
 

@@ -117,11 +117,11 @@ fn aborted_unseen(upgrades: &[Upgrade], report: &Report) -> Claim {
 
 fn nothing_else_lost(report: &Report, losses: &Losses) -> Claim {
     Claim {
-        holds: losses.unexplained() == 0,
+        holds: losses.others() == 0,
         text: format!(
             "{} requests, {} failed outside the crash; the longest time without any answer was {}, at {:.1} s",
             grouped(report.requests()),
-            grouped(losses.unexplained()),
+            grouped(losses.others()),
             brief(report.gap),
             report.gap_at.as_secs_f64()
         ),
@@ -131,7 +131,7 @@ fn nothing_else_lost(report: &Report, losses: &Losses) -> Claim {
 fn crash_contained(upgrade: &Upgrade, losses: &Losses) -> Option<Claim> {
     let crash = upgrade.crash.as_ref()?;
     Some(Claim {
-        holds: losses.are_explained(),
+        holds: losses.crashed() <= losses.explained_max,
         text: format!(
             "the crash of {} cost {} requests on the {} connections that it held, and no other; after {} \
              generation {} answered new ones",
@@ -194,24 +194,21 @@ fn request_table(report: &Report, losses: &Losses) -> String {
             &brief(kind.latency.quantile(0.99)),
         ]);
     }
-    table + &unlike_a_crash(report, losses)
+    table + &other_losses(losses)
 }
 
-fn unlike_a_crash(report: &Report, losses: &Losses) -> String {
-    if losses.unexplained() == 0 {
-        return String::new();
-    }
-    let mut text = String::from("failed, and not by the crash:\n");
-    for (kind, failure, count) in &losses.unlike_a_crash {
+/// The first of those that nothing excuses.
+fn other_losses(losses: &Losses) -> String {
+    let mut text = String::new();
+    for sample in losses.unexplained.iter().take(OTHERS_SHOWN) {
         // Writing to a string cannot fail; here and below.
-        let _ = writeln!(text, "  {kind:<16}{failure:<22}{count:>6}");
-    }
-    for sample in &report.samples {
-        let at = sample.at.as_secs_f64();
         let _ = writeln!(
             text,
-            "  {at:.3} s {}: {}: {}",
-            sample.kind, sample.failure, sample.detail
+            "{:>9.3} s  {}: {}: {}",
+            sample.at.as_secs_f64(),
+            sample.kind,
+            sample.failure,
+            sample.detail
         );
     }
     text
@@ -219,7 +216,7 @@ fn unlike_a_crash(report: &Report, losses: &Losses) -> String {
 
 fn crash_table(losses: &Losses) -> String {
     let mut table = String::new();
-    for (kind, failure, count) in &losses.in_crash {
+    for ((kind, failure), count) in &losses.in_crash {
         let meaning = meaning(*failure);
         let _ = writeln!(table, "{count:>5}  {kind:<15} {failure:<20} {meaning}");
     }
@@ -271,5 +268,6 @@ fn count(upgrades: &[Upgrade], ending: Ending) -> usize {
         .count()
 }
 
+const OTHERS_SHOWN: usize = 10;
 const UPGRADES_NOTE: &str = "Ready and verdict count from the SIGHUP, the first answer from the begin of the flip until a \
                              client had it in full.";

@@ -70,7 +70,7 @@ impl Stage {
         let server = Server::spawn(command)?;
         let address = server.address("web", DEADLINE).await?;
         let load = Load::start(address, mix);
-        let begun = Instant::now();
+        let begun = Instant::now() - load.elapsed();
         load.until_answers(first.version, 1, DEADLINE).await?;
         let pid = server.pid();
         let text = format!("release {first} serves on {address} as generation 1 (pid {pid})");

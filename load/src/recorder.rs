@@ -218,7 +218,7 @@ impl Gap {
     }
 }
 
-const SAMPLES_MAX: usize = 50;
+const SAMPLES_MAX: usize = 1000;
 
 #[cfg(test)]
 mod tests {

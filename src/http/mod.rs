@@ -13,8 +13,8 @@
 //!
 //! A rollback takes all of this back, except that HTTP/2 clients open a new connection.
 //!
-//! Handlers that last can see that they should end: requests for an upgrade or for `text/event-stream` carry the
-//! [`Signal`](crate::drain::Signal) of their class as an extension.
+//! Handlers that last can see that they should end: every request carries the
+//! [`Signal`](crate::drain::Signal) of its class as an extension.
 //!
 //! What is counted (see [`Drain::progress`](crate::drain::Drain::progress)) is connections, in the classes
 //! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
