@@ -201,16 +201,14 @@ impl Builder {
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
         let mut driver = Driver::new(shared.clone(), config, launcher, inbox, own_signals);
-        let offered = channel.map(|channel| driver.succeed(channel)).transpose()?;
+        if let Some(channel) = channel {
+            driver.succeed(channel).await?;
+        }
         tokio::spawn(driver.run());
-        let starting = Starting {
+        Ok(Starting {
             shared,
             settled: false,
-        };
-        if let Some(offered) = offered {
-            offered.await.map_err(|_| gone())??;
-        }
-        Ok(starting)
+        })
     }
 }
 

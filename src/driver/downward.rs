@@ -143,7 +143,11 @@ impl Driver {
                 }
                 if flipping {
                     self.incumbent.handle_gates_shut(now);
-                } else if self.incumbent.phase() == Some(Phase::Offering) {
+                } else if self
+                    .incumbent
+                    .phase()
+                    .is_some_and(|phase| phase < Phase::Warming)
+                {
                     self.send_chunk();
                 }
             }
@@ -187,8 +191,8 @@ impl Driver {
                 down.span.record("pid", link.pid);
                 down.link = Some(link);
                 down.hooks = self.shared.at_offer.run();
-                self.incumbent.handle_launched(Instant::now());
                 self.greet();
+                self.incumbent.handle_launched(Instant::now());
             }
             Err(error) => self.incumbent.handle_launch_failed(format!("{error:?}")),
         }

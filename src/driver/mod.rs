@@ -61,7 +61,8 @@ pub(crate) struct Driver {
     elders: Elders,
     /// Sockets that the successor does not want.
     unclaimed: Vec<String>,
-    started: Option<oneshot::Sender<Result<()>>>,
+    /// Whether this generation can claim its sockets, once that is known.
+    offered: Option<Result<()>>,
     ready: Option<oneshot::Sender<Result<()>>>,
 }
 
@@ -113,15 +114,20 @@ impl Driver {
             waiting: None,
             elders: Elders::default(),
             unclaimed: Vec::new(),
-            started: None,
+            offered: None,
             ready: None,
         }
     }
 
     /// Makes this generation the successor of the one at the other end of `channel`.
     ///
-    /// The answer comes when its sockets have arrived.
-    pub(crate) fn succeed(&mut self, channel: OwnedFd) -> Result<oneshot::Receiver<Result<()>>> {
+    /// Returns when its sockets have arrived. Here and not in the driver's task, because every change of tasks costs the
+    /// clients of a handover a wake-up.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: the handover is given up with the driver.
+    pub(crate) async fn succeed(&mut self, channel: OwnedFd) -> Result<()> {
         let doing = || Error::new(ErrorKind::Protocol, "greeting the incumbent");
         let pid = descriptors::peer_pid(channel.as_fd()).map_err(|error| doing().because(error))?;
         // Its process number is its own for as long as its end of the channel is open, which the greeting proves.
@@ -139,13 +145,17 @@ impl Driver {
         let machine = Successor::new(deadlines(&self.config), Instant::now());
         let is_dead = process.is_none();
         self.up = Some(Upward::new(machine, channel, process, pid));
-        let (reply, answer) = oneshot::channel();
-        self.started = Some(reply);
         if is_dead {
             // There is no end left to wait for: it died and was collected before this process came so far.
             self.incumbent_ended();
         }
-        Ok(answer)
+        loop {
+            if let Some(offered) = self.offered.take() {
+                return offered;
+            }
+            let input = self.next().await;
+            self.handle(input);
+        }
     }
 
     /// Runs for the rest of the process's life.
@@ -263,15 +273,9 @@ impl Driver {
     }
 
     fn app_ready(&mut self, reply: oneshot::Sender<Result<()>>) {
-        if let Err(error) = self.signals.listen_stop(&self.config.stop_signals) {
-            self.shared.warn(format!(
-                "the stop signals keep their default action: {error}"
-            ));
-        }
         // An open gate holds a second descriptor of its socket.
-        self.raise_descriptor_limit(
-            u32::try_from(self.shared.table.names().len()).unwrap_or(u32::MAX),
-        );
+        let sockets = self.shared.table.names().len();
+        self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
         match &mut self.up {
             Some(up) => {
                 self.ready = Some(reply);
@@ -280,11 +284,21 @@ impl Driver {
                 up.machine.handle_ready(unclaimed);
                 self.perform_upward();
                 self.answer_failed();
+                self.listen_stop();
             }
             None => {
+                self.listen_stop();
                 // Nobody waits for the answer if the application has gone away meanwhile.
                 let _ = reply.send(self.serve_fresh());
             }
+        }
+    }
+
+    fn listen_stop(&mut self) {
+        if let Err(error) = self.signals.listen_stop(&self.config.stop_signals) {
+            self.shared.warn(format!(
+                "the stop signals keep their default action: {error}"
+            ));
         }
     }
 
@@ -434,13 +448,6 @@ impl Driver {
         if let Err(error) = pid_file::write(path, std::process::id()) {
             self.shared
                 .warn(format!("writing {}: {error}", path.display()));
-        }
-    }
-
-    fn answer_started(&mut self, result: Result<()>) {
-        if let Some(reply) = self.started.take() {
-            // `start` may have been dropped.
-            let _ = reply.send(result);
         }
     }
 

@@ -155,7 +155,7 @@ impl Driver {
             self.restore_stderr();
         }
         match adopted {
-            Ok(()) => self.answer_started(Ok(())),
+            Ok(()) => self.offered = Some(Ok(())),
             Err(error) => {
                 if let Some(up) = &mut self.up {
                     up.machine.handle_stop(format!("{error:?}"));
@@ -266,7 +266,7 @@ impl Driver {
             }
         };
         let errors = (error(), error());
-        self.answer_started(Err(errors.0));
+        self.offered = Some(Err(errors.0));
         self.answer_ready(Err(errors.1));
     }
 }

@@ -29,7 +29,10 @@ enum State {
     /// No upgrade is under way.
     Serving,
     AwaitLaunch,
+    /// The offer is on its way already: a successor reads it as soon as it has understood the greeting.
     AwaitHello {
+        chunk: u32,
+        last: bool,
         deadline: Instant,
     },
     AwaitReceived {
@@ -185,7 +188,7 @@ impl Incumbent {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Serving | State::AwaitLaunch | State::Leaving => None,
-            State::AwaitHello { deadline }
+            State::AwaitHello { deadline, .. }
             | State::AwaitReceived { deadline, .. }
             | State::AwaitReady { deadline, .. }
             | State::Standby { deadline, .. }
@@ -215,8 +218,11 @@ impl Incumbent {
     pub(crate) fn handle_launched(&mut self, now: Instant) {
         debug_assert_eq!(self.state, State::AwaitLaunch);
         self.state = State::AwaitHello {
+            chunk: 0,
+            last: false,
             deadline: now + self.deadlines.start,
         };
+        self.push(Output::SendChunk);
     }
 
     pub(crate) fn handle_launch_failed(&mut self, reason: String) {
@@ -230,7 +236,9 @@ impl Incumbent {
 
     /// A chunk of the offer is on its way.
     pub(crate) fn handle_chunk_sent(&mut self, index: u32, is_last: bool) {
-        if let State::AwaitReceived { chunk, last, .. } = &mut self.state {
+        if let State::AwaitHello { chunk, last, .. } | State::AwaitReceived { chunk, last, .. } =
+            &mut self.state
+        {
             (*chunk, *last) = (index, is_last);
         }
     }
@@ -239,9 +247,7 @@ impl Incumbent {
     pub(crate) fn handle_message(&mut self, now: Instant, message: Message, offered: u32) {
         match (&self.state, message) {
             (State::Serving | State::AwaitLaunch | State::Leaving, _) => {}
-            (State::AwaitHello { deadline }, Message::Hello(hello)) => {
-                self.on_hello(now, *deadline, &hello);
-            }
+            (State::AwaitHello { .. }, Message::Hello(hello)) => self.on_hello(now, &hello),
             (
                 State::AwaitReceived {
                     chunk,
@@ -389,7 +395,7 @@ impl Incumbent {
         }
     }
 
-    fn on_hello(&mut self, now: Instant, deadline: Instant, hello: &Hello) {
+    fn on_hello(&mut self, now: Instant, hello: &Hello) {
         if hello.version_max < VERSION_MIN || hello.version_min > VERSION {
             let reason = format!(
                 "it speaks protocol versions {} to {}, this generation {VERSION_MIN} to {VERSION}",
@@ -397,13 +403,19 @@ impl Incumbent {
             );
             return self.give_up(now, reason, Ending::Killed);
         }
-        self.state = State::AwaitReceived {
-            chunk: 0,
-            last: false,
+        if let State::AwaitHello {
+            chunk,
+            last,
             deadline,
-        };
-        self.enter(Phase::Offering);
-        self.push(Output::SendChunk);
+        } = self.state
+        {
+            self.state = State::AwaitReceived {
+                chunk,
+                last,
+                deadline,
+            };
+            self.enter(Phase::Offering);
+        }
     }
 
     fn on_received(&mut self, last: bool, offered: u32, deadline: Instant) {
@@ -423,7 +435,7 @@ impl Incumbent {
         let wanted = now
             .checked_add(std::time::Duration::from_millis(millis))
             .unwrap_or(latest);
-        if let State::AwaitHello { deadline }
+        if let State::AwaitHello { deadline, .. }
         | State::AwaitReceived { deadline, .. }
         | State::AwaitReady { deadline, .. } = &mut self.state
         {
