@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
+/// The most that a successor's extensions of its start deadline can add up to, counted from its launch: 15 min.
+pub const START_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long each step of a flip may take before it is taken back: 1 s.
 pub const FLIP_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the incumbent stays warm after a flip, ready to take over again: 10 s.
@@ -24,6 +26,14 @@ pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 pub const IDLE_GRACE: Duration = Duration::from_secs(5);
 /// How long a TLS (or other) handshake of an accepted connection may take: 10 s.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long until a gate whose socket the kernel would not watch tries again: 5 ms.
+pub const DEAF_RETRY: Duration = Duration::from_millis(5);
+/// How long binding or unlinking a Unix socket's path waits for the lock on its directory: 5 s.
+pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a final stop goes on accepting after it refuses new connections, for handshakes under way: 100 ms.
+pub const STOP_SETTLE: Duration = Duration::from_millis(100);
+/// How long until a directory that somebody else has locked is tried again: 5 ms.
+pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
 pub const LINGER_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a busy connection on its way out is looked at, in case its last request ended without waking it: 1 s.
@@ -37,6 +47,8 @@ pub const PIPELINED_MAX: u32 = 1_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) start: Duration,
+    pub(crate) start_max: Duration,
+    pub(crate) standby: Option<Duration>,
     pub(crate) flip: Duration,
     pub(crate) bake: Duration,
     pub(crate) drain: Duration,
@@ -47,6 +59,7 @@ pub(crate) struct Config {
     pub(crate) program: Option<PathBuf>,
     pub(crate) extra_env: Vec<(OsString, OsString)>,
     pub(crate) capture_stderr: bool,
+    pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
@@ -56,6 +69,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             start: START_DEADLINE,
+            start_max: START_MAX,
+            standby: None,
             flip: FLIP_DEADLINE,
             bake: BAKE,
             drain: DRAIN_DEADLINE,
@@ -66,6 +81,7 @@ impl Default for Config {
             program: None,
             extra_env: Vec::new(),
             capture_stderr: true,
+            build: String::new(),
             pid_file: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],

@@ -73,8 +73,6 @@ pub enum Event {
         successor: u64,
         /// Why, with the successor's exit status and last words where it had any.
         reason: String,
-        /// Time from the cause to this generation's gates being open.
-        took: Duration,
         /// Time since the upgrade was asked for.
         after: Duration,
     },

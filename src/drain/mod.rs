@@ -17,6 +17,7 @@ mod track;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub struct Drain {
 pub struct Class {
     shared: Arc<Shared>,
     index: usize,
+    deadline: Deadline,
 }
 
 /// One unit of work in flight, until it is dropped.
@@ -57,15 +59,21 @@ struct Shared {
 #[derive(Default)]
 struct Work {
     classes: Vec<ClassWork>,
+    /// Units that ended because their time was up, or after it.
+    cut_off: Vec<Straggler>,
     in_flight: usize,
     next_id: u64,
 }
 
 struct ClassWork {
     name: &'static str,
-    deadline: Duration,
+    deadline: Deadline,
     units: BTreeMap<u64, Unit>,
 }
+
+/// Readable without the lock: every request of a server asks for it.
+#[derive(Clone)]
+struct Deadline(Arc<AtomicU64>);
 
 struct Unit {
     label: Cow<'static, str>,
@@ -88,21 +96,14 @@ impl Drain {
 
     /// The class of this name, made with the generation's drain deadline if there is none yet.
     pub fn class(&self, name: &'static str) -> Class {
-        let index = self.shared.class_index(name, self.shared.default_deadline);
-        Class {
-            shared: Arc::clone(&self.shared),
-            index,
-        }
+        self.shared.class(name)
     }
 
     /// The class of this name, whose units are cut `deadline` after the drain began.
     pub fn class_with_deadline(&self, name: &'static str, deadline: Duration) -> Class {
-        let index = self.shared.class_index(name, deadline);
-        self.shared.lock().classes[index].deadline = deadline;
-        Class {
-            shared: Arc::clone(&self.shared),
-            index,
-        }
+        let class = self.shared.class(name);
+        class.deadline.set(deadline);
+        class
     }
 
     /// What tasks observe to learn that this generation is on its way out, with the default deadline.
@@ -225,18 +226,18 @@ impl Class {
     }
 
     /// Counts a future as one unit of work, from now until it completes or is dropped.
-    pub fn track<F: Future>(
-        &self,
-        label: impl Into<Cow<'static, str>>,
-        future: F,
-    ) -> impl Future<Output = F::Output> {
+    pub fn track<F, L>(&self, label: L, future: F) -> impl Future<Output = F::Output> + use<F, L>
+    where
+        F: Future,
+        L: Into<Cow<'static, str>>,
+    {
         track::Tracked::new(self.guard(label), future)
     }
 
     /// What tasks of this class observe to learn that their generation is on its way out, and when they are cut.
     pub fn signal(&self) -> Signal {
-        let deadline = self.shared.lock().classes[self.index].deadline;
-        Signal::new(self.shared.stage.subscribe(), self.shared.limit(deadline))
+        let limit = self.shared.limit(self.deadline.get());
+        Signal::new(self.shared.stage.subscribe(), limit)
     }
 }
 
@@ -252,8 +253,12 @@ impl Drop for Guard {
         let shared = &self.class.shared;
         let mut work = shared.lock();
         let class = &mut work.classes[self.class.index];
-        class.units.remove(&self.id);
+        let (name, deadline) = (class.name, class.deadline.get());
+        let unit = class.units.remove(&self.id);
         let class_is_empty = class.units.is_empty();
+        if shared.is_out_of_time(deadline) {
+            work.cut_off.extend(unit.map(|unit| unit.straggler(name)));
+        }
         work.in_flight -= 1;
         drop(work);
         // A class that has become empty may be the one whose deadline was being waited for.
@@ -269,17 +274,24 @@ impl Shared {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn class_index(&self, name: &'static str, deadline: Duration) -> usize {
+    fn class(self: &Arc<Self>, name: &'static str) -> Class {
         let mut work = self.lock();
-        if let Some(index) = work.classes.iter().position(|class| class.name == name) {
-            return index;
+        let known = work.classes.iter().position(|class| class.name == name);
+        let index = known.unwrap_or(work.classes.len());
+        if known.is_none() {
+            let deadline = Deadline::new(self.default_deadline);
+            work.classes.push(ClassWork {
+                name,
+                deadline,
+                units: BTreeMap::new(),
+            });
         }
-        work.classes.push(ClassWork {
-            name,
+        let deadline = work.classes[index].deadline.clone();
+        Class {
+            shared: Arc::clone(self),
+            index,
             deadline,
-            units: BTreeMap::new(),
-        });
-        work.classes.len() - 1
+        }
     }
 
     fn advance(&self, next: impl FnOnce(Stage) -> Option<Stage>) {
@@ -300,12 +312,20 @@ impl Shared {
         }
     }
 
+    fn is_out_of_time(&self, deadline: Duration) -> bool {
+        match *self.stage.borrow() {
+            Stage::Serving | Stage::Quiesced { .. } => false,
+            Stage::Draining { since } => since + self.limit(deadline) <= Instant::now(),
+            Stage::Cut { .. } => true,
+        }
+    }
+
     fn limit(&self, deadline: Duration) -> Duration {
         deadline.min(self.hard_stop)
     }
 
     fn cut_at(&self, class: &ClassWork, since: Instant) -> Instant {
-        since + self.limit(class.deadline)
+        since + self.limit(class.deadline.get())
     }
 
     /// When the last class that has something in flight is cut; `None` if nothing is.
@@ -317,16 +337,39 @@ impl Shared {
 
     fn report(&self, since: Instant) -> Report {
         let work = self.lock();
-        let left = work.classes.iter().flat_map(|class| {
-            class.units.values().map(|unit| Straggler {
-                class: class.name,
-                label: unit.label.clone(),
-                age: unit.since.elapsed(),
-            })
-        });
+        let classes = work.classes.iter();
+        let left =
+            classes.flat_map(|class| class.units.values().map(|unit| unit.straggler(class.name)));
         Report {
-            stragglers: left.collect(),
+            stragglers: work.cut_off.iter().cloned().chain(left).collect(),
             took: since.elapsed(),
+        }
+    }
+}
+
+impl Deadline {
+    fn new(deadline: Duration) -> Self {
+        let new = Self(Arc::default());
+        new.set(deadline);
+        new
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, deadline: Duration) {
+        let millis = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        self.0.store(millis, Ordering::Relaxed);
+    }
+}
+
+impl Unit {
+    fn straggler(&self, class: &'static str) -> Straggler {
+        Straggler {
+            class,
+            label: self.label.clone(),
+            age: self.since.elapsed(),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Signal {
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub async fn quiesced(&mut self) {
+    pub async fn quiesced(&self) {
         self.reached(|stage| stage != Stage::Serving).await;
     }
 
@@ -88,7 +88,7 @@ impl Signal {
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub async fn draining(&mut self) {
+    pub async fn draining(&self) {
         self.reached(|stage| matches!(stage, Stage::Draining { .. } | Stage::Cut { .. }))
             .await;
     }
@@ -98,7 +98,7 @@ impl Signal {
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub async fn cut(&mut self) {
+    pub async fn cut(&self) {
         self.draining().await;
         let Some(at) = self.cut_at() else { return };
         tokio::select! {
@@ -115,8 +115,9 @@ impl Signal {
         }
     }
 
-    async fn reached(&mut self, wanted: impl Fn(Stage) -> bool) {
-        if self.stage.wait_for(|stage| wanted(*stage)).await.is_err() {
+    async fn reached(&self, wanted: impl Fn(Stage) -> bool) {
+        let mut stage = self.stage.clone();
+        if stage.wait_for(|stage| wanted(*stage)).await.is_err() {
             // The generation's drain is gone, and with it whoever could move it on.
             std::future::pending::<()>().await;
         }

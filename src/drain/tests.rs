@@ -28,6 +28,15 @@ async fn nothing_in_flight_is_drained_the_moment_it_begins() {
 }
 
 #[tokio::test]
+async fn a_tracked_future_can_be_spawned_where_its_class_does_not_live() {
+    let drain = drain();
+    let tracked = tokio::spawn(drain.class("job").track("a", async { 7 }));
+    assert_eq!(drain.in_flight(), 1);
+    assert_eq!(tracked.await.unwrap(), 7);
+    assert_eq!(drain.in_flight(), 0);
+}
+
+#[tokio::test]
 async fn the_last_guard_of_any_class_ends_the_drain() {
     let drain = drain();
     let (request, job) = (
@@ -78,7 +87,7 @@ async fn each_class_is_waited_for_until_its_own_deadline() {
     let _request = drain.class("http").guard("10.0.0.1");
     let stream = drain.class_with_deadline("stream", Duration::from_secs(5));
     let _stream = stream.guard("10.0.0.2");
-    let mut cut = stream.signal();
+    let cut = stream.signal();
     drain.begin();
     let begun = Instant::now();
     cut.cut().await;
@@ -109,7 +118,7 @@ async fn the_hard_stop_caps_every_class() {
 async fn a_second_stop_cuts_at_once_and_reports_who_was_left() {
     let drain = drain();
     let guard = drain.class("http").guard("slow");
-    let mut signal = guard.signal();
+    let signal = guard.signal();
     drain.begin();
     let mut drained = pin!(drain.drained());
     assert!(poll(drained.as_mut()).is_pending());
@@ -173,4 +182,23 @@ async fn progress_names_each_class_its_count_and_its_oldest() {
     assert_eq!(progress.classes[0].in_flight, 2);
     assert_eq!(progress.classes[0].oldest, Some(Duration::from_secs(3)));
     assert_eq!(progress.classes[0].time_left, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_that_ends_because_it_was_cut_is_reported_although_it_is_gone() {
+    let drain = drain();
+    let (late, cut) = (
+        drain.class_with_deadline("late", Duration::from_secs(1)),
+        drain.class("cut"),
+    );
+    let (on_time, late, cut) = (late.guard("on time"), late.guard("late"), cut.guard("cut"));
+    drain.begin();
+    drop(on_time);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    drop(late);
+    drain.cut_now();
+    drop(cut);
+    let report = drain.drained().await;
+    let left: Vec<_> = report.stragglers.iter().map(|left| &*left.label).collect();
+    assert_eq!(left, ["late", "cut"]);
 }

@@ -6,12 +6,16 @@ use std::os::fd::AsFd;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// A source of connections.
-pub(crate) trait Accept: Send {
+/// A source of connections: this crate's listeners, or one of your own.
+pub trait Accept: Send {
     /// One accepted connection.
     type Stream: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static;
 
     /// The next connection.
+    ///
+    /// # Errors
+    ///
+    /// What keeps this process from accepting, such as a limit of descriptors; it is asked again after a pause.
     ///
     /// # Cancel safety
     ///
@@ -21,10 +25,11 @@ pub(crate) trait Accept: Send {
 
 /// An accepted connection.
 #[derive(Debug)]
-pub(crate) struct Incoming<S> {
-    pub(crate) stream: S,
+pub struct Incoming<S> {
+    /// The connection.
+    pub stream: S,
     /// How the connection is called in logs and drain reports.
-    pub(crate) peer: String,
+    pub peer: String,
     /// What another generation has read from it, not served yet.
-    pub(crate) already_read: Bytes,
+    pub already_read: Bytes,
 }

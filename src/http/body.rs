@@ -13,7 +13,7 @@ use crate::drain::{Guard, Signal};
 /// Resolves when the time of what it belongs to is up.
 pub(super) type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-pub(super) fn cut(mut signal: Signal) -> Cut {
+pub(super) fn cut(signal: Signal) -> Cut {
     Box::pin(async move { signal.cut().await })
 }
 

@@ -48,7 +48,7 @@ pub(super) async fn shake_hands<S2, V>(
     S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     V: Serve,
 {
-    let mut signal = guard.signal();
+    let signal = guard.signal();
     let shaken = tokio::select! {
         shaken = timeout(settings.handshake_deadline, handshake) => shaken,
         () = signal.cut() => return,

@@ -13,14 +13,16 @@
 //!
 //! A rollback takes all of this back, except that HTTP/2 clients open a new connection.
 //!
-//! Handlers that last can see that they should end: requests for an upgrade or for `text/event-stream` carry the
-//! [`Signal`](crate::drain::Signal) of their class as an extension.
+//! Handlers that last can see that they should end: every request carries the
+//! [`Signal`](crate::drain::Signal) of its class as an extension.
 //!
 //! What is counted (see [`Drain::progress`](crate::drain::Drain::progress)) is connections, in the classes
 //! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
 //! `http2` while its generation serves, so that serving a request takes no lock.
 
-pub(crate) mod accept;
+mod accept;
+#[cfg(feature = "axum")]
+mod axum_listener;
 mod body;
 mod connection;
 mod http1;
@@ -28,15 +30,18 @@ mod http2;
 mod io;
 mod layer;
 mod ledger;
+mod listeners;
 mod presence;
 mod server;
 mod service;
 mod sniff;
 
+pub use self::accept::{Accept, Incoming};
 pub use self::body::Body;
 pub use self::io::Rewind;
 pub use self::layer::{DrainLayer, DrainService, ResponseFuture};
-pub use self::server::Server;
+pub use self::server::{Server, serve};
+pub use self::service::Serve;
 
 /// What services and bodies fail with.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

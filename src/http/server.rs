@@ -18,6 +18,8 @@ use super::ledger::Classes;
 use super::service::Serve;
 use crate::config::{ACCEPT_PAUSE, HANDSHAKE_DEADLINE, IDLE_GRACE};
 use crate::drain::Drain;
+use crate::error::Result;
+use crate::generation::Serving;
 
 /// Options of an HTTP server, every one with a default.
 #[derive(Clone, Debug)]
@@ -89,12 +91,42 @@ impl Server {
         self
     }
 
-    /// Serves connections until the drain begins, and returns when nothing is left of it.
+    /// Serves connections until this generation has handed over or stops, and returns when nothing of its work is left,
+    /// or its time is up. Leave `main` then.
     ///
     /// # Cancel safety
     ///
     /// Nothing more is accepted once this is dropped; accepted connections are served on.
-    pub(crate) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
+    pub async fn serve<A: Accept, V: Serve>(self, generation: &Serving, source: A, service: V) {
+        self.serve_on(generation.drain(), source, service).await;
+    }
+
+    /// As [`serve`](Self::serve), for what a handshake makes of each accepted stream, such as TLS.
+    ///
+    /// Handshakes run beside each other, each in its connection's task and within
+    /// [`handshake_deadline`](Self::handshake_deadline).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`serve`](Self::serve).
+    pub async fn serve_with<A, H, F, S2, V>(
+        self,
+        generation: &Serving,
+        source: A,
+        handshake: H,
+        service: V,
+    ) where
+        A: Accept,
+        H: Fn(Rewind<A::Stream>) -> F,
+        F: Future<Output = io::Result<S2>> + Send + 'static,
+        S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        V: Serve,
+    {
+        self.serve_with_on(generation.drain(), source, handshake, service)
+            .await;
+    }
+
+    pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
         let settings = self.settings(drain);
         accept(drain, source, |incoming| {
             let Incoming {
@@ -116,14 +148,7 @@ impl Server {
         .await;
     }
 
-    /// As [`serve_on`](Self::serve_on), for what a handshake makes of each accepted stream, such as TLS.
-    ///
-    /// Handshakes run beside each other, each in its connection's task.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing more is accepted once this is dropped; accepted connections are served on.
-    pub(crate) async fn serve_with_on<A, H, F, S2, V>(
+    pub(super) async fn serve_with_on<A, H, F, S2, V>(
         self,
         drain: &Drain,
         source: A,
@@ -171,6 +196,23 @@ impl Server {
     }
 }
 
+/// Serves HTTP/1 and HTTP/2 with every default of [`Server`] until this generation has handed over or stops; returns
+/// when nothing of its work is left, or its time is up. Leave `main` then.
+///
+/// The service is axum's `Router`, or any tower service over hyper's requests.
+///
+/// # Errors
+///
+/// None today; the result leaves room for a server that cannot go on.
+///
+/// # Cancel safety
+///
+/// Nothing more is accepted once this is dropped; accepted connections are served on.
+pub async fn serve<A: Accept, V: Serve>(generation: &Serving, source: A, service: V) -> Result<()> {
+    Server::new().serve(generation, source, service).await;
+    Ok(())
+}
+
 impl Default for Server {
     fn default() -> Self {
         Self::new()
@@ -183,7 +225,7 @@ async fn accept<A: Accept>(
     mut source: A,
     mut begin: impl FnMut(Incoming<A::Stream>),
 ) {
-    let mut signal = drain.signal();
+    let signal = drain.signal();
     let mut draining = pin!(signal.draining());
     loop {
         tokio::select! {

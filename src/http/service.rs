@@ -18,7 +18,7 @@ use super::body::{Body, Cut, cut};
 use super::ledger::Ledger;
 
 /// The services that can be served: axum's router is one, and so is every tower stack around it.
-pub(crate) trait Serve:
+pub trait Serve:
     Service<
         Request<Incoming>,
         Response = Response<Self::Body>,
@@ -146,16 +146,18 @@ impl Drop for InFlight {
     }
 }
 
-/// Gives a handler that may last the means to see that it should end.
-///
-/// Not every request, because an extension costs an allocation.
+/// Gives every handler the means to see that it should end, with the deadline of the class that its request is likely
+/// to be in: only the response says whether it is an event stream.
 fn announce(ledger: &Ledger, request: &mut Request<Incoming>, is_connect: bool) {
+    let classes = &ledger.classes;
     let class = if is_connect || request.extensions().get::<OnUpgrade>().is_some() {
-        &ledger.classes.upgrade
+        &classes.upgrade
     } else if names_event_stream(request.headers(), ACCEPT) {
-        &ledger.classes.stream
+        &classes.stream
+    } else if ledger.is_multiplexed() {
+        &classes.http2
     } else {
-        return;
+        &classes.http1
     };
     request.extensions_mut().insert(class.signal());
 }

@@ -1,8 +1,8 @@
 //! Messages to bytes and back. Any bytes are either a message or an error; memory is bounded by the datagram.
 
-use super::message::Message;
+use super::message::{Message, Slot};
 
-/// The longest datagram either side sends. A chunk of 253 slots with names of 255 bytes stays below it.
+/// The longest datagram either side sends; a [chunk](super::message::Chunk::split) stays below it.
 pub(crate) const DATAGRAM_MAX: usize = 128 * 1024;
 
 /// Writes a message as the body of one datagram.
@@ -15,4 +15,206 @@ pub(crate) fn encode(message: &Message) -> Vec<u8> {
 /// Reads the body of one datagram.
 pub(crate) fn decode(body: &[u8]) -> Result<Message, serde_json::Error> {
     serde_json::from_slice(body)
+}
+
+/// How many bytes a slot adds to a chunk.
+pub(super) fn length(slot: &Slot) -> usize {
+    // One more for the comma. What cannot be written takes no room; see `encode` for why that does not happen.
+    serde_json::to_vec(slot).map_or(0, |text| text.len() + 1)
+}
+
+/// Panics if these bytes show the codec to be wrong: what is read must be written to something that reads the same.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn examine(body: &[u8]) {
+    if let Ok(message) = decode(body) {
+        let again = decode(&encode(&message));
+        assert!(
+            again.is_ok_and(|again| again == message),
+            "reads differently once written: {message:?}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::super::message::{Chunk, Elder, Hello, SlotKind};
+    use super::*;
+
+    #[test]
+    fn a_message_survives_the_wire() {
+        for message in samples() {
+            assert_eq!(decode(&encode(&message)).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn there_is_a_sample_and_a_golden_file_of_every_message() {
+        let sampled: BTreeSet<String> = samples().iter().map(name).collect();
+        let golden: BTreeSet<String> = golden().into_iter().map(|(stem, _)| stem).collect();
+        assert_eq!(sampled, every_name());
+        assert_eq!(golden, every_name());
+    }
+
+    #[test]
+    fn the_samples_are_written_as_version_1_wrote_them() {
+        for message in samples() {
+            let file = repository(&format!("tests/wire/v1/{}.json", name(&message)));
+            let written = String::from_utf8(encode(&message)).unwrap();
+            assert_eq!(written, fs::read_to_string(&file).unwrap(), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn golden_files_are_read_and_written_byte_for_byte() {
+        for (stem, body) in golden() {
+            let message = decode(&body).unwrap();
+            assert_eq!(name(&message), stem);
+            assert_eq!(encode(&message), body, "{stem}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_newer_build_are_ignored() {
+        for (_, body) in golden() {
+            let mut newer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            newer["tomorrow"] = serde_json::json!({ "of": ["any", "shape"] });
+            let newer = serde_json::to_vec(&newer).unwrap();
+            assert_eq!(decode(&newer).unwrap(), decode(&body).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_slot_of_a_newer_kind_is_read_as_unknown() {
+        let body =
+            br#"{"type":"offer","chunk":0,"last":true,"slots":[{"name":"a","kind":"sctp"}]}"#;
+        let Ok(Message::Offer(chunk)) = decode(body) else {
+            panic!("not an offer");
+        };
+        assert_eq!(chunk.slots[0].kind, SlotKind::Unknown);
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error() {
+        let corpus = repository("fuzz/corpus/codec");
+        if !corpus.exists() {
+            return; // The published package leaves the corpus out.
+        }
+        let bodies: Vec<Vec<u8>> = fs::read_dir(corpus)
+            .unwrap()
+            .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        assert!(bodies.len() >= 20);
+        assert!(bodies.iter().any(|body| decode(body).is_ok()));
+        assert!(bodies.iter().any(|body| decode(body).is_err()));
+        bodies.iter().for_each(|body| examine(body));
+    }
+
+    #[test]
+    fn the_protocol_document_describes_every_message() {
+        let document = fs::read_to_string(repository("docs/PROTOCOL.md")).unwrap();
+        for name in every_name() {
+            assert!(document.contains(&format!("\n### `{name}`")), "{name}");
+        }
+    }
+
+    fn samples() -> Vec<Message> {
+        let slot = |name: &str, kind, inode| Slot {
+            name: name.into(),
+            kind,
+            inode,
+        };
+        vec![
+            Message::Hello(Hello {
+                version_min: 1,
+                version_max: 1,
+                crate_version: "0.1.0".into(),
+                build: "2026-11-23 a1b2c3".into(),
+                generation: 2,
+                successor: 3,
+                pid: 4242,
+                descriptors: 3,
+            }),
+            Message::Offer(Chunk {
+                chunk: 0,
+                last: false,
+                slots: vec![
+                    slot("web", SlotKind::Tcp, None),
+                    slot(
+                        "admin \"quoted\" ü",
+                        SlotKind::Unix,
+                        Some((66306, u64::MAX)),
+                    ),
+                    slot("dns", SlotKind::Udp, None),
+                    slot("keys", SlotKind::Blob, None),
+                    slot("log", SlotKind::Descriptor, None),
+                ],
+            }),
+            Message::Received { chunk: 7 },
+            Message::Extend { millis: 90_000 },
+            Message::Ready {
+                unclaimed: vec![1, 4],
+            },
+            Message::Start(Chunk {
+                chunk: 0,
+                last: true,
+                slots: vec![slot("sessions", SlotKind::Blob, None)],
+            }),
+            Message::Started,
+            Message::Stop {
+                reason: "an operator asked for it".into(),
+            },
+            Message::Stopped {
+                reason: String::new(),
+            },
+            Message::Commit {
+                elders: vec![Elder {
+                    generation: 1,
+                    pid: 4100,
+                }],
+            },
+            Message::Committed,
+            Message::Abort {
+                reason: "not ready within 60s".into(),
+            },
+            Message::Failed {
+                reason: "binding \"web\": address in use".into(),
+            },
+        ]
+    }
+
+    fn name(message: &Message) -> String {
+        let value = serde_json::to_value(message).unwrap();
+        value["type"].as_str().unwrap().to_owned()
+    }
+
+    /// serde lists the names it knows when it is asked for one that it does not.
+    fn every_name() -> BTreeSet<String> {
+        let refusal = decode(br#"{"type":"?"}"#).unwrap_err().to_string();
+        let (_, names) = refusal.split_once("expected one of").unwrap();
+        names
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(String::from)
+            .collect()
+    }
+
+    fn golden() -> Vec<(String, Vec<u8>)> {
+        let entries = fs::read_dir(repository("tests/wire/v1")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .map(|path| {
+                let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+                (stem, fs::read(path).unwrap())
+            })
+            .collect()
+    }
+
+    fn repository(path: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+    }
 }

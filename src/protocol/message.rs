@@ -4,9 +4,12 @@
 //! ignores fields it does not know, so a field can be added; a message or field that the other side must understand
 //! needs a new version number on the day it is added. docs/PROTOCOL.md lists them all.
 
+use std::mem;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::codec;
 
 /// The newest protocol version this build speaks.
 pub(crate) const VERSION: u32 = 1;
@@ -14,6 +17,8 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const VERSION_MIN: u32 = 1;
 /// Descriptors in one message: the kernel's SCM_MAX_FD (unix(7)).
 pub(crate) const DESCRIPTORS_MAX: usize = 253;
+/// Bytes of slots in one chunk, so that its datagram has room for them and for fields of the future.
+const CHUNK_BYTES_MAX: usize = 100 * 1024;
 
 /// One datagram of the channel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,7 +57,7 @@ pub(crate) enum Message {
         /// Why, where it was the successor's own decision.
         reason: String,
     },
-    /// Incumbent to successor: the role is yours.
+    /// Incumbent to successor: the role is yours. A pidfd of each elder travels with it, in order.
     Commit {
         /// Older generations that still drain.
         elders: Vec<Elder>,
@@ -83,8 +88,11 @@ pub(crate) struct Hello {
     /// The application's own name for its build, for logs.
     #[serde(default)]
     pub(crate) build: String,
-    /// The speaker's generation number; the successor repeats the one it was given.
+    /// The speaker's generation number. 0 from a successor, which learns it from the incumbent.
     pub(crate) generation: u64,
+    /// From the incumbent: the successor's generation number.
+    #[serde(default)]
+    pub(crate) successor: u64,
     /// The speaker's process.
     pub(crate) pid: u32,
     /// How many descriptors the offer will carry in all, so that the receiver can see to its limit.
@@ -148,13 +156,111 @@ impl Message {
     pub(crate) fn descriptors(&self) -> usize {
         match self {
             Self::Offer(chunk) | Self::Start(chunk) => chunk.slots.len(),
+            Self::Commit { elders } => elders.len(),
             _ => 0,
+        }
+    }
+
+    /// The message's name on the wire.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Offer(_) => "offer",
+            Self::Received { .. } => "received",
+            Self::Extend { .. } => "extend",
+            Self::Ready { .. } => "ready",
+            Self::Start(_) => "start",
+            Self::Started => "started",
+            Self::Stop { .. } => "stop",
+            Self::Stopped { .. } => "stopped",
+            Self::Commit { .. } => "commit",
+            Self::Committed => "committed",
+            Self::Abort { .. } => "abort",
+            Self::Failed { .. } => "failed",
         }
     }
 
     pub(crate) fn extend(by: Duration) -> Self {
         Self::Extend {
             millis: u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Chunk {
+    /// Cuts a table into chunks of at most so many slots, each of which fits into one datagram. The last one says so;
+    /// an empty table is one empty chunk.
+    pub(crate) fn split(slots: Vec<Slot>, per_chunk: usize) -> Vec<Self> {
+        let slots_max = per_chunk.clamp(1, DESCRIPTORS_MAX);
+        let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for slot in slots {
+            let length = codec::length(&slot);
+            let full = part.len() == slots_max || bytes + length > CHUNK_BYTES_MAX;
+            if full && !part.is_empty() {
+                parts.push(mem::take(&mut part));
+                bytes = 0;
+            }
+            bytes += length;
+            part.push(slot);
+        }
+        parts.push(part);
+        Self::numbered(parts)
+    }
+
+    fn numbered(parts: Vec<Vec<Slot>>) -> Vec<Self> {
+        let count = parts.len();
+        let chunk = |(slots, chunk): (Vec<Slot>, u32)| Self {
+            chunk,
+            last: chunk as usize + 1 == count,
+            slots,
+        };
+        parts.into_iter().zip(0..).map(chunk).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_table_is_the_same_table_in_order() {
+        let slots: Vec<Slot> = (0..600).map(|n| slot(&n.to_string())).collect();
+        for per_chunk in [1, 7, DESCRIPTORS_MAX, usize::MAX] {
+            let chunks = Chunk::split(slots.clone(), per_chunk);
+            for (chunk, index) in chunks.iter().zip(0..) {
+                assert_eq!(chunk.chunk, index);
+                assert!((1..=per_chunk.min(DESCRIPTORS_MAX)).contains(&chunk.slots.len()));
+                assert_eq!(chunk.last, chunk.chunk as usize + 1 == chunks.len());
+            }
+            let joined: Vec<Slot> = chunks.into_iter().flat_map(|chunk| chunk.slots).collect();
+            assert_eq!(joined, slots);
+        }
+    }
+
+    #[test]
+    fn names_that_grow_when_written_still_fit_into_a_datagram() {
+        let slots = vec![slot(&"\u{1}".repeat(255)); 2 * DESCRIPTORS_MAX];
+        let chunks = Chunk::split(slots, DESCRIPTORS_MAX);
+        assert!(chunks.len() > 2);
+        for chunk in chunks {
+            assert!(codec::encode(&Message::Offer(chunk)).len() <= codec::DATAGRAM_MAX);
+        }
+    }
+
+    #[test]
+    fn an_empty_table_is_one_last_chunk() {
+        let chunks = Chunk::split(Vec::new(), 0);
+        let [only] = chunks.as_slice() else {
+            panic!("{chunks:?}");
+        };
+        assert!(only.last && only.slots.is_empty());
+    }
+
+    fn slot(name: &str) -> Slot {
+        Slot {
+            name: name.into(),
+            kind: SlotKind::Tcp,
+            inode: None,
         }
     }
 }

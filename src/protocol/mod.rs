@@ -3,4 +3,9 @@
 //! Nothing in here knows sockets, clocks or processes: time is an argument, descriptors are slot numbers.
 
 pub(crate) mod codec;
+pub(crate) mod deadlines;
+pub(crate) mod incumbent;
 pub(crate) mod message;
+#[cfg(test)]
+mod model;
+pub(crate) mod successor;

@@ -19,7 +19,7 @@ async fn an_upgraded_connection_counts_until_the_application_ends_it() {
     rig.until_counted("http1", 0).await;
     let idle = rig.idle().await;
     rig.drain.begin();
-    let mut signal = signal.unwrap();
+    let signal = signal.unwrap();
     within(signal.draining()).await;
     idle.closed().await;
     client.send("ping").await;

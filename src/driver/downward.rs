@@ -1,0 +1,600 @@
+//! The link to the successor that takes over from this generation.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::Driver;
+use super::elders::{Elder, collect};
+use super::link::{Heard, is_hangup};
+use super::shared::{Collected, Upgraded};
+use crate::channel::Channel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Phase};
+use crate::launch::{Launched, Relay};
+use crate::protocol::incumbent::{Output, Verdict};
+use crate::protocol::message::{
+    self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,
+};
+use crate::state::Offer as Outgoing;
+use crate::sys::process::{Pidfd, discard};
+
+/// One upgrade, from the request to its verdict.
+#[derive(Debug)]
+pub(crate) struct Downward {
+    pub(crate) generation: u64,
+    pub(crate) asked_at: Instant,
+    pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
+    pub(crate) link: Option<Link>,
+    pub(crate) hooks: Option<JoinHandle<Collected>>,
+    state: Option<Outgoing>,
+    ready_at: Option<Instant>,
+    flip_at: Option<Instant>,
+    flip_took: Duration,
+    span: tracing::Span,
+}
+
+/// The successor's process and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) channel: Option<Channel>,
+    pub(crate) process: Pidfd,
+    pid: u32,
+    ended: Option<String>,
+    relay: Option<Relay>,
+    offer: Option<Offer>,
+    slots: Vec<Slot>,
+}
+
+/// What is still to be passed.
+#[derive(Debug)]
+struct Offer {
+    rest: VecDeque<(Slot, Arc<OwnedFd>)>,
+    /// Kept until the successor has them for certain.
+    in_flight: Vec<(Slot, Arc<OwnedFd>)>,
+    chunk: u32,
+    per_chunk: usize,
+}
+
+impl Downward {
+    pub(crate) fn new(
+        generation: u64,
+        reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        asked_at: Instant,
+    ) -> Self {
+        Self {
+            generation,
+            asked_at,
+            reply,
+            link: None,
+            hooks: None,
+            state: None,
+            ready_at: None,
+            flip_at: None,
+            flip_took: Duration::ZERO,
+            span: tracing::info_span!(
+                "upgrade",
+                successor = generation,
+                pid = tracing::field::Empty
+            ),
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.link.as_ref().map_or(0, |link| link.pid)
+    }
+}
+
+impl Driver {
+    pub(super) fn heard_from_successor(&mut self, heard: Heard) {
+        let now = Instant::now();
+        match heard {
+            Heard::Message(message, _) => {
+                let offered = self.offered();
+                self.note(&message, now);
+                self.incumbent.handle_message(now, message, offered);
+            }
+            Heard::Closed => {
+                self.with_link(|link| link.channel = None);
+                self.incumbent.handle_closed(now);
+            }
+            Heard::Broken(reason) => {
+                self.with_link(|link| link.channel = None);
+                self.incumbent.handle_broken(now, reason);
+            }
+        }
+        self.perform_downward();
+    }
+
+    /// Everything it had said is handled before its death is.
+    pub(super) fn successor_ended(&mut self) {
+        while let Some(heard) = self.down.as_mut().and_then(|down| {
+            down.link
+                .as_mut()
+                .and_then(|link| Heard::rest(link.channel.as_mut()?))
+        }) {
+            self.heard_from_successor(heard);
+        }
+        let mut how = "nobody knows how".to_owned();
+        self.with_link(|link| {
+            link.channel = None;
+            how = collect(&link.process).unwrap_or_else(|| how.clone());
+            link.ended = Some(how.clone());
+        });
+        self.incumbent.handle_exit(Instant::now(), &how);
+        self.perform_downward();
+    }
+
+    /// The hooks that contribute state have run.
+    pub(super) fn hooks_done(&mut self, result: Collected) {
+        let now = Instant::now();
+        let flipping = self.incumbent.phase() == Some(Phase::Flipping);
+        if let Some(down) = &mut self.down {
+            down.hooks = None;
+        }
+        match result {
+            Ok(state) => {
+                if let Some(down) = &mut self.down {
+                    down.state = Some(state);
+                }
+                if flipping {
+                    self.incumbent.handle_gates_shut(now);
+                } else if self.incumbent.phase() == Some(Phase::Offering) {
+                    self.send_chunk();
+                }
+            }
+            Err(reason) => self.incumbent.handle_broken(now, reason),
+        }
+        self.perform_downward();
+    }
+
+    pub(super) fn perform_downward(&mut self) {
+        let _entered = self.down.as_ref().map(|down| down.span.clone().entered());
+        while let Some(output) = self.incumbent.poll_output() {
+            match output {
+                Output::Launch => self.launch(),
+                Output::Send(message) => self.tell_successor(&message, &[]),
+                Output::SendChunk => self.send_chunk(),
+                Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
+                Output::SendStart => self.send_start(),
+                Output::OpenGates => self.reopen_gates(),
+                Output::SendCommit => self.send_commit(),
+                Output::Kill => self.kill_successor(),
+                Output::Release => self.release_successor(),
+                Output::Phase(phase) => self.enter(phase),
+                Output::Verdict(Verdict::Committed) => self.committed(),
+                Output::Verdict(Verdict::Aborted { phase, reason }) => {
+                    self.failed(ErrorKind::Aborted, phase, &reason);
+                }
+                Output::Verdict(Verdict::RolledBack { phase, reason }) => {
+                    self.failed(ErrorKind::RolledBack, phase, &reason);
+                }
+                Output::Drain { handed_over: true } => self.drain("handed over".to_owned(), true),
+                Output::Drain { handed_over: false } => self.drain("stopping".to_owned(), false),
+            }
+        }
+        self.publish();
+    }
+
+    fn launch(&mut self) {
+        let Some(down) = &mut self.down else { return };
+        match self.launcher.launch(down.generation).and_then(Link::new) {
+            Ok(link) => {
+                down.span.record("pid", link.pid);
+                down.link = Some(link);
+                down.hooks = self.shared.at_offer.run();
+                self.incumbent.handle_launched(Instant::now());
+                self.greet();
+            }
+            Err(error) => self.incumbent.handle_launch_failed(format!("{error:?}")),
+        }
+    }
+
+    fn greet(&mut self) {
+        let Some(down) = &self.down else { return };
+        let hello = Message::Hello(Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION,
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build: self.config.build.clone(),
+            generation: self.generation,
+            successor: down.generation,
+            pid: std::process::id(),
+            descriptors: u32::try_from(self.shared.table.names().len()).unwrap_or(u32::MAX),
+        });
+        self.tell_successor(&hello, &[]);
+    }
+
+    /// Sends the next part of the table. A full in-flight quota (ETOOMANYREFS, unix(7)) is met with smaller parts.
+    fn send_chunk(&mut self) {
+        if self.down.as_ref().is_some_and(|down| down.hooks.is_some()) {
+            return;
+        }
+        if let Err(reason) = self.try_send_chunk() {
+            self.incumbent.handle_broken(Instant::now(), reason);
+        }
+    }
+
+    fn try_send_chunk(&mut self) -> std::result::Result<(), String> {
+        self.prepare_offer().map_err(|error| format!("{error:?}"))?;
+        let Some(link) = self.down.as_mut().and_then(|down| down.link.as_mut()) else {
+            return Ok(());
+        };
+        let (Some(offer), Some(channel)) = (&mut link.offer, &link.channel) else {
+            return Ok(());
+        };
+        offer.take_next();
+        loop {
+            let (message, last) = offer.message();
+            match channel.try_send(&message, &offer.descriptors()) {
+                Ok(()) => {
+                    self.incumbent.handle_chunk_sent(offer.chunk, last);
+                    offer.chunk += 1;
+                    return Ok(());
+                }
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ETOOMANYREFS) && offer.shrink() => {}
+                Err(error) => return Err(format!("passing sockets to it: {error}")),
+            }
+        }
+    }
+
+    fn prepare_offer(&mut self) -> Result<()> {
+        let Some(down) = &mut self.down else {
+            return Ok(());
+        };
+        let Some(link) = &mut down.link else {
+            return Ok(());
+        };
+        if link.offer.is_some() {
+            return Ok(());
+        }
+        let failed =
+            |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
+        let mut table = self.shared.table.offer();
+        if let Some(state) = down.state.take() {
+            table.extend(shareable(state.into_slots()?));
+        }
+        if let Some(relay) = &link.relay {
+            table.extend(shareable(relay.slots().map_err(failed)?));
+        }
+        link.slots = table.iter().map(|(slot, _)| slot.clone()).collect();
+        link.offer = Some(Offer {
+            rest: table.into(),
+            in_flight: Vec::new(),
+            chunk: 0,
+            per_chunk: DESCRIPTORS_MAX,
+        });
+        Ok(())
+    }
+
+    fn shut_gates(&mut self, unclaimed: &[u32]) {
+        let Some(down) = &mut self.down else { return };
+        let slots = down.link.as_ref().map_or(&[][..], |link| &link.slots);
+        self.unclaimed = unclaimed
+            .iter()
+            .filter_map(|index| slots.get(usize::try_from(*index).ok()?))
+            .map(|slot| slot.name.clone())
+            .collect();
+        down.flip_at = Some(Instant::now());
+        self.shared.table.shut_all_except(&self.unclaimed);
+        self.shared.drain.quiesce();
+        down.hooks = self.shared.at_flip.run();
+        if down.hooks.is_none() {
+            self.incumbent.handle_gates_shut(Instant::now());
+        }
+    }
+
+    fn send_start(&mut self) {
+        let Some(down) = &mut self.down else { return };
+        let slots = match down.state.take().map(Outgoing::into_slots).transpose() {
+            Ok(slots) => slots.unwrap_or_default(),
+            Err(error) => {
+                let reason = format!("passing the state of the flip: {error:?}");
+                return self.incumbent.handle_broken(Instant::now(), reason);
+            }
+        };
+        let (slots, descriptors): (Vec<_>, Vec<_>) = slots.into_iter().unzip();
+        let mut descriptors = descriptors.into_iter();
+        for chunk in Chunk::split(slots, DESCRIPTORS_MAX) {
+            let its: Vec<_> = descriptors.by_ref().take(chunk.slots.len()).collect();
+            self.tell_successor(&Message::Start(chunk), &its);
+        }
+    }
+
+    fn send_commit(&mut self) {
+        let named = self.elders.iter().map(|elder| message::Elder {
+            generation: elder.generation,
+            pid: elder.pid,
+        });
+        let elders = named.collect();
+        match self.elders.descriptors() {
+            Ok(descriptors) => self.tell_successor(&Message::Commit { elders }, &descriptors),
+            Err(error) => self
+                .incumbent
+                .handle_broken(Instant::now(), format!("naming its elders: {error}")),
+        }
+    }
+
+    fn tell_successor(&mut self, message: &Message, descriptors: &[OwnedFd]) {
+        let Some(channel) = self
+            .down
+            .as_ref()
+            .and_then(|down| down.link.as_ref()?.channel.as_ref())
+        else {
+            return;
+        };
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = channel.try_send(message, &borrowed)
+            && !is_hangup(&error)
+        {
+            let reason = format!("telling it {:?}: {error}", message.name());
+            self.incumbent.handle_broken(Instant::now(), reason);
+        }
+    }
+
+    fn reopen_gates(&mut self) {
+        self.shared.table.open_all_regardless();
+        self.shared.drain.resume();
+        self.unclaimed.clear();
+    }
+
+    fn kill_successor(&mut self) {
+        self.with_link(|link| {
+            // It may have ended by itself just now; its end arrives either way.
+            let _ = link.process.kill();
+        });
+    }
+
+    /// It drains by itself from here on; it still counts, and is still collected.
+    fn release_successor(&mut self) {
+        let Some(down) = &mut self.down else { return };
+        let (generation, kill_at) = (
+            down.generation,
+            Instant::now() + self.config.hard_stop + self.config.exit,
+        );
+        if let Some(Link {
+            process,
+            pid,
+            ended: None,
+            ..
+        }) = down.link.take()
+        {
+            self.elders.add(Elder {
+                generation,
+                pid,
+                process,
+                kill_at,
+            });
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        let Some(down) = &mut self.down else { return };
+        let now = Instant::now();
+        match (phase, down.flip_at) {
+            (Phase::Flipping | Phase::Standby, _) => down.ready_at = down.ready_at.or(Some(now)),
+            (Phase::Baking, Some(flip_at)) => down.flip_took = now - flip_at,
+            _ => {}
+        }
+        let (successor, after) = (down.generation, now - down.asked_at);
+        self.shared.emit(Event::Phase {
+            successor,
+            phase,
+            after,
+        });
+    }
+
+    fn committed(&mut self) {
+        let Some(mut down) = self.down.take() else {
+            return;
+        };
+        let (generation, pid, now) = (down.generation, down.pid(), Instant::now());
+        let after = now - down.asked_at;
+        self.shared.emit(Event::Committed {
+            successor: generation,
+            pid,
+            after,
+        });
+        if let Some(reply) = down.reply.take() {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(Ok(Upgraded {
+                generation,
+                pid,
+                ready_after: down
+                    .ready_at
+                    .map_or(after, |ready_at| ready_at - down.asked_at),
+                flip_took: down.flip_took,
+                committed_after: after,
+            }));
+        }
+        if let Some(link) = down.link {
+            // As long as this process lives it is the parent, and nobody else can collect the successor.
+            tokio::spawn(link.collect_when_gone());
+        }
+    }
+
+    /// The machine is free for the next upgrade at once; only the telling waits for the successor's last words.
+    fn failed(&mut self, kind: ErrorKind, phase: Phase, reason: &str) {
+        let Some(mut down) = self.down.take() else {
+            return;
+        };
+        if phase >= Phase::Committing {
+            self.write_pid_file();
+        }
+        let serving = !self.incumbent.is_leaving();
+        let (successor, after) = (down.generation, down.asked_at.elapsed());
+        let error = Error::new(kind, format!("upgrading to generation {successor}"))
+            .because(reason.to_owned())
+            .in_phase(phase)
+            .with_peer(down.pid());
+        let error = if serving {
+            error.while_incumbent_serves()
+        } else {
+            error
+        };
+        let (shared, patience) = (self.shared.clone(), self.config.flip);
+        tokio::spawn(async move {
+            let error = match &mut down.link {
+                Some(link) => link.last_words(error, patience).await,
+                None => error,
+            };
+            let reason = format!("{error:?}");
+            shared.emit(match kind {
+                ErrorKind::RolledBack => Event::RolledBack {
+                    successor,
+                    reason,
+                    after,
+                },
+                _ => Event::Aborted {
+                    successor,
+                    reason,
+                    after,
+                },
+            });
+            if let Some(reply) = down.reply.take() {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(Err(error));
+            }
+            if let Some(link) = down.link.filter(|link| !link.has_ended()) {
+                link.collect_when_gone().await;
+            }
+        });
+    }
+
+    fn note(&mut self, message: &Message, now: Instant) {
+        let Some(down) = &mut self.down else { return };
+        match message {
+            Message::Ready { .. } => down.ready_at = Some(now),
+            Message::Received { .. } => {
+                if let Some(offer) = down.link.as_mut().and_then(|link| link.offer.as_mut()) {
+                    offer.in_flight.clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn offered(&self) -> u32 {
+        let slots = self
+            .down
+            .as_ref()
+            .and_then(|down| Some(down.link.as_ref()?.slots.len()));
+        u32::try_from(slots.unwrap_or(0)).unwrap_or(u32::MAX)
+    }
+
+    fn with_link(&mut self, change: impl FnOnce(&mut Link)) {
+        if let Some(link) = self.down.as_mut().and_then(|down| down.link.as_mut()) {
+            change(link);
+        }
+    }
+}
+
+impl Link {
+    fn new(launched: Launched) -> Result<Self> {
+        let Launched {
+            channel,
+            pid,
+            pidfd: process,
+            stderr: relay,
+        } = launched;
+        let channel = Channel::new(channel).map_err(|error| {
+            Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
+        });
+        let channel = channel.inspect_err(|_| {
+            // Nobody will ever talk to it, or learn of its end.
+            discard(pid);
+        })?;
+        Ok(Self {
+            channel: Some(channel),
+            process,
+            pid,
+            ended: None,
+            relay,
+            offer: None,
+            slots: Vec::new(),
+        })
+    }
+
+    /// Whether its end has been collected; a pidfd stays readable after that.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    async fn collect_when_gone(self) {
+        if self.process.exited().await.is_ok() {
+            collect(&self.process);
+        }
+    }
+
+    async fn last_words(&mut self, error: Error, patience: Duration) -> Error {
+        self.channel = None;
+        let tail = match &mut self.relay {
+            Some(relay) => relay.last_words(patience).await,
+            None => String::new(),
+        };
+        error.with_last_words(self.ended.take(), tail)
+    }
+}
+
+fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
+    slots
+        .into_iter()
+        .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))
+}
+
+impl Offer {
+    fn take_next(&mut self) {
+        let slots = self
+            .rest
+            .iter()
+            .take(self.per_chunk)
+            .map(|(slot, _)| slot.clone())
+            .collect();
+        let fitting = Chunk::split(slots, self.per_chunk)
+            .first()
+            .map_or(0, |chunk| chunk.slots.len());
+        self.in_flight = self.rest.drain(..fitting).collect();
+    }
+
+    fn message(&self) -> (Message, bool) {
+        let slots = self
+            .in_flight
+            .iter()
+            .map(|(slot, _)| slot.clone())
+            .collect();
+        let last = self.rest.is_empty();
+        (
+            Message::Offer(Chunk {
+                chunk: self.chunk,
+                last,
+                slots,
+            }),
+            last,
+        )
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.in_flight
+            .iter()
+            .map(|(_, descriptor)| descriptor.as_fd())
+            .collect()
+    }
+
+    /// Halves the chunk at hand and those to come. `false` if it cannot get smaller.
+    fn shrink(&mut self) -> bool {
+        let half = self.in_flight.len() / 2;
+        if half == 0 {
+            return false;
+        }
+        self.per_chunk = half;
+        for slot in self.in_flight.drain(half..).rev() {
+            self.rest.push_front(slot);
+        }
+        true
+    }
+}

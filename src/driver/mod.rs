@@ -1,0 +1,556 @@
+//! The one task that joins the machines and the world: it awaits one input, hands it to a machine, and performs every
+//! output before it awaits the next.
+//!
+//! It owns what the machines only name: descriptors, processes, channels, gates.
+
+mod downward;
+mod elders;
+mod link;
+pub(crate) mod shared;
+mod upward;
+
+use std::future::pending;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::downward::Downward;
+use self::elders::Elders;
+use self::link::{Heard, is_hangup};
+use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::upward::Upward;
+use crate::channel::Channel;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::launch::Launcher;
+use crate::pid_file;
+use crate::protocol::deadlines::Deadlines;
+use crate::protocol::incumbent::Incumbent;
+use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN};
+use crate::protocol::successor::Successor;
+use crate::sys::process::Pidfd;
+use crate::sys::{descriptors, limits};
+use crate::trigger::{Signals, Trigger};
+
+/// Descriptors that a successor needs beside its sockets: state, standard error, what it opens while it warms up.
+const DESCRIPTORS_SPARE: u64 = 64;
+
+/// The state behind one generation. Lives until the runtime does.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    config: Config,
+    launcher: Launcher,
+    commands: mpsc::UnboundedReceiver<Command>,
+    signals: Signals,
+    generation: u64,
+    next_generation: u64,
+    role: Role,
+    /// The incumbent that this generation takes over from, if it did not start fresh.
+    up: Option<Upward>,
+    /// This generation as the incumbent.
+    incumbent: Incumbent,
+    /// The upgrade under way.
+    down: Option<Downward>,
+    /// An upgrade that waits for an elder to leave, and until when.
+    waiting: Option<(Downward, Instant)>,
+    elders: Elders,
+    /// Sockets that the successor does not want.
+    unclaimed: Vec<String>,
+    started: Option<oneshot::Sender<Result<()>>>,
+    ready: Option<oneshot::Sender<Result<()>>>,
+}
+
+/// What this generation is to the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Not ready, or not committed.
+    Starting,
+    /// Upgrades start here, and rollbacks end here.
+    Incumbent,
+    /// It finishes what it has begun.
+    Leaving,
+}
+
+/// What can happen to a generation.
+enum Input {
+    FromIncumbent(Heard),
+    IncumbentEnded,
+    FromSuccessor(Heard),
+    SuccessorEnded,
+    HooksDone(Collected),
+    ElderGone(elders::Elder),
+    Command(Command),
+    Trigger(Trigger),
+    Time,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: Config,
+        launcher: Launcher,
+        commands: mpsc::UnboundedReceiver<Command>,
+        signals: Signals,
+    ) -> Self {
+        let incumbent = Incumbent::new(deadlines(&config));
+        Self {
+            shared,
+            config,
+            launcher,
+            commands,
+            signals,
+            generation: 1,
+            next_generation: 2,
+            role: Role::Starting,
+            up: None,
+            incumbent,
+            down: None,
+            waiting: None,
+            elders: Elders::default(),
+            unclaimed: Vec::new(),
+            started: None,
+            ready: None,
+        }
+    }
+
+    /// Makes this generation the successor of the one at the other end of `channel`.
+    ///
+    /// The answer comes when its sockets have arrived.
+    pub(crate) fn succeed(&mut self, channel: OwnedFd) -> Result<oneshot::Receiver<Result<()>>> {
+        let doing = || Error::new(ErrorKind::Protocol, "greeting the incumbent");
+        let pid = descriptors::peer_pid(channel.as_fd()).map_err(|error| doing().because(error))?;
+        // Its process number is its own for as long as its end of the channel is open, which the greeting proves.
+        let process = match Pidfd::open(pid) {
+            Ok(process) => Some(process),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
+            Err(error) => return Err(doing().because(error).with_peer(pid)),
+        };
+        let channel =
+            Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
+        match channel.try_send(&self.hello(), &[]) {
+            Err(error) if !is_hangup(&error) => return Err(doing().because(error).with_peer(pid)),
+            _ => {}
+        }
+        let machine = Successor::new(deadlines(&self.config), Instant::now());
+        let is_dead = process.is_none();
+        self.up = Some(Upward::new(machine, channel, process, pid));
+        let (reply, answer) = oneshot::channel();
+        self.started = Some(reply);
+        if is_dead {
+            // There is no end left to wait for: it died and was collected before this process came so far.
+            self.incumbent_ended();
+        }
+        Ok(answer)
+    }
+
+    /// Runs for the rest of the process's life.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let input = self.next().await;
+            self.handle(input);
+        }
+    }
+
+    /// # Cancel safety
+    ///
+    /// Each branch keeps what it has not returned.
+    async fn next(&mut self) -> Input {
+        let deadline = self.next_deadline();
+        let (up_channel, up_process) = match &mut self.up {
+            Some(up) => (up.channel.as_mut(), up.process.as_ref()),
+            None => (None, None),
+        };
+        let (hooks, down_channel, down_process) = match &mut self.down {
+            Some(Downward {
+                hooks,
+                link: Some(link),
+                ..
+            }) => {
+                let process = (!link.has_ended()).then_some(&link.process);
+                (hooks.as_mut(), link.channel.as_mut(), process)
+            }
+            Some(Downward { hooks, .. }) => (hooks.as_mut(), None, None),
+            None => (None, None, None),
+        };
+        tokio::select! {
+            heard = when(up_channel.map(Heard::next)) => Input::FromIncumbent(heard),
+            heard = when(down_channel.map(Heard::next)) => Input::FromSuccessor(heard),
+            _ = when(down_process.map(Pidfd::exited)) => Input::SuccessorEnded,
+            _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
+            done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|error| Err(format!("a state hook failed: {error}")))),
+            Some(command) = self.commands.recv() => Input::Command(command),
+            trigger = self.signals.next() => Input::Trigger(trigger),
+            elder = self.elders.next_gone() => Input::ElderGone(elder),
+            () = when(deadline.map(|at| tokio::time::sleep_until(at.into()))) => Input::Time,
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        match input {
+            Input::FromIncumbent(heard) => self.heard_from_incumbent(heard),
+            Input::IncumbentEnded => self.incumbent_ended(),
+            Input::FromSuccessor(heard) => self.heard_from_successor(heard),
+            Input::SuccessorEnded => self.successor_ended(),
+            Input::HooksDone(result) => self.hooks_done(result),
+            Input::ElderGone(elder) => self.elder_gone(&elder),
+            Input::Command(command) => self.handle_command(command),
+            Input::Trigger(Trigger::Upgrade) => self.upgrade(None),
+            Input::Trigger(Trigger::Stop) => self.stop(),
+            Input::Time => self.time_passed(),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let up = self.up.as_ref().and_then(|up| up.machine.poll_timeout());
+        let waiting = self.waiting.as_ref().map(|(_, until)| *until);
+        [
+            up,
+            self.incumbent.poll_timeout(),
+            waiting,
+            self.elders.next_kill(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn time_passed(&mut self) {
+        let now = Instant::now();
+        if let Some(up) = &mut self.up {
+            up.machine.handle_timeout(now);
+        }
+        self.perform_upward();
+        self.incumbent.handle_timeout(now);
+        self.perform_downward();
+        for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
+            self.shared.warn(format!(
+                "generation {generation} outstayed its hard stop and was killed"
+            ));
+        }
+        let overdue = |waiting: &mut (Downward, Instant)| now >= waiting.1;
+        if let Some((waiting, _)) = self.waiting.take_if(overdue) {
+            let reason = format!("too many generations are alive: {}", self.elders.describe());
+            self.refuse(waiting.reply, reason);
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Ready { reply } => self.app_ready(reply),
+            Command::Extend { by } => {
+                if let Some(up) = &mut self.up {
+                    up.machine.handle_extend(by);
+                }
+                self.perform_upward();
+            }
+            Command::Abandon => self.abandon(),
+            Command::Upgrade { reply } => self.upgrade(Some(reply)),
+            Command::Flip => {
+                self.incumbent.handle_flip(Instant::now());
+                self.perform_downward();
+            }
+            Command::Rollback { reason } => {
+                self.incumbent.handle_rollback(Instant::now(), reason);
+                self.perform_downward();
+            }
+            Command::Stop => self.stop(),
+        }
+    }
+
+    fn app_ready(&mut self, reply: oneshot::Sender<Result<()>>) {
+        if let Err(error) = self.signals.listen_stop(&self.config.stop_signals) {
+            self.shared.warn(format!(
+                "the stop signals keep their default action: {error}"
+            ));
+        }
+        // An open gate holds a second descriptor of its socket.
+        self.raise_descriptor_limit(
+            u32::try_from(self.shared.table.names().len()).unwrap_or(u32::MAX),
+        );
+        match &mut self.up {
+            Some(up) => {
+                self.ready = Some(reply);
+                let unclaimed = self.shared.table.unclaimed();
+                self.shared.table.close_unclaimed();
+                up.machine.handle_ready(unclaimed);
+                self.perform_upward();
+                self.answer_failed();
+            }
+            None => {
+                // Nobody waits for the answer if the application has gone away meanwhile.
+                let _ = reply.send(self.serve_fresh());
+            }
+        }
+    }
+
+    fn serve_fresh(&mut self) -> Result<()> {
+        self.shared.table.open_all()?;
+        self.shared.emit(Event::Serving {
+            generation: self.generation,
+        });
+        self.become_incumbent();
+        Ok(())
+    }
+
+    fn become_incumbent(&mut self) {
+        self.role = Role::Incumbent;
+        self.write_pid_file();
+        self.shared.emit(Event::Incumbent {
+            generation: self.generation,
+        });
+        self.publish();
+    }
+
+    fn abandon(&mut self) {
+        if let Some(up) = &mut self.up {
+            up.machine
+                .handle_stop("the application gave up before it was ready".to_owned());
+        }
+        self.perform_upward();
+    }
+
+    fn upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
+        let reason = match (self.role, self.incumbent.phase()) {
+            (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
+            (Role::Leaving, _) => "this generation is on its way out".to_owned(),
+            (Role::Incumbent, Some(phase)) => format!("an upgrade is under way ({phase})"),
+            (Role::Incumbent, None) if self.waiting.is_some() => {
+                "an upgrade waits for an older generation to leave".to_owned()
+            }
+            (Role::Incumbent, None) => return self.begin_upgrade(reply),
+        };
+        self.refuse(reply, reason);
+    }
+
+    fn begin_upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
+        let down = Downward::new(self.next_generation, reply, Instant::now());
+        if self.has_capacity() {
+            self.next_generation += 1;
+            self.start_upgrade(down);
+        } else {
+            let reason = format!(
+                "an upgrade waits for one of these to leave: {}",
+                self.elders.describe()
+            );
+            self.shared.warn(reason);
+            self.next_generation += 1;
+            self.waiting = Some((down, Instant::now() + self.config.capacity));
+        }
+    }
+
+    fn start_upgrade(&mut self, down: Downward) {
+        self.down = Some(down);
+        // Refused only while one is under way, which `upgrade` has looked at.
+        let begun = self.incumbent.handle_upgrade(Instant::now());
+        debug_assert!(begun.is_ok());
+        self.perform_downward();
+    }
+
+    /// This generation, its elders and the successor.
+    fn has_capacity(&self) -> bool {
+        self.elders.count() + 2 <= self.config.generations_max.max(2)
+    }
+
+    fn elder_gone(&mut self, elder: &elders::Elder) {
+        self.shared.emit(Event::ElderGone {
+            generation: elder.generation,
+            pid: elder.pid,
+        });
+        if self.has_capacity()
+            && let Some((down, _)) = self.waiting.take()
+        {
+            self.start_upgrade(down);
+        }
+        self.publish();
+    }
+
+    fn refuse(&self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
+        self.shared.emit(Event::Refused {
+            reason: reason.clone(),
+        });
+        if let Some(reply) = reply {
+            let error = Error::new(ErrorKind::Refused, "upgrading").because(reason);
+            let serving = self.role == Role::Incumbent;
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(Err(if serving {
+                error.while_incumbent_serves()
+            } else {
+                error
+            }));
+        }
+    }
+
+    /// The first stop finishes what is in flight, the second one does not wait.
+    fn stop(&mut self) {
+        if self.role == Role::Leaving {
+            remove_pid_file(self.config.pid_file.as_deref());
+            return self.shared.drain.cut_now();
+        }
+        match &mut self.up {
+            Some(up) if !up.machine.is_committed() => {
+                up.machine.handle_stop("it was told to stop".to_owned());
+                self.perform_upward();
+            }
+            _ => {
+                if let Some((waiting, _)) = self.waiting.take() {
+                    self.refuse(waiting.reply, "the service is stopping".to_owned());
+                }
+                self.incumbent.handle_stop(Instant::now());
+                self.perform_downward();
+            }
+        }
+    }
+
+    /// Leaves. What waits in queues that are only ours is served first, then nothing new is taken.
+    fn drain(&mut self, reason: String, handed_over: bool) {
+        let ends_service = self.role == Role::Incumbent && !handed_over;
+        self.role = Role::Leaving;
+        let in_flight = self.shared.drain.in_flight();
+        self.shared.emit(Event::Draining { in_flight, reason });
+        let (shared, deadline) = (self.shared.clone(), self.config.flip);
+        if ends_service {
+            // A stop in the middle of an upgrade finds them shut, and connections waiting.
+            shared.table.open_all_regardless();
+            let stopped = shared.table.final_stop(deadline);
+            let pid_file = self.config.pid_file.clone();
+            tokio::spawn(async move { leave(&shared, stopped, pid_file.as_deref()).await });
+        } else {
+            let finished = shared
+                .table
+                .finish(&std::mem::take(&mut self.unclaimed), deadline);
+            tokio::spawn(async move { leave(&shared, finished, None).await });
+        }
+    }
+
+    fn write_pid_file(&self) {
+        let Some(path) = &self.config.pid_file else {
+            return;
+        };
+        if let Err(error) = pid_file::write(path, std::process::id()) {
+            self.shared
+                .warn(format!("writing {}: {error}", path.display()));
+        }
+    }
+
+    fn answer_started(&mut self, result: Result<()>) {
+        if let Some(reply) = self.started.take() {
+            // `start` may have been dropped.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn answer_ready(&mut self, result: Result<()>) {
+        if let Some(reply) = self.ready.take() {
+            // `ready` may have been dropped.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn raise_descriptor_limit(&self, sockets: u32) {
+        let needed = u64::from(sockets) + DESCRIPTORS_SPARE;
+        if let Err(error) = limits::raise_descriptor_limit(needed) {
+            self.shared.warn(format!(
+                "raising the limit of descriptors for {sockets} sockets: {error}"
+            ));
+        }
+    }
+
+    fn publish(&self) {
+        let upgrade = self
+            .down
+            .as_ref()
+            .and_then(|down| Some((down.generation, self.incumbent.phase()?)));
+        let elders = self.elders.iter().map(|elder| shared::Elder {
+            generation: elder.generation,
+            pid: elder.pid,
+        });
+        let status = Status {
+            generation: self.generation,
+            incumbent: self.role == Role::Incumbent,
+            upgrade,
+            elders: elders.collect(),
+        };
+        self.shared.status.send_replace(status);
+    }
+
+    fn hello(&self) -> Message {
+        Message::Hello(Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION,
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build: self.config.build.clone(),
+            generation: 0,
+            successor: 0,
+            pid: std::process::id(),
+            descriptors: 0,
+        })
+    }
+}
+
+/// `finishing` empties the queues that are only ours; a second stop does not wait for it.
+async fn leave(
+    shared: &Shared,
+    finishing: impl Future<Output = Vec<String>>,
+    pid_file: Option<&Path>,
+) {
+    tokio::select! {
+        cut_off = finishing => for name in cut_off {
+            shared.warn(format!("{name:?} was closed with connections waiting"));
+        },
+        _ = shared.drain.drained() => {}
+    }
+    shared.table.retire();
+    // The process may be gone the moment that nothing is in flight.
+    remove_pid_file(pid_file);
+    shared.drain.begin();
+    let report = shared.drain.drained().await;
+    let stragglers = report.stragglers.iter().map(ToString::to_string).collect();
+    shared.emit(Event::Drained {
+        stragglers,
+        took: report.took,
+    });
+}
+
+fn remove_pid_file(path: Option<&Path>) {
+    if let Some(path) = path {
+        // The next start replaces it either way.
+        let _ = pid_file::remove_if_ours(path, std::process::id());
+    }
+}
+
+fn deadlines(config: &Config) -> Deadlines {
+    Deadlines {
+        start: config.start,
+        start_max: config.start_max.max(config.start),
+        flip: config.flip,
+        bake: config.bake,
+        exit: config.exit,
+        standby: config.standby,
+    }
+}
+
+/// Pends for ever where there is nothing to wait for.
+async fn when<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_to_wait_for_pends() {
+        let nothing = when(None::<std::future::Ready<()>>);
+        assert!(tokio::time::timeout(Duration::ZERO, nothing).await.is_err());
+    }
+}

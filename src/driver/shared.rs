@@ -1,0 +1,199 @@
+//! What the driver and the handles of one generation have in common.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::drain::Drain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Phase};
+use crate::listen::Table;
+use crate::state::{Offer, State};
+
+/// Events that a slow reader may fall behind before it misses some.
+const EVENTS_KEPT: usize = 256;
+
+/// A hook that contributes state for the successor.
+pub(crate) type Hook =
+    Arc<dyn Fn(&mut Offer) -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync>;
+
+/// What the hooks have contributed, or why not.
+pub(crate) type Collected = Result<Offer, String>;
+
+/// One per process and start, behind an [`Arc`].
+pub(crate) struct Shared {
+    pub(crate) table: Table,
+    pub(crate) drain: Drain,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) at_offer: Hooks,
+    pub(crate) at_flip: Hooks,
+    /// What the incumbent passed at the offer.
+    pub(crate) offered: Mutex<State>,
+    /// What the incumbent passed at the flip.
+    pub(crate) flipped: Mutex<State>,
+}
+
+/// Hooks in the order in which they were added.
+#[derive(Default)]
+pub(crate) struct Hooks(Mutex<Vec<Hook>>);
+
+/// What the handles ask of the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// The application is warmed up; answered once this generation has the accept right.
+    Ready { reply: oneshot::Sender<Result<()>> },
+    /// The application needs longer.
+    Extend { by: Duration },
+    /// The application gave up before it was ready.
+    Abandon,
+    /// Hand over to a successor; answered with the verdict.
+    Upgrade {
+        reply: oneshot::Sender<Result<Upgraded>>,
+    },
+    /// Let the successor that is held in standby take over.
+    Flip,
+    /// Undo the upgrade that is under way.
+    Rollback { reason: String },
+    /// Stop, and the service with it.
+    Stop,
+}
+
+/// The verdict of an upgrade that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Upgraded {
+    /// The generation that serves now.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// From the request until the successor was ready.
+    pub ready_after: Duration,
+    /// From the incumbent's gates being shut until the successor's were open.
+    pub flip_took: Duration,
+    /// From the request until the successor was committed, the bake included.
+    pub committed_after: Duration,
+}
+
+/// A generation as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// This generation's number.
+    pub generation: u64,
+    /// Whether it has the accept right or can take it back: it upgrades, and answers for the service.
+    pub incumbent: bool,
+    /// The phase of the upgrade under way, and the successor's number.
+    pub upgrade: Option<(u64, Phase)>,
+    /// Other generations that are alive and drain, oldest first.
+    pub elders: Vec<Elder>,
+}
+
+/// Another generation that finishes what it has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Elder {
+    /// Its number.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        table: Table,
+        drain: Drain,
+        commands: mpsc::UnboundedSender<Command>,
+    ) -> Arc<Self> {
+        let status = Status {
+            generation: 1,
+            incumbent: false,
+            upgrade: None,
+            elders: Vec::new(),
+        };
+        Arc::new(Self {
+            table,
+            drain,
+            events: broadcast::Sender::new(EVENTS_KEPT),
+            commands,
+            status: watch::Sender::new(status),
+            at_offer: Hooks::default(),
+            at_flip: Hooks::default(),
+            offered: Mutex::default(),
+            flipped: Mutex::default(),
+        })
+    }
+
+    /// Tells everybody who listens, and the log.
+    pub(crate) fn emit(&self, event: Event) {
+        match &event {
+            Event::Warning { .. }
+            | Event::Refused { .. }
+            | Event::Aborted { .. }
+            | Event::RolledBack { .. } => tracing::warn!(?event, "handover"),
+            Event::Phase { .. } => tracing::debug!(?event, "handover"),
+            _ => tracing::info!(?event, "handover"),
+        }
+        // Nobody listening is no loss: the log has it.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn warn(&self, message: impl Into<String>) {
+        self.emit(Event::Warning {
+            message: message.into(),
+        });
+    }
+
+    pub(crate) fn command(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| gone())
+    }
+}
+
+/// The driver ends only with the runtime it runs on.
+pub(crate) fn gone() -> Error {
+    Error::new(ErrorKind::Stopping, "asking this generation's driver").because("it has ended")
+}
+
+impl Hooks {
+    pub(crate) fn add(&self, hook: Hook) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(hook);
+    }
+
+    fn all(&self) -> Vec<Hook> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Runs every hook away from the runtime's threads: a hook may block or panic, and must not take the driver along.
+    ///
+    /// `None` if there is nothing to run.
+    pub(crate) fn run(&self) -> Option<tokio::task::JoinHandle<Collected>> {
+        let hooks = self.all();
+        (!hooks.is_empty()).then(|| tokio::task::spawn_blocking(move || collect(&hooks)))
+    }
+}
+
+fn collect(hooks: &[Hook]) -> Collected {
+    let mut outgoing = Offer::default();
+    for hook in hooks {
+        hook(&mut outgoing).map_err(|error| format!("a state hook failed: {error}"))?;
+    }
+    Ok(outgoing)
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("status", &*self.status.borrow())
+            .finish_non_exhaustive()
+    }
+}

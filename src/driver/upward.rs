@@ -1,0 +1,285 @@
+//! The link to the incumbent that this generation takes over from.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::Driver;
+use super::elders::Elder;
+use super::link::{Heard, is_hangup};
+use crate::channel::Channel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::launch;
+use crate::protocol::message::{self, Message, Slot};
+use crate::protocol::successor::{Output, Successor};
+use crate::state::State;
+use crate::sys::process::Pidfd;
+
+/// One handover, seen from its starting end.
+#[derive(Debug)]
+pub(crate) struct Upward {
+    pub(crate) machine: Successor,
+    pub(crate) channel: Option<Channel>,
+    pub(crate) process: Option<Pidfd>,
+    pub(crate) pid: u32,
+    generation: u64,
+    offered: Vec<(Slot, OwnedFd)>,
+    elders: Vec<OwnedFd>,
+    stderr: Option<(OwnedFd, OwnedFd)>,
+    /// Why this generation will never serve, once that is so.
+    failed: Option<String>,
+}
+
+impl Upward {
+    pub(crate) fn new(
+        machine: Successor,
+        channel: Channel,
+        process: Option<Pidfd>,
+        pid: u32,
+    ) -> Self {
+        Self {
+            machine,
+            channel: Some(channel),
+            process,
+            pid,
+            generation: 0,
+            offered: Vec::new(),
+            elders: Vec::new(),
+            stderr: None,
+            failed: None,
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn heard_from_incumbent(&mut self, heard: Heard) {
+        let Some(up) = &mut self.up else { return };
+        match heard {
+            Heard::Message(message, descriptors) => {
+                self.handle_incumbent_message(message, descriptors)
+            }
+            Heard::Closed => {
+                up.channel = None;
+                up.machine.handle_closed(Instant::now());
+            }
+            Heard::Broken(reason) => {
+                up.machine.handle_broken(reason);
+                return self.hang_up();
+            }
+        }
+        self.perform_upward();
+    }
+
+    /// Everything it had said is handled before its death is.
+    pub(super) fn incumbent_ended(&mut self) {
+        while let Some(heard) = self
+            .up
+            .as_mut()
+            .and_then(|up| Heard::rest(up.channel.as_mut()?))
+        {
+            self.heard_from_incumbent(heard);
+        }
+        let Some(up) = &mut self.up else { return };
+        (up.channel, up.process) = (None, None);
+        up.machine.handle_incumbent_exit();
+        self.restore_stderr();
+        self.perform_upward();
+        if let Err(error) = launch::rescue_stderr() {
+            self.shared
+                .warn(format!("standard error may have no reader: {error}"));
+        }
+    }
+
+    fn handle_incumbent_message(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
+        let Some(up) = &mut self.up else { return };
+        match &message {
+            Message::Hello(hello) => {
+                up.generation = hello.generation;
+                self.generation = hello.successor;
+                self.next_generation = hello.successor + 1;
+                self.raise_descriptor_limit(hello.descriptors);
+            }
+            Message::Offer(chunk) => up
+                .offered
+                .extend(chunk.slots.iter().cloned().zip(descriptors)),
+            Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
+            Message::Commit { .. } => up.elders = descriptors,
+            _ => {}
+        }
+        if let Some(up) = &mut self.up {
+            up.machine.handle_message(message);
+        }
+    }
+
+    pub(super) fn perform_upward(&mut self) {
+        while let Some(output) = self.up.as_mut().and_then(|up| up.machine.poll_output()) {
+            match output {
+                Output::Send(message) => self.tell_incumbent(&message),
+                Output::Claim => self.begin_claim(),
+                Output::OpenGates { regardless } => self.open_gates(regardless),
+                Output::ShutGates => self.shared.table.shut_all_except(&[]),
+                Output::Promote { elders } => self.promote(elders),
+                Output::Drain { reason } => {
+                    self.restore_stderr();
+                    self.drain(reason, false);
+                }
+                Output::Fail { reason } => self.never_serve(reason),
+            }
+        }
+        self.publish();
+    }
+
+    /// A channel that fails once may fail for ever, and is never readable again only once it is closed.
+    fn hang_up(&mut self) {
+        self.perform_upward();
+        if let Some(up) = &mut self.up {
+            up.channel = None;
+        }
+    }
+
+    fn tell_incumbent(&mut self, message: &Message) {
+        let Some(up) = &mut self.up else { return };
+        let Some(channel) = &up.channel else { return };
+        if let Err(error) = channel.try_send(message, &[])
+            && !is_hangup(&error)
+        {
+            let reason = format!("telling the incumbent {:?}: {error}", message.name());
+            up.machine.handle_broken(reason);
+        }
+    }
+
+    fn begin_claim(&mut self) {
+        let adopted = self.adopt_offer();
+        if self.up.as_ref().is_some_and(|up| up.process.is_none()) {
+            self.restore_stderr();
+        }
+        match adopted {
+            Ok(()) => self.answer_started(Ok(())),
+            Err(error) => {
+                if let Some(up) = &mut self.up {
+                    up.machine.handle_stop(format!("{error:?}"));
+                }
+            }
+        }
+    }
+
+    fn adopt_offer(&mut self) -> Result<()> {
+        let Some(up) = &mut self.up else {
+            return Ok(());
+        };
+        let others = self.shared.table.adopt(std::mem::take(&mut up.offered))?;
+        let mut state = state_of(
+            others
+                .into_iter()
+                .map(|(_, slot, descriptor)| (slot, descriptor)),
+        );
+        up.stderr = launch::take_stderr(&mut state);
+        *lock(&self.shared.offered) = state;
+        Ok(())
+    }
+
+    fn accept_flip_state(&mut self, slots: Vec<Slot>, descriptors: Vec<OwnedFd>) {
+        let more = state_of(slots.into_iter().zip(descriptors));
+        lock(&self.shared.flipped).extend(more);
+    }
+
+    fn open_gates(&mut self, regardless: bool) {
+        let opened = match regardless {
+            true => {
+                self.shared.table.open_all_regardless();
+                Ok(())
+            }
+            false => self.shared.table.open_all(),
+        };
+        let Some(up) = &mut self.up else { return };
+        match opened {
+            Ok(()) => {
+                up.machine.handle_gates_open();
+                let generation = self.generation;
+                self.shared.emit(Event::Serving { generation });
+                self.answer_ready(Ok(()));
+            }
+            Err(error) => up.machine.handle_gates_failed(format!("{error:?}")),
+        }
+    }
+
+    /// Everything that says "this is the service" moves here before the incumbent hears that it may leave.
+    fn promote(&mut self, elders: Vec<message::Elder>) {
+        let Some(up) = &mut self.up else { return };
+        let kill_at = Instant::now() + self.config.hard_stop + self.config.exit;
+        for (elder, descriptor) in elders.into_iter().zip(up.elders.drain(..)) {
+            if let Ok(process) = Pidfd::adopt(descriptor) {
+                let message::Elder { generation, pid } = elder;
+                self.elders.add(Elder {
+                    generation,
+                    pid,
+                    process,
+                    kill_at,
+                });
+            }
+        }
+        if let Some(process) = up.process.take() {
+            let (generation, pid) = (up.generation, up.pid);
+            self.elders.add(Elder {
+                generation,
+                pid,
+                process,
+                kill_at,
+            });
+        }
+        self.restore_stderr();
+        self.become_incumbent();
+    }
+
+    fn restore_stderr(&mut self) {
+        let Some((stderr, pipe)) = self.up.as_mut().and_then(|up| up.stderr.take()) else {
+            return;
+        };
+        if let Err(error) = launch::restore_stderr(stderr, pipe) {
+            self.shared
+                .warn(format!("standard error stays with the incumbent: {error}"));
+        }
+    }
+
+    /// This generation has not served and will not: whoever waits for it is told why.
+    fn never_serve(&mut self, reason: String) {
+        if let Some(up) = &mut self.up {
+            up.failed = Some(reason);
+        }
+        self.answer_failed();
+        self.shared.table.retire();
+        self.shared.drain.begin();
+    }
+
+    /// To an application that was still warming up when that became known, too, once it asks.
+    pub(super) fn answer_failed(&mut self) {
+        let Some(up) = &self.up else { return };
+        let Some(reason) = &up.failed else { return };
+        let error = || {
+            let error = Error::new(ErrorKind::Aborted, "taking over from the incumbent")
+                .because(reason.clone())
+                .with_peer(up.pid);
+            match up.process.is_some() {
+                true => error.while_incumbent_serves(),
+                false => error,
+            }
+        };
+        let errors = (error(), error());
+        self.answer_started(Err(errors.0));
+        self.answer_ready(Err(errors.1));
+    }
+}
+
+fn state_of(slots: impl Iterator<Item = (Slot, OwnedFd)>) -> State {
+    let mut state = State::default();
+    for (slot, descriptor) in slots {
+        // What a newer incumbent means by it is not known here, so it is closed.
+        let _ = state.insert(slot, descriptor);
+    }
+    state
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,591 @@
+//! What users hold: a builder, a generation that starts, and the same generation once it serves.
+
+use std::error::Error as StdError;
+use std::ffi::{OsStr, OsString};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::ToSocketAddrs;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::config::Config;
+use crate::drain::{Class, Drain, Report};
+use crate::driver::Driver;
+use crate::driver::shared::{Command, Shared, Status, Upgraded, gone};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::launch::{self, Inherited, Launcher};
+use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
+use crate::state::{Offer, State};
+use crate::sys::environment::Snapshot;
+use crate::sys::signals;
+use crate::trigger::Signals;
+
+/// Begins this process's life as a server: fresh, or as the successor of a running generation.
+///
+/// The same as [`builder`]`().start()`, with every default.
+///
+/// # Errors
+///
+/// See [`Builder::start`].
+pub async fn start() -> Result<Starting> {
+    builder().start().await
+}
+
+/// Options of a generation, every one with a default.
+pub fn builder() -> Builder {
+    Builder {
+        config: Config::default(),
+    }
+}
+
+/// What a generation is told before it starts. Each setter names its default.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct Builder {
+    config: Config,
+}
+
+/// Far enough in the future to mean for ever, and near enough to be added to any instant.
+const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+macro_rules! durations {
+    ($($(#[$doc:meta])* $name:ident => $field:ident;)*) => {
+        $($(#[$doc])*
+        pub fn $name(mut self, limit: Duration) -> Self {
+            self.config.$field = limit.min(LIMIT_MAX);
+            self
+        })*
+    };
+}
+
+impl Builder {
+    durations! {
+        /// How long a successor of this generation may take from its launch to being ready.
+        /// Default: [`START_DEADLINE`](crate::config::START_DEADLINE), 60 s.
+        start_deadline => start;
+        /// The most that a successor's extensions of its start deadline can add up to, from its launch.
+        /// Default: [`START_MAX`](crate::config::START_MAX), 15 min.
+        start_max => start_max;
+        /// How long each half of a flip may take before it is taken back.
+        /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
+        flip_deadline => flip;
+        /// How long this generation stays warm after a flip, ready to take over again at once.
+        /// Zero commits with the flip. Default: [`BAKE`](crate::config::BAKE), 10 s.
+        bake => bake;
+        /// How long in-flight work may take once this generation drains, where its class says nothing else.
+        /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
+        drain_deadline => drain;
+        /// When this generation leaves whatever is still in flight, counted from the begin of its drain.
+        /// Default: [`HARD_STOP`](crate::config::HARD_STOP), 15 min.
+        hard_stop => hard_stop;
+        /// How long an upgrade waits for an older generation to leave when too many are alive.
+        /// Default: [`CAPACITY_DEADLINE`](crate::config::CAPACITY_DEADLINE), 60 s.
+        capacity_deadline => capacity;
+        /// How long a killed successor may take to be gone, and a closed channel to be explained by a death.
+        /// Default: [`EXIT_DEADLINE`](crate::config::EXIT_DEADLINE), 5 s.
+        exit_deadline => exit;
+    }
+
+    /// Holds a successor that is ready in standby, gates shut, until [`Serving::flip`]; gives it up after `limit`.
+    ///
+    /// Default: it takes over as soon as it is ready.
+    pub fn standby(mut self, limit: Duration) -> Self {
+        self.config.standby = Some(limit.min(LIMIT_MAX));
+        self
+    }
+
+    /// How many generations may be alive at once, the successor and those that drain included; at least 2.
+    ///
+    /// Default: [`GENERATIONS_MAX`](crate::config::GENERATIONS_MAX), 3.
+    pub fn generations_max(mut self, count: usize) -> Self {
+        self.config.generations_max = count;
+        self
+    }
+
+    /// The program that an upgrade starts.
+    ///
+    /// Default: this process's `argv[0]` as it was given, so that a path through a `current` symlink leads to the new
+    /// release; searched in the `PATH` of the start if it has no slash.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.program = Some(path.into());
+        self
+    }
+
+    /// Adds a variable to a successor's environment, or replaces one.
+    ///
+    /// Default: the environment of this process as it was at its start, without the variables that a service manager
+    /// gave to this process only.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.config.extra_env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Whether a successor's standard error is kept for the verdict until it is committed. It reaches this process's
+    /// standard error either way. Default: yes.
+    pub fn capture_stderr(mut self, capture: bool) -> Self {
+        self.config.capture_stderr = capture;
+        self
+    }
+
+    /// A name for this build, such as a version or commit, for the logs of both ends. Default: empty.
+    pub fn build_id(mut self, build: impl Into<String>) -> Self {
+        self.config.build = build.into();
+        self
+    }
+
+    /// A file that always holds the process number of the incumbent. Written by temp file and rename. Default: none.
+    pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.pid_file = Some(path.into());
+        self
+    }
+
+    /// The signal that asks for an upgrade, or none. Default: SIGHUP.
+    pub fn upgrade_signal(mut self, number: Option<i32>) -> Self {
+        self.config.upgrade_signal = number;
+        self
+    }
+
+    /// The signals that stop this generation; a second one stops it at once. Default: SIGTERM and SIGINT.
+    pub fn stop_signals(mut self, numbers: impl IntoIterator<Item = i32>) -> Self {
+        self.config.stop_signals = numbers.into_iter().collect();
+        self
+    }
+
+    /// Begins this process's life as a server.
+    ///
+    /// As a successor it returns when the incumbent's sockets have arrived. The incumbent serves meanwhile, and until
+    /// [`Starting::ready`].
+    ///
+    /// Call it once, early in `main`: it records arguments, directory and environment for later upgrades, and removes
+    /// from the environment what is meant for this process alone (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*` and this
+    /// crate's own variable), so that no helper process inherits it. While it removes them, C code in another thread
+    /// that reads the environment may miss a variable.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Protocol`] if the incumbent cannot be understood, [`ErrorKind::Aborted`] if it has given this
+    /// successor up, [`ErrorKind::Launch`] if this process was started as a successor but got no channel, and
+    /// [`ErrorKind::Io`] if a signal cannot be listened to. Leave `main` with it: the incumbent serves on and reports
+    /// it to whoever asked for the upgrade.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future of a successor makes the incumbent give it up.
+    pub async fn start(self) -> Result<Starting> {
+        let Self { config } = self;
+        let snapshot = Snapshot::take();
+        let mut own_signals = Signals::default();
+        let listening = own_signals.listen_upgrade(config.upgrade_signal);
+        listening.map_err(|error| {
+            Error::new(ErrorKind::Io, "listening for the upgrade signal").because(error)
+        })?;
+        let blocked: Vec<i32> = config.upgrade_signal.into_iter().collect();
+        signals::unblock(&blocked).map_err(|error| {
+            Error::new(ErrorKind::Io, "unblocking the upgrade signal").because(error)
+        })?;
+        let channel = match snapshot.channel.as_deref().map(launch::inherited) {
+            None | Some(Inherited::NotForUs) => None,
+            Some(Inherited::Channel(channel)) => Some(channel),
+            Some(Inherited::Missing(reason)) => {
+                let doing = "taking over from the incumbent that started this process";
+                return Err(Error::new(ErrorKind::Launch, doing).because(reason));
+            }
+        };
+
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let drain = Drain::new(config.drain, config.hard_stop);
+        let shared = Shared::new(Table::default(), drain, commands);
+        let launcher = Launcher::new(snapshot, &config);
+        let mut driver = Driver::new(shared.clone(), config, launcher, inbox, own_signals);
+        let offered = channel.map(|channel| driver.succeed(channel)).transpose()?;
+        tokio::spawn(driver.run());
+        let starting = Starting {
+            shared,
+            settled: false,
+        };
+        if let Some(offered) = offered {
+            offered.await.map_err(|_| gone())??;
+        }
+        Ok(starting)
+    }
+}
+
+/// A generation that claims its sockets and warms up. Nothing that reaches its sockets is accepted yet.
+///
+/// Dropping it before [`ready`](Self::ready) gives the handover up; the incumbent serves on.
+#[derive(Debug)]
+#[must_use = "a generation that is not made ready never serves"]
+pub struct Starting {
+    shared: Arc<Shared>,
+    settled: bool,
+}
+
+impl Starting {
+    /// A TCP listener by name: inherited from the incumbent if it has one of this name and address, bound otherwise.
+    ///
+    /// An address with port 0 inherits by name and IP address alone. If the address has changed, the new one is bound
+    /// now, and the incumbent serves and closes the old socket once the upgrade is committed.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Listen`], with the name and the address.
+    pub async fn listen_tcp(
+        &mut self,
+        name: &str,
+        address: impl ToSocketAddrs,
+    ) -> Result<TcpListener> {
+        self.listen_tcp_with(name, address, &ListenOptions::default())
+            .await
+    }
+
+    /// [`listen_tcp`](Self::listen_tcp) with options; those that the kernel can change on a bound socket are applied to
+    /// an inherited one as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen_tcp`](Self::listen_tcp).
+    pub async fn listen_tcp_with(
+        &mut self,
+        name: &str,
+        address: impl ToSocketAddrs,
+        options: &ListenOptions,
+    ) -> Result<TcpListener> {
+        self.shared
+            .table
+            .tcp(name, &resolve(name, address).await?, options)
+    }
+
+    /// A listener on a Unix socket by name; a path that begins with `@` is an abstract name.
+    ///
+    /// A stale path, one whose socket nobody listens on any more, is replaced. A live one is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Listen`], with the name and the path.
+    pub async fn listen_unix(
+        &mut self,
+        name: &str,
+        path: impl AsRef<Path>,
+    ) -> Result<UnixListener> {
+        self.listen_unix_with(name, path, &ListenOptions::default())
+            .await
+    }
+
+    /// [`listen_unix`](Self::listen_unix) with options, such as the path's permissions.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen_unix`](Self::listen_unix).
+    pub async fn listen_unix_with(
+        &mut self,
+        name: &str,
+        path: impl AsRef<Path>,
+        options: &ListenOptions,
+    ) -> Result<UnixListener> {
+        self.shared.table.unix(name, path.as_ref(), options).await
+    }
+
+    /// A UDP socket by name. It receives while this generation serves, and sends at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Listen`], with the name and the address.
+    pub async fn bind_udp(&mut self, name: &str, address: impl ToSocketAddrs) -> Result<UdpSocket> {
+        let addresses = resolve(name, address).await?;
+        self.shared
+            .table
+            .udp(name, &addresses, &ListenOptions::default())
+    }
+
+    /// A TCP listener by name for a server that has its own accept loop: a plain non-blocking socket without a gate.
+    ///
+    /// Begin to accept after [`ready`](Self::ready), and stop at [`Serving::draining`]; between flip and commit both
+    /// generations accept. Never clear its `O_NONBLOCK`: the other generation shares it.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen_tcp`](Self::listen_tcp).
+    pub async fn std_tcp(
+        &mut self,
+        name: &str,
+        address: impl ToSocketAddrs,
+        options: &ListenOptions,
+    ) -> Result<std::net::TcpListener> {
+        self.shared
+            .table
+            .std_tcp(name, &resolve(name, address).await?, options)
+    }
+
+    /// [`std_tcp`](Self::std_tcp) for a Unix socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen_unix`](Self::listen_unix).
+    pub async fn std_unix(
+        &mut self,
+        name: &str,
+        path: impl AsRef<Path>,
+        options: &ListenOptions,
+    ) -> Result<std::os::unix::net::UnixListener> {
+        self.shared
+            .table
+            .std_unix(name, path.as_ref(), options)
+            .await
+    }
+
+    /// [`std_tcp`](Self::std_tcp) for UDP.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind_udp`](Self::bind_udp).
+    pub async fn std_udp(
+        &mut self,
+        name: &str,
+        address: impl ToSocketAddrs,
+        options: &ListenOptions,
+    ) -> Result<std::net::UdpSocket> {
+        self.shared
+            .table
+            .std_udp(name, &resolve(name, address).await?, options)
+    }
+
+    /// What the incumbent's [`Serving::on_offer`] hooks have passed. Empty in a fresh generation.
+    pub fn state(&mut self) -> MutexGuard<'_, State> {
+        lock(&self.shared.offered)
+    }
+
+    /// A variable that the service manager meant for this process alone, such as `NOTIFY_SOCKET`.
+    ///
+    /// [`Builder::start`] has removed these from the environment, so that helpers and successors do not inherit them.
+    pub fn service_manager(&self, name: &str) -> Option<&'static OsStr> {
+        Snapshot::take().service_manager(name)
+    }
+
+    /// Asks the incumbent to wait this long from now before it gives this successor up.
+    ///
+    /// The sum is limited by the incumbent's [`Builder::start_max`]. A fresh generation has nobody to ask.
+    pub fn extend(&self, by: Duration) {
+        // A driver that has ended has nobody to ask either; `ready` will say so.
+        let _ = self.shared.command(Command::Extend { by });
+    }
+
+    /// The work in flight; the same as [`Serving::drain`].
+    pub fn drain(&self) -> &Drain {
+        &self.shared.drain
+    }
+
+    /// What happens to this generation from now on; the same as [`Serving::events`], early enough to miss nothing.
+    pub fn events(&self) -> Events {
+        Events(self.shared.events.subscribe())
+    }
+
+    /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
+    ///
+    /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
+    /// gracefully, and, once it is committed, SIGHUP upgrades it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Aborted`] if the incumbent has given this successor up or its gates could not be opened; leave
+    /// `main` with it. [`ErrorKind::Listen`] in a fresh generation whose sockets cannot be watched.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the handover up, like dropping a [`Starting`].
+    pub async fn ready(mut self) -> Result<Serving> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.command(Command::Ready { reply })?;
+        answer.await.map_err(|_| gone())??;
+        self.settled = true;
+        Ok(Serving {
+            shared: Arc::clone(&self.shared),
+        })
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if !self.settled {
+            // A driver that has ended holds nothing that could be given up.
+            let _ = self.shared.command(Command::Abandon);
+        }
+    }
+}
+
+/// A generation that serves, from [`Starting::ready`] to its end. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    shared: Arc<Shared>,
+}
+
+impl Serving {
+    /// This generation's number: 1 for a fresh start, then counting up with every successor that was launched.
+    pub fn number(&self) -> u64 {
+        self.shared.status.borrow().generation
+    }
+
+    /// This generation as it stands: its role, the upgrade under way, and the older ones that still drain.
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// What the incumbent's [`on_flip`](Self::on_flip) hooks have passed. Empty in a fresh generation.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared.flipped)
+    }
+
+    /// Adds a hook that contributes state when a successor is launched, for what may be a little old when the successor
+    /// serves: TLS ticket keys, caches. The successor finds it in [`Starting::state`].
+    ///
+    /// It runs on a thread where it may block, while this generation serves. An error or a panic aborts the upgrade.
+    pub fn on_offer<F>(&self, hook: F)
+    where
+        F: Fn(&mut Offer) -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.at_offer.add(Arc::new(hook));
+    }
+
+    /// Adds a hook that contributes state at the flip, when this generation has stopped accepting: counters, session
+    /// tables. The successor finds it in [`Serving::state`].
+    ///
+    /// Connections wait in the kernel's queue while it runs, and after the flip deadline the upgrade is aborted: be
+    /// quick. An error or a panic aborts it as well.
+    pub fn on_flip<F>(&self, hook: F)
+    where
+        F: Fn(&mut Offer) -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.at_flip.add(Arc::new(hook));
+    }
+
+    /// Hands over to a successor, as SIGHUP does, and waits for the verdict.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Refused`] if an upgrade is under way or too many generations are alive, [`ErrorKind::Aborted`] if the
+    /// successor did not get as far as the flip, [`ErrorKind::RolledBack`] if it had taken over. The error has the
+    /// successor's exit status and last words, and says that this generation serves on.
+    ///
+    /// # Cancel safety
+    ///
+    /// The upgrade goes on without the one who asked; its verdict is an [`Event`] as well.
+    pub async fn upgrade(&self) -> Result<Upgraded> {
+        let (reply, verdict) = oneshot::channel();
+        self.shared.command(Command::Upgrade { reply })?;
+        verdict.await.map_err(|_| gone())?
+    }
+
+    /// Lets a successor that is held in [standby](Builder::standby) take over. Does nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stopping`] if this generation's runtime is shutting down.
+    pub fn flip(&self) -> Result<()> {
+        self.shared.command(Command::Flip)
+    }
+
+    /// Undoes the upgrade that is under way, if there is one: an abort before the flip, a rollback after it.
+    ///
+    /// After the flip the successor finishes what it has begun and leaves; this generation serves again at once. The
+    /// verdict goes to whoever asked for the upgrade.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stopping`] if this generation's runtime is shutting down.
+    pub fn rollback(&self, reason: impl Into<String>) -> Result<()> {
+        self.shared.command(Command::Rollback {
+            reason: reason.into(),
+        })
+    }
+
+    /// Stops this generation, as SIGTERM does, and the service with it: a successor that has not been committed is told
+    /// to stop as well. A second call does not wait for work in flight.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Stopping`] if this generation's runtime is shutting down.
+    pub fn stop(&self) -> Result<()> {
+        self.shared.command(Command::Stop)
+    }
+
+    /// What happens to this generation from now on.
+    pub fn events(&self) -> Events {
+        Events(self.shared.events.subscribe())
+    }
+
+    /// The work in flight, for [progress](Drain::progress) and [signals](Drain::signal).
+    pub fn drain(&self) -> &Drain {
+        &self.shared.drain
+    }
+
+    /// A class of work that is waited for before this generation leaves, with the generation's drain deadline.
+    pub fn class(&self, name: &'static str) -> Class {
+        self.shared.drain.class(name)
+    }
+
+    /// A class of work whose units are cut off `deadline` after the drain began.
+    pub fn class_with_deadline(&self, name: &'static str, deadline: Duration) -> Class {
+        self.shared.drain.class_with_deadline(name, deadline)
+    }
+
+    /// Resolves when this generation has handed over, or stops: stop accepting, finish what is in flight.
+    ///
+    /// For `axum::serve(..).with_graceful_shutdown(generation.draining())` and loops of your own.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        let signal = self.shared.drain.signal();
+        async move { signal.draining().await }
+    }
+
+    /// Waits until this generation drains and nothing is left in flight, or its time is up. Leave `main` then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub async fn drained(&self) -> Report {
+        self.shared.drain.drained().await
+    }
+}
+
+/// A reader of one generation's [`Event`]s.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event; a reader that falls 256 events behind misses the oldest. `None` when the generation is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            match self.0.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+async fn resolve(name: &str, address: impl ToSocketAddrs) -> Result<Vec<SocketAddr>> {
+    let resolved = tokio::net::lookup_host(address).await;
+    let addresses = resolved.map_err(|error| {
+        Error::new(
+            ErrorKind::Listen,
+            format!("resolving the address of {name:?}"),
+        )
+        .because(error)
+    })?;
+    Ok(addresses.collect())
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

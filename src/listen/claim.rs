@@ -1,0 +1,243 @@
+//! One held socket: what it is, who asked for it, and whether it is the one that somebody asks for.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+use std::os::unix;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use socket2::SockRef;
+
+use super::address::Address;
+use super::bind;
+use super::gate::Gated;
+use super::options::ListenOptions;
+use super::path::{self, Inode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::message::{Slot, SlotKind};
+
+/// A socket that this generation holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) slot: Slot,
+    pub(super) address: Address,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) claim: Claim,
+}
+
+/// Whose a held socket is.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Offered under this index, and nobody has asked for it yet.
+    Offered(u32),
+    /// Given to the application as it is; it has its own accept loop.
+    Ungated,
+    Gated(Arc<dyn Gated>),
+}
+
+/// A path that this generation or one before it bound, and who it was then.
+#[derive(Clone, Debug)]
+pub(super) struct BoundPath {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) inode: Inode,
+}
+
+/// What a caller asks for: a name, and the addresses that would do, the preferred one first.
+pub(super) struct Request<'a> {
+    pub(super) name: &'a str,
+    pub(super) kind: SlotKind,
+    pub(super) addresses: Vec<Address>,
+    pub(super) options: &'a ListenOptions,
+}
+
+/// A socket that the application now has under a name.
+pub(super) struct Claimed {
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) address: Address,
+}
+
+impl Held {
+    pub(super) fn offered(index: u32, slot: Slot, descriptor: OwnedFd) -> Result<Self> {
+        let address = non_blocking(&descriptor)
+            .and_then(|()| Address::of(&descriptor, slot.kind))
+            .map_err(|error| {
+                listen_error(format!("adopting {:?} from the offer", slot.name)).because(error)
+            })?;
+        Ok(Self {
+            slot,
+            address,
+            socket: Arc::new(descriptor),
+            claim: Claim::Offered(index),
+        })
+    }
+
+    pub(super) fn bound(
+        request: &Request<'_>,
+        socket: OwnedFd,
+        inode: Option<Inode>,
+    ) -> Result<Self> {
+        let address = Address::of(&socket, request.kind)
+            .map_err(|error| listen_error(format!("binding {:?}", request.name)).because(error))?;
+        Ok(Self {
+            slot: Slot {
+                name: request.name.to_owned(),
+                kind: request.kind,
+                inode,
+            },
+            address,
+            socket: Arc::new(socket),
+            claim: Claim::Ungated,
+        })
+    }
+
+    /// Makes an offered socket the application's, under its options.
+    pub(super) fn claim(&mut self, options: &ListenOptions) -> Result<()> {
+        bind::apply(&self.socket, self.slot.kind, options).map_err(|error| {
+            listen_error(format!("claiming {:?} on {}", self.slot.name, self.address))
+                .because(error)
+        })?;
+        self.claim = Claim::Ungated;
+        Ok(())
+    }
+
+    pub(super) fn claimed(&self) -> Claimed {
+        Claimed {
+            socket: Arc::clone(&self.socket),
+            address: self.address.clone(),
+        }
+    }
+
+    pub(super) fn offered_as(&self) -> Option<u32> {
+        match self.claim {
+            Claim::Offered(index) => Some(index),
+            Claim::Ungated | Claim::Gated(_) => None,
+        }
+    }
+
+    pub(super) fn gate(&self) -> Option<&Arc<dyn Gated>> {
+        match &self.claim {
+            Claim::Gated(gate) => Some(gate),
+            Claim::Offered(_) | Claim::Ungated => None,
+        }
+    }
+
+    /// Whether this is an offered socket that the request means.
+    pub(super) fn answers(&self, request: &Request<'_>) -> bool {
+        let mut addresses = request.addresses.iter();
+        self.offered_as().is_some()
+            && self.slot.name == request.name
+            && self.slot.kind == request.kind
+            && addresses.any(|wanted| self.address.answers(wanted))
+            && self.is_reachable()
+    }
+
+    /// Whether the kernel could not give the request an address while this one has its own.
+    pub(super) fn in_the_way_of(&self, request: &Request<'_>) -> bool {
+        let mut addresses = request.addresses.iter();
+        self.slot.kind == request.kind
+            && addresses.any(|wanted| self.address.overlaps(wanted))
+            && !(request.options.reuse_port && self.reuses_port())
+    }
+
+    /// Has the kernel refuse new connections while those under way complete (I2): a listener that is bound to an
+    /// interface which does not exist matches no first packet (`SO_BINDTOIFINDEX`, socket(7)). Every process that
+    /// holds the socket is affected, and undoing it needs `CAP_NET_RAW`. Whether it was done.
+    ///
+    /// Not for sockets that share their port: the kernel would go on choosing this one and let the client wait.
+    pub(super) fn refuse_new(&self) -> bool {
+        self.slot.kind == SlotKind::Tcp
+            && !self.reuses_port()
+            && SockRef::from(&self.socket)
+                .bind_device_by_index_v4(NonZeroU32::new(NO_INTERFACE))
+                .is_ok()
+    }
+
+    pub(super) fn bound_path(&self) -> Option<BoundPath> {
+        let Address::Unix(address) = &self.address else {
+            return None;
+        };
+        Some(BoundPath {
+            name: self.slot.name.clone(),
+            path: address.as_pathname()?.to_owned(),
+            inode: self.slot.inode?,
+        })
+    }
+
+    /// A socket whose path is gone, or is somebody else's by now, is of no use to anyone who connects.
+    fn is_reachable(&self) -> bool {
+        self.bound_path()
+            .is_none_or(|bound| path::inode_of(&bound.path).is_ok_and(|now| now == bound.inode))
+    }
+
+    fn reuses_port(&self) -> bool {
+        SockRef::from(&self.socket).reuse_port().unwrap_or(false)
+    }
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn inet(
+        kind: SlotKind,
+        name: &'a str,
+        addresses: &[SocketAddr],
+        options: &'a ListenOptions,
+    ) -> Self {
+        Self {
+            name,
+            kind,
+            addresses: addresses.iter().copied().map(Address::Inet).collect(),
+            options,
+        }
+    }
+
+    pub(super) fn bind(&self, address: &Address) -> io::Result<OwnedFd> {
+        match (self.kind, address) {
+            (SlotKind::Tcp, Address::Inet(address)) => bind::tcp(*address, self.options),
+            (SlotKind::Udp, Address::Inet(address)) => bind::udp(*address, self.options),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// The error of a bind that failed, still without its cause.
+    pub(super) fn binding(&self, address: impl fmt::Display) -> Error {
+        listen_error(format!("binding {:?} to {address}", self.name))
+    }
+}
+
+impl Claimed {
+    pub(super) fn duplicate<S: From<OwnedFd>>(&self) -> Result<S> {
+        let duplicate = self.socket.try_clone();
+        duplicate.map(S::from).map_err(|error| {
+            listen_error(format!("duplicating the socket on {}", self.address)).because(error)
+        })
+    }
+
+    pub(super) fn inet(self) -> Result<SocketAddr> {
+        match self.address {
+            Address::Inet(address) => Ok(address),
+            Address::Unix(_) => Err(listen_error(format!("{} is no IP address", self.address))),
+        }
+    }
+
+    pub(super) fn unix(self) -> Result<unix::net::SocketAddr> {
+        match self.address {
+            Address::Unix(address) => Ok(address),
+            Address::Inet(_) => Err(listen_error(format!("{} is no path", self.address))),
+        }
+    }
+}
+
+pub(super) fn listen_error(doing: String) -> Error {
+    Error::new(ErrorKind::Listen, doing)
+}
+
+/// An interface index that the kernel hands out to nobody: it counts up from 1.
+const NO_INTERFACE: u32 = 0x7fff_fff0;
+
+/// Non-blocking mode belongs to the socket that generations share: it is set on arrival and never cleared.
+fn non_blocking(descriptor: &OwnedFd) -> io::Result<()> {
+    SockRef::from(descriptor).set_nonblocking(true)
+}

@@ -1,0 +1,551 @@
+//! The accept right of one socket of this process.
+//!
+//! 1. Everyone accepts under the lock of the state, and `shut` takes the same lock: once it returns, nobody accepts.
+//! 2. A gate that is not open has no registration in any epoll, so its socket wakes nobody. Dropping tokio's type
+//!    deregisters before it returns (epoll_ctl(2), `EPOLL_CTL_DEL`).
+//! 3. Locks are taken in the order state, waiting.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
+
+use super::waiting::{Seat, Waiting};
+use crate::config::DEAF_RETRY;
+
+/// What tokio makes of a socket that it watches: being registered is being alive.
+pub(super) trait Watch: Sized + Send + 'static {
+    fn watch(socket: OwnedFd) -> io::Result<Self>;
+}
+
+/// A gate as the table sees it, whatever passes through.
+pub(super) trait Gated: fmt::Debug + Send + Sync {
+    /// Opens, or says why this gate would be deaf and stays shut. An open or retired gate stays as it is.
+    fn open(&self) -> io::Result<()>;
+    /// Opens even if the socket cannot be watched now, and goes on trying to watch it.
+    fn open_regardless(&self);
+    /// Takes the accept right away. When it returns, nobody in this process accepts from the socket any more.
+    fn shut(&self);
+    /// Retires as soon as those who accept have emptied the queue; at once if nobody can.
+    fn finish(&self);
+    /// Gives the socket back for good. Whoever waits at the gate waits for ever.
+    fn retire(&self);
+    /// Becomes `true` when the gate has retired.
+    fn retired(&self) -> watch::Receiver<bool>;
+}
+
+/// See the module's head.
+pub(super) struct Gate<W> {
+    state: Mutex<State<W>>,
+    waiting: Arc<Waiting>,
+    /// The one waker that the registration knows: it wakes all of `waiting`.
+    waker: Waker,
+    runtime: Handle,
+}
+
+struct State<W> {
+    /// None once retired.
+    socket: Option<Arc<OwnedFd>>,
+    right: Right<W>,
+    finishing: bool,
+    /// The application has dropped its listener.
+    abandoned: bool,
+    retired: watch::Sender<bool>,
+}
+
+enum Right<W> {
+    Shut,
+    Open(W),
+    /// Open, but the kernel would not watch the socket; the next attempt is at the end of the timer.
+    Deaf(Pin<Box<Sleep>>),
+}
+
+impl<W: Watch> Gate<W> {
+    /// A shut gate. Its socket will be watched by `runtime`.
+    pub(super) fn new(socket: Arc<OwnedFd>, runtime: Handle) -> Self {
+        let waiting = Arc::new(Waiting::default());
+        Self {
+            state: Mutex::new(State {
+                socket: Some(socket),
+                right: Right::Shut,
+                finishing: false,
+                abandoned: false,
+                retired: watch::Sender::new(false),
+            }),
+            waker: Waker::from(Arc::clone(&waiting)),
+            waiting,
+            runtime,
+        }
+    }
+
+    /// Waits until the gate is open and `attempt` has something. Nothing is lost if it is dropped.
+    pub(super) async fn pass<T>(
+        &self,
+        mut attempt: impl FnMut(&W, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> io::Result<T> {
+        let mut turn = Turn {
+            waiting: &self.waiting,
+            seat: None,
+        };
+        poll_fn(|cx| self.poll_in(&mut turn.seat, cx, &mut attempt)).await
+    }
+
+    /// As [`pass`](Self::pass), for callers without a future. Only the last one is woken.
+    pub(super) fn poll_pass<T>(
+        &self,
+        cx: &mut Context<'_>,
+        mut attempt: impl FnMut(&W, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        self.poll_in(&mut Some(Seat::SHARED), cx, &mut attempt)
+    }
+
+    fn poll_in<T>(
+        &self,
+        seat: &mut Option<Seat>,
+        cx: &mut Context<'_>,
+        attempt: &mut impl FnMut(&W, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let mut state = self.lock();
+        let mut shared = Context::from_waker(&self.waker);
+        if let Poll::Ready(outcome) = state.poll(&self.runtime, &mut shared, attempt) {
+            return Poll::Ready(outcome);
+        }
+        self.waiting.enter(seat, cx.waker());
+        // Readiness that came before the waiter had its seat woke nobody, so look again.
+        state.poll(&self.runtime, &mut shared, attempt)
+    }
+
+    /// The socket, unless the gate has retired.
+    #[cfg(test)]
+    fn socket(&self) -> Option<Arc<OwnedFd>> {
+        self.lock().socket.clone()
+    }
+
+    /// Shuts for good because there is nobody left to accept. The socket stays, for an offer.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.abandoned = true;
+        state.right = Right::Shut;
+        if state.finishing {
+            state.retire();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: Watch> Gated for Gate<W> {
+    fn open(&self) -> io::Result<()> {
+        self.lock().open(&self.runtime)?;
+        self.waker.wake_by_ref();
+        Ok(())
+    }
+
+    fn open_regardless(&self) {
+        self.lock().open_regardless(&self.runtime);
+        self.waker.wake_by_ref();
+    }
+
+    fn shut(&self) {
+        self.lock().right = Right::Shut;
+    }
+
+    fn finish(&self) {
+        self.lock().finish();
+        self.waker.wake_by_ref();
+    }
+
+    fn retire(&self) {
+        self.lock().retire();
+    }
+
+    fn retired(&self) -> watch::Receiver<bool> {
+        self.lock().retired.subscribe()
+    }
+}
+
+impl<W: Watch> State<W> {
+    fn poll<T>(
+        &mut self,
+        runtime: &Handle,
+        shared: &mut Context<'_>,
+        attempt: &mut impl FnMut(&W, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        while let Right::Deaf(retry) = &mut self.right {
+            ready!(retry.as_mut().poll(shared));
+            self.right = Right::Shut;
+            self.open_regardless(runtime);
+        }
+        let Right::Open(watch) = &self.right else {
+            return Poll::Pending;
+        };
+        let outcome = attempt(watch, shared);
+        if outcome.is_pending() && self.finishing {
+            self.retire_if_empty(shared);
+        }
+        outcome
+    }
+
+    fn open(&mut self, runtime: &Handle) -> io::Result<()> {
+        let (Some(socket), Right::Shut, false) = (&self.socket, &self.right, self.abandoned) else {
+            return Ok(());
+        };
+        let _entered = runtime.enter();
+        self.right = Right::Open(W::watch(socket.try_clone()?)?);
+        Ok(())
+    }
+
+    /// A rollback has nobody else to fall back on (fails open), so a socket that cannot be watched is tried again.
+    fn open_regardless(&mut self, runtime: &Handle) {
+        if let Err(error) = self.open(runtime) {
+            tracing::warn!(%error, "a gate is open but its socket cannot be watched; trying again");
+            let _entered = runtime.enter();
+            self.right = Right::Deaf(Box::pin(sleep(DEAF_RETRY)));
+        }
+    }
+
+    fn finish(&mut self) {
+        self.finishing = true;
+        if matches!(self.right, Right::Shut) || !self.has_waiting() {
+            self.retire();
+        }
+    }
+
+    /// Being pending does not say that the queue is empty: tokio's budget may be used up, or its news be on the way.
+    fn retire_if_empty(&mut self, shared: &Context<'_>) {
+        if self.has_waiting() {
+            shared.waker().wake_by_ref();
+        } else {
+            self.retire();
+        }
+    }
+
+    fn has_waiting(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| {
+            let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        })
+    }
+
+    fn retire(&mut self) {
+        self.right = Right::Shut;
+        self.socket = None;
+        self.retired.send_replace(true);
+    }
+}
+
+impl<W> fmt::Debug for Gate<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        f.write_str(match (&state.socket, &state.right) {
+            (None, _) => "Gate(retired)",
+            (_, Right::Shut) => "Gate(shut)",
+            (_, Right::Open(_)) => "Gate(open)",
+            (_, Right::Deaf(_)) => "Gate(open, deaf)",
+        })
+    }
+}
+
+/// A waiting future's seat, left when the future is dropped.
+struct Turn<'a> {
+    waiting: &'a Waiting,
+    seat: Option<Seat>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(seat) = self.seat {
+            self.waiting.leave(seat);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+    use std::net::SocketAddr;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::testing::{
+        Fallible, UNWATCHABLE, await_queue, connect, descriptors, inode, listening_socket,
+        poll_once, registrations, within,
+    };
+    use super::*;
+
+    fn gate<W: Watch>() -> (Arc<Gate<W>>, SocketAddr, u64) {
+        let (socket, address) = listening_socket();
+        let inode = inode(&socket);
+        let gate = Gate::new(Arc::new(socket), Handle::current());
+        (Arc::new(gate), address, inode)
+    }
+
+    async fn accept(gate: &Gate<TcpListener>) -> (TcpStream, SocketAddr) {
+        gate.pass(|listener, cx| listener.poll_accept(cx))
+            .await
+            .unwrap()
+    }
+
+    fn poll_accept(gate: &Gate<TcpListener>, cx: &mut Context<'_>) -> Poll<()> {
+        let accepted = gate.poll_pass(cx, |listener, cx| listener.poll_accept(cx));
+        accepted.map(|accepted| drop(accepted.unwrap()))
+    }
+
+    /// What was ready in an epoll before a later connection comes through has been told by then.
+    async fn let_the_runtime_read_its_epoll() {
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        let _client = connect(address);
+        within(accept(&gate)).await;
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_waits_in_the_queue_until_the_gate_opens() {
+        let (gate, address, _) = gate();
+        let mut waiting = pin!(accept(&gate));
+        let client = connect(address);
+        assert!(poll_once(waiting.as_mut()).await.is_pending());
+        gate.open().unwrap();
+        let (_, peer) = within(waiting).await;
+        assert_eq!(peer, client.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn once_shut_returns_a_pending_accept_takes_nothing() {
+        let (gate, address, _) = gate();
+        let other = std::net::TcpListener::from(gate.socket().unwrap().try_clone().unwrap());
+        gate.open().unwrap();
+        let mut pending = pin!(accept(&gate));
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        gate.shut();
+        let client = connect(address);
+        await_queue(&gate.socket().unwrap());
+        let_the_runtime_read_its_epoll().await;
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        let (_, peer) = other.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn opening_wakes_those_who_wait() {
+        let (gate, ..) = gate::<TcpListener>();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.open().unwrap();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        gate.shut();
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.open_regardless();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn readiness_that_comes_before_a_waiter_has_its_seat_is_not_lost() {
+        let (gate, ..) = gate::<TcpListener>();
+        gate.open().unwrap();
+        let mut came = false;
+        let mut passing = pin!(gate.pass(|_, cx| {
+            if mem::replace(&mut came, true) {
+                return Poll::Ready(Ok(()));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        assert!(poll_once(passing.as_mut()).await.is_ready());
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_gate_is_deregistered_and_does_not_open_again() {
+        let (gate, _, inode) = gate::<TcpListener>();
+        gate.open().unwrap();
+        gate.abandon();
+        assert_eq!(registrations(inode), 0);
+        gate.open().unwrap();
+        assert_eq!(registrations(inode), 0);
+        assert_eq!(descriptors(inode), 1);
+    }
+
+    #[tokio::test]
+    async fn only_an_open_gate_is_registered_in_an_epoll() {
+        let (gate, _, inode) = gate();
+        let mut pending = pin!(accept(&gate));
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        assert_eq!(registrations(inode), 0);
+        gate.open().unwrap();
+        assert_eq!(registrations(inode), 1);
+        gate.shut();
+        assert_eq!(registrations(inode), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_a_shut_gate_wakes_nobody() {
+        let (gate, address, _) = gate::<TcpListener>();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut cx = Context::from_waker(&waker);
+        gate.open().unwrap();
+        assert!(poll_accept(&gate, &mut cx).is_pending());
+        gate.shut();
+        let _client = connect(address);
+        let_the_runtime_read_its_epoll().await;
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn everyone_who_accepts_from_one_listener_makes_progress() {
+        const ACCEPTORS: usize = 8;
+        const EACH: usize = 10;
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        let acceptors: Vec<_> = (0..ACCEPTORS)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move {
+                    for _ in 0..EACH {
+                        accept(&gate).await;
+                    }
+                })
+            })
+            .collect();
+        let clients = tokio::task::spawn_blocking(move || {
+            (0..ACCEPTORS * EACH)
+                .map(|_| connect(address))
+                .collect::<Vec<_>>()
+        });
+        within(clients).await.unwrap();
+        for acceptor in acceptors {
+            within(acceptor).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_accept_leaves_nothing_behind() {
+        let (gate, _, _) = gate();
+        for _ in 0..10 {
+            let mut pending = pin!(accept(&gate));
+            assert!(poll_once(pending.as_mut()).await.is_pending());
+        }
+        assert_eq!(
+            format!("{:?}", gate.waiting),
+            format!("{:?}", {
+                let fresh = Waiting::default();
+                (0..10).for_each(|_| {
+                    let mut seat = None;
+                    fresh.enter(&mut seat, Waker::noop());
+                    fresh.leave(seat.unwrap());
+                });
+                fresh
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn an_unwatchable_socket_keeps_a_forward_flip_shut() {
+        let (gate, _, inode) = gate::<Fallible>();
+        UNWATCHABLE.set(true);
+        let error = gate.open().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(format!("{gate:?}"), "Gate(shut)");
+        assert_eq!(descriptors(inode), 1);
+    }
+
+    #[tokio::test]
+    async fn a_gate_opened_regardless_accepts_once_its_socket_can_be_watched() {
+        let (gate, address, _) = gate::<Fallible>();
+        UNWATCHABLE.set(true);
+        gate.open_regardless();
+        let _client = connect(address);
+        let mut deaf = pin!(gate.pass(Fallible::accept));
+        assert!(poll_once(deaf.as_mut()).await.is_pending());
+        // Still unwatchable at the first retry, watchable at a later one.
+        let retried = tokio::time::timeout(DEAF_RETRY * 3, deaf.as_mut()).await;
+        assert!(retried.is_err());
+        assert_eq!(format!("{gate:?}"), "Gate(open, deaf)");
+        UNWATCHABLE.set(false);
+        within(deaf).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_deaf_gate_shuts_like_any_other() {
+        let (gate, address, inode) = gate::<Fallible>();
+        UNWATCHABLE.set(true);
+        gate.open_regardless();
+        gate.shut();
+        UNWATCHABLE.set(false);
+        let _client = connect(address);
+        let mut pending = pin!(gate.pass(Fallible::accept));
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        assert_eq!(registrations(inode), 0);
+    }
+
+    #[tokio::test]
+    async fn a_retired_gate_has_closed_its_socket_and_pends_for_ever() {
+        let (gate, _, inode) = gate();
+        gate.open().unwrap();
+        let mut pending = pin!(accept(&gate));
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        gate.retire();
+        assert_eq!(descriptors(inode), 0);
+        gate.open().unwrap();
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_finishing_gate_retires_when_the_accept_loop_has_emptied_the_queue() {
+        let (gate, address, inode) = gate();
+        gate.open().unwrap();
+        let clients: Vec<_> = (0..5).map(|_| connect(address)).collect();
+        await_queue(&gate.socket().unwrap());
+        gate.finish();
+        for _ in &clients {
+            within(accept(&gate)).await;
+        }
+        let mut retired = gate.retired();
+        assert!(!*retired.borrow());
+        let mut pending = pin!(accept(&gate));
+        assert!(poll_once(pending.as_mut()).await.is_pending());
+        within(retired.wait_for(|retired| *retired)).await.unwrap();
+        assert_eq!(descriptors(inode), 0);
+    }
+
+    #[tokio::test]
+    async fn a_finishing_gate_with_an_empty_queue_or_without_a_listener_retires_at_once() {
+        let (empty, ..) = gate::<TcpListener>();
+        empty.open().unwrap();
+        empty.finish();
+        assert!(*empty.retired().borrow());
+
+        let (abandoned, address, _) = gate::<TcpListener>();
+        abandoned.open().unwrap();
+        let _client = connect(address);
+        await_queue(&abandoned.socket().unwrap());
+        abandoned.finish();
+        assert!(!*abandoned.retired().borrow());
+        abandoned.abandon();
+        assert!(*abandoned.retired().borrow());
+    }
+}

@@ -1,0 +1,24 @@
+//! Named listeners: bound or claimed by name, and served through gates.
+//!
+//! A listener is born with its gate shut. The [`Table`] knows every socket of a generation by name and opens, shuts,
+//! offers and closes them; the public handles accept through their gate and know nothing of handovers.
+
+mod address;
+mod bind;
+mod claim;
+mod gate;
+mod options;
+mod path;
+mod table;
+mod tcp;
+#[cfg(test)]
+mod testing;
+mod udp;
+mod unix;
+mod waiting;
+
+pub use self::options::ListenOptions;
+pub(crate) use self::table::Table;
+pub use self::tcp::TcpListener;
+pub use self::udp::UdpSocket;
+pub use self::unix::UnixListener;

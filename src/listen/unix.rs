@@ -1,0 +1,96 @@
+//! Unix stream listeners.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::net::UnixStream;
+use tokio::net::unix::SocketAddr;
+
+use super::gate::{Gate, Watch};
+use super::tcp::pass_over;
+
+/// A named Unix stream listener. It accepts while its generation serves, and waits while another generation does.
+///
+/// Several tasks may accept from one listener. Dropping it gives up accepting; the socket stays open until its
+/// generation leaves, so that a successor can still inherit it.
+pub struct UnixListener {
+    gate: Arc<Gate<tokio::net::UnixListener>>,
+    name: String,
+    local_addr: std::os::unix::net::SocketAddr,
+}
+
+impl UnixListener {
+    pub(super) fn new(
+        gate: Arc<Gate<tokio::net::UnixListener>>,
+        name: &str,
+        local_addr: std::os::unix::net::SocketAddr,
+    ) -> Self {
+        Self {
+            gate,
+            name: name.to_owned(),
+            local_addr,
+        }
+    }
+
+    /// Accepts a connection as soon as there is one and the gate is open. Once this generation has given its sockets
+    /// away for good, it waits for ever: select it against the end of serving.
+    ///
+    /// # Errors
+    ///
+    /// Only what concerns this process: `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`. Wait a little and call again; the
+    /// connection is still in the queue.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
+    pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
+        self.gate.pass(accept_one).await
+    }
+
+    /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
+        self.gate.poll_pass(cx, accept_one)
+    }
+
+    /// The path or abstract name it is bound to.
+    pub fn local_addr(&self) -> &std::os::unix::net::SocketAddr {
+        &self.local_addr
+    }
+
+    /// The name it was claimed or bound by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for UnixListener {
+    fn drop(&mut self) {
+        self.gate.abandon();
+    }
+}
+
+impl fmt::Debug for UnixListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnixListener")
+            .field("name", &self.name)
+            .field("local_addr", &self.local_addr)
+            .field("gate", &self.gate)
+            .finish()
+    }
+}
+
+impl Watch for tokio::net::UnixListener {
+    fn watch(socket: OwnedFd) -> io::Result<Self> {
+        Self::from_std(socket.into())
+    }
+}
+
+fn accept_one(
+    listener: &tokio::net::UnixListener,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
+    pass_over(|| listener.poll_accept(cx))
+}

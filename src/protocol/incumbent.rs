@@ -1,0 +1,609 @@
+//! The serving end of a handover.
+//!
+//! Inputs are `handle_*`, what to do about them is `poll_output`, the next deadline is `poll_timeout`. One input, then
+//! all its outputs, then the next input. The machine upholds:
+//!
+//! - I1: after its gates were shut they are open again, or the successor has said that its own are, within `flip`.
+//! - I3: its gates open only after the successor stopped, ended, or was given up for dead by killing it.
+//! - I4: the only way to [`Output::Drain`] by an upgrade is a `committed` from the successor.
+//! - I6: every state that waits for somebody has a deadline.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::deadlines::Deadlines;
+use super::message::{Hello, Message, VERSION, VERSION_MIN};
+use crate::event::Phase;
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Incumbent {
+    deadlines: Deadlines,
+    state: State,
+    launched_at: Option<Instant>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// No upgrade is under way.
+    Serving,
+    AwaitLaunch,
+    AwaitHello {
+        deadline: Instant,
+    },
+    AwaitReceived {
+        chunk: u32,
+        last: bool,
+        deadline: Instant,
+    },
+    AwaitReady {
+        offered: u32,
+        deadline: Instant,
+    },
+    Standby {
+        unclaimed: Vec<u32>,
+        deadline: Instant,
+    },
+    AwaitShut {
+        deadline: Instant,
+    },
+    AwaitStarted {
+        deadline: Instant,
+    },
+    Baking {
+        deadline: Instant,
+    },
+    AwaitCommitted {
+        deadline: Instant,
+    },
+    /// Rollback asked for: the successor shuts its gates first, but availability beats exclusivity.
+    AwaitStopped {
+        why: Why,
+        deadline: Instant,
+    },
+    /// The successor is being ended, or is ending; the verdict waits for its last words.
+    AwaitExit {
+        why: Why,
+        killed: bool,
+        deadline: Instant,
+    },
+    /// This generation has handed over or stops; nothing that a peer says matters any more.
+    Leaving,
+}
+
+/// How an upgrade that failed will be reported.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Why {
+    phase: Phase,
+    reason: String,
+    /// Whether the successor had been told to start.
+    flipped: bool,
+    /// Whether this generation stops as well.
+    stopping: bool,
+}
+
+/// What the driver has to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Output {
+    /// Start the successor's process, then `handle_launched` or `handle_launch_failed`.
+    Launch,
+    /// Send this.
+    Send(Message),
+    /// Send the next chunk of the offer, then `handle_chunk_sent`.
+    SendChunk,
+    /// Shut every gate but those of unclaimed sockets, then `handle_gates_shut`.
+    ShutGates {
+        /// Indexes of the offered slots that the successor does not want.
+        unclaimed: Vec<u32>,
+    },
+    /// Collect the state of the flip and send `start` with it.
+    SendStart,
+    /// Open every gate, whatever it takes.
+    OpenGates,
+    /// Send the role with the list of elders.
+    SendCommit,
+    /// SIGKILL the successor.
+    Kill,
+    /// Stop watching over the successor: it drains and leaves by itself.
+    Release,
+    /// A phase begins.
+    Phase(Phase),
+    /// The upgrade has ended.
+    Verdict(Verdict),
+    /// Finish what is in flight and leave.
+    Drain {
+        /// Whether the sockets live on in a successor.
+        handed_over: bool,
+    },
+}
+
+/// How an upgrade ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Verdict {
+    /// The successor has the role.
+    Committed,
+    /// Before the flip; nothing changed.
+    Aborted {
+        /// How far it had come.
+        phase: Phase,
+        /// Why.
+        reason: String,
+    },
+    /// After the flip; this generation has its gates open again, unless it stops.
+    RolledBack {
+        /// How far it had come.
+        phase: Phase,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Incumbent {
+    pub(crate) fn new(deadlines: Deadlines) -> Self {
+        Self {
+            deadlines,
+            state: State::Serving,
+            launched_at: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The phase of the upgrade under way, if any.
+    pub(crate) fn phase(&self) -> Option<Phase> {
+        Some(match &self.state {
+            State::Serving | State::Leaving => return None,
+            State::AwaitLaunch | State::AwaitHello { .. } => Phase::Launching,
+            State::AwaitReceived { .. } => Phase::Offering,
+            State::AwaitReady { .. } => Phase::Warming,
+            State::Standby { .. } => Phase::Standby,
+            State::AwaitShut { .. } | State::AwaitStarted { .. } => Phase::Flipping,
+            State::Baking { .. } => Phase::Baking,
+            State::AwaitCommitted { .. } => Phase::Committing,
+            State::AwaitStopped { .. } | State::AwaitExit { .. } => Phase::Reverting,
+        })
+    }
+
+    /// Whether this generation has handed over or stops.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.state == State::Leaving
+    }
+
+    /// Whether its gates are shut, or about to be, until the other side has spoken.
+    #[cfg(test)]
+    pub(crate) fn awaits_other_side(&self) -> bool {
+        matches!(
+            self.state,
+            State::AwaitShut { .. } | State::AwaitStarted { .. } | State::AwaitStopped { .. }
+        )
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Serving | State::AwaitLaunch | State::Leaving => None,
+            State::AwaitHello { deadline }
+            | State::AwaitReceived { deadline, .. }
+            | State::AwaitReady { deadline, .. }
+            | State::Standby { deadline, .. }
+            | State::AwaitShut { deadline }
+            | State::AwaitStarted { deadline }
+            | State::Baking { deadline }
+            | State::AwaitCommitted { deadline }
+            | State::AwaitStopped { deadline, .. }
+            | State::AwaitExit { deadline, .. } => Some(*deadline),
+        }
+    }
+
+    /// Somebody wants an upgrade. Refused with the phase of the one that is under way.
+    pub(crate) fn handle_upgrade(&mut self, now: Instant) -> Result<(), Phase> {
+        match self.phase() {
+            Some(phase) => return Err(phase),
+            None if self.is_leaving() => return Err(Phase::Committing),
+            None => {}
+        }
+        self.launched_at = Some(now);
+        self.state = State::AwaitLaunch;
+        self.enter(Phase::Launching);
+        self.push(Output::Launch);
+        Ok(())
+    }
+
+    pub(crate) fn handle_launched(&mut self, now: Instant) {
+        debug_assert_eq!(self.state, State::AwaitLaunch);
+        self.state = State::AwaitHello {
+            deadline: now + self.deadlines.start,
+        };
+    }
+
+    pub(crate) fn handle_launch_failed(&mut self, reason: String) {
+        debug_assert_eq!(self.state, State::AwaitLaunch);
+        self.state = State::Serving;
+        self.push(Output::Verdict(Verdict::Aborted {
+            phase: Phase::Launching,
+            reason,
+        }));
+    }
+
+    /// A chunk of the offer is on its way.
+    pub(crate) fn handle_chunk_sent(&mut self, index: u32, is_last: bool) {
+        if let State::AwaitReceived { chunk, last, .. } = &mut self.state {
+            (*chunk, *last) = (index, is_last);
+        }
+    }
+
+    /// The successor said something. `offered` is how many slots were offered in all.
+    pub(crate) fn handle_message(&mut self, now: Instant, message: Message, offered: u32) {
+        match (&self.state, message) {
+            (State::Serving | State::AwaitLaunch | State::Leaving, _) => {}
+            (State::AwaitHello { deadline }, Message::Hello(hello)) => {
+                self.on_hello(now, *deadline, &hello);
+            }
+            (
+                State::AwaitReceived {
+                    chunk,
+                    last,
+                    deadline,
+                },
+                Message::Received { chunk: received },
+            ) if *chunk == received => {
+                self.on_received(*last, offered, *deadline);
+            }
+            (State::AwaitReady { offered, .. }, Message::Ready { unclaimed })
+                if unclaimed.iter().all(|slot| slot < offered) =>
+            {
+                self.on_ready(now, unclaimed);
+            }
+            (State::AwaitStarted { .. }, Message::Started) => {
+                self.state = State::Baking {
+                    deadline: now + self.deadlines.bake,
+                };
+                self.enter(Phase::Baking);
+                if self.deadlines.bake.is_zero() {
+                    self.on_baked(now);
+                }
+            }
+            (State::AwaitCommitted { .. }, Message::Committed) => {
+                self.state = State::Leaving;
+                self.push(Output::Verdict(Verdict::Committed));
+                self.push(Output::Drain { handed_over: true });
+            }
+            (State::AwaitStopped { .. }, Message::Stopped { .. }) => self.on_stopped(None),
+            (
+                State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. },
+                Message::Stopped { reason },
+            ) => self.on_stopped(Some(reason)),
+            // What it said before it learned that it is to stop or to end.
+            (State::AwaitStopped { .. } | State::AwaitExit { .. }, _) => {}
+            (_, Message::Extend { millis }) => self.on_extend(now, millis),
+            (_, Message::Failed { reason }) => self.give_up(now, reason, Ending::ByItself),
+            (_, message) => {
+                let reason = format!("it said {:?} out of turn", message.name());
+                self.give_up(now, reason, Ending::Killed);
+            }
+        }
+    }
+
+    /// The channel cannot be used any more: garbage arrived, descriptors were lost, or a send failed.
+    pub(crate) fn handle_broken(&mut self, now: Instant, reason: String) {
+        self.give_up(now, reason, Ending::Killed);
+    }
+
+    /// The successor's end of the channel is closed. Its process may have more to say by the way it ends.
+    pub(crate) fn handle_closed(&mut self, now: Instant) {
+        self.give_up(now, "it closed the channel".to_owned(), Ending::ByItself);
+    }
+
+    /// The successor's process has ended, and everything it had sent has been handled.
+    pub(crate) fn handle_exit(&mut self, now: Instant, how: &str) {
+        match &self.state {
+            State::Serving | State::AwaitLaunch | State::Leaving => {}
+            State::AwaitExit { .. } => self.conclude(),
+            _ => {
+                self.give_up(now, format!("it ended ({how})"), Ending::ByItself);
+                self.conclude();
+            }
+        }
+    }
+
+    /// No accept of this generation will succeed any more, except on unclaimed sockets.
+    pub(crate) fn handle_gates_shut(&mut self, now: Instant) {
+        if let State::AwaitShut { .. } = self.state {
+            self.state = State::AwaitStarted {
+                deadline: now + self.deadlines.flip,
+            };
+            self.push(Output::SendStart);
+        }
+    }
+
+    /// Somebody wants the successor that is held in standby to take over.
+    pub(crate) fn handle_flip(&mut self, now: Instant) {
+        if let State::Standby { unclaimed, .. } = &self.state {
+            let unclaimed = unclaimed.clone();
+            self.flip(now, unclaimed);
+        }
+    }
+
+    /// Somebody wants the upgrade undone: an abort before the flip, a rollback after it.
+    pub(crate) fn handle_rollback(&mut self, now: Instant, reason: String) {
+        self.revert(now, reason, false);
+    }
+
+    /// This generation is to stop, and the service with it.
+    pub(crate) fn handle_stop(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Serving | State::AwaitLaunch => self.leave(),
+            State::Leaving => {}
+            State::AwaitStopped { why, .. } => why.stopping = true,
+            State::AwaitExit { why, killed, .. } => {
+                let (why, killed) = (
+                    Why {
+                        stopping: true,
+                        ..why.clone()
+                    },
+                    *killed,
+                );
+                if !killed {
+                    self.push(Output::Kill);
+                }
+                self.report(why);
+            }
+            _ => self.revert(now, "the service is stopping".to_owned(), true),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match &self.state {
+            State::Baking { .. } => self.on_baked(now),
+            State::AwaitExit {
+                killed: false, why, ..
+            } => {
+                let why = why.clone();
+                self.kill(now, why);
+            }
+            State::AwaitExit {
+                killed: true, why, ..
+            } => {
+                let reason = format!("{}; it would not die", why.reason);
+                let why = Why {
+                    reason,
+                    ..why.clone()
+                };
+                self.report(why);
+            }
+            State::AwaitStopped { why, .. } => {
+                let why = why.clone();
+                self.reopen(&why);
+                self.kill(now, why);
+            }
+            _ => {
+                let reason = format!("it did not {} in time", self.awaited());
+                self.give_up(now, reason, Ending::Killed);
+            }
+        }
+    }
+
+    fn on_hello(&mut self, now: Instant, deadline: Instant, hello: &Hello) {
+        if hello.version_max < VERSION_MIN || hello.version_min > VERSION {
+            let reason = format!(
+                "it speaks protocol versions {} to {}, this generation {VERSION_MIN} to {VERSION}",
+                hello.version_min, hello.version_max
+            );
+            return self.give_up(now, reason, Ending::Killed);
+        }
+        self.state = State::AwaitReceived {
+            chunk: 0,
+            last: false,
+            deadline,
+        };
+        self.enter(Phase::Offering);
+        self.push(Output::SendChunk);
+    }
+
+    fn on_received(&mut self, last: bool, offered: u32, deadline: Instant) {
+        if last {
+            self.state = State::AwaitReady { offered, deadline };
+            self.enter(Phase::Warming);
+        } else {
+            self.push(Output::SendChunk);
+        }
+    }
+
+    fn on_extend(&mut self, now: Instant, millis: u64) {
+        let Some(launched_at) = self.launched_at else {
+            return;
+        };
+        let latest = launched_at + self.deadlines.start_max;
+        let wanted = now
+            .checked_add(std::time::Duration::from_millis(millis))
+            .unwrap_or(latest);
+        if let State::AwaitHello { deadline }
+        | State::AwaitReceived { deadline, .. }
+        | State::AwaitReady { deadline, .. } = &mut self.state
+        {
+            *deadline = wanted.min(latest);
+        }
+    }
+
+    fn on_ready(&mut self, now: Instant, unclaimed: Vec<u32>) {
+        match self.deadlines.standby {
+            Some(limit) => {
+                self.state = State::Standby {
+                    unclaimed,
+                    deadline: now + limit,
+                };
+                self.enter(Phase::Standby);
+            }
+            None => self.flip(now, unclaimed),
+        }
+    }
+
+    fn flip(&mut self, now: Instant, unclaimed: Vec<u32>) {
+        self.state = State::AwaitShut {
+            deadline: now + self.deadlines.flip,
+        };
+        self.enter(Phase::Flipping);
+        self.push(Output::ShutGates { unclaimed });
+    }
+
+    fn on_baked(&mut self, now: Instant) {
+        self.state = State::AwaitCommitted {
+            deadline: now + self.deadlines.flip,
+        };
+        self.enter(Phase::Committing);
+        self.push(Output::SendCommit);
+    }
+
+    /// The successor's gates are shut and it finishes by itself what it has begun.
+    fn on_stopped(&mut self, own_decision: Option<String>) {
+        let why = match (&self.state, own_decision) {
+            (State::AwaitStopped { why, .. }, _) => why.clone(),
+            (_, reason) => self.why(reason.unwrap_or_default(), false),
+        };
+        self.reopen(&why);
+        self.push(Output::Release);
+        self.report(why);
+    }
+
+    fn revert(&mut self, now: Instant, reason: String, stopping: bool) {
+        let why = self.why(reason, stopping);
+        match &self.state {
+            State::Serving | State::AwaitLaunch | State::Leaving => {}
+            State::AwaitStopped { .. } | State::AwaitExit { .. } => {}
+            _ if why.flipped => {
+                self.push(Output::Send(Message::Stop {
+                    reason: why.reason.clone(),
+                }));
+                self.state = State::AwaitStopped {
+                    why,
+                    deadline: now + self.deadlines.flip,
+                };
+                self.enter(Phase::Reverting);
+            }
+            _ => {
+                self.reopen(&why);
+                self.kill(now, why);
+            }
+        }
+    }
+
+    /// The successor is no good. This generation serves again at once; the verdict waits for the process's end.
+    fn give_up(&mut self, now: Instant, reason: String, ending: Ending) {
+        let why = match &self.state {
+            State::Serving | State::AwaitLaunch | State::Leaving | State::AwaitExit { .. } => {
+                return;
+            }
+            State::AwaitStopped { why, .. } => why.clone(),
+            _ => self.why(reason, false),
+        };
+        self.reopen(&why);
+        match ending {
+            Ending::Killed => self.kill(now, why),
+            Ending::ByItself => self.await_exit(now, why, false),
+        }
+    }
+
+    fn kill(&mut self, now: Instant, why: Why) {
+        if !why.flipped {
+            // For one that cannot be killed from here, and for the log of one that is quick.
+            self.push(Output::Send(Message::Abort {
+                reason: why.reason.clone(),
+            }));
+        }
+        self.push(Output::Kill);
+        self.await_exit(now, why, true);
+    }
+
+    fn await_exit(&mut self, now: Instant, why: Why, killed: bool) {
+        if self.phase() != Some(Phase::Reverting) {
+            self.enter(Phase::Reverting);
+        }
+        self.state = State::AwaitExit {
+            why,
+            killed,
+            deadline: now + self.deadlines.exit,
+        };
+    }
+
+    fn reopen(&mut self, why: &Why) {
+        let shut = why.flipped || matches!(self.state, State::AwaitShut { .. });
+        if shut && !why.stopping {
+            self.push(Output::OpenGates);
+        }
+    }
+
+    fn conclude(&mut self) {
+        if let State::AwaitExit { why, .. } = &self.state {
+            let why = why.clone();
+            self.report(why);
+        }
+    }
+
+    fn report(&mut self, why: Why) {
+        let Why {
+            phase,
+            reason,
+            flipped,
+            stopping,
+        } = why;
+        self.push(Output::Verdict(if flipped {
+            Verdict::RolledBack { phase, reason }
+        } else {
+            Verdict::Aborted { phase, reason }
+        }));
+        if stopping {
+            self.leave();
+        } else {
+            self.state = State::Serving;
+        }
+    }
+
+    fn leave(&mut self) {
+        self.state = State::Leaving;
+        self.push(Output::Drain { handed_over: false });
+    }
+
+    fn why(&self, reason: String, stopping: bool) -> Why {
+        let flipped = matches!(
+            self.state,
+            State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. }
+        );
+        Why {
+            phase: self.phase().unwrap_or(Phase::Launching),
+            reason,
+            flipped,
+            stopping,
+        }
+    }
+
+    fn awaited(&self) -> &'static str {
+        match self.state {
+            State::AwaitHello { .. } => "say hello",
+            State::AwaitReceived { .. } => "acknowledge the sockets",
+            State::AwaitReady { .. } => "get ready",
+            State::AwaitStarted { .. } => "start to serve",
+            State::AwaitCommitted { .. } => "take the role over",
+            _ => "go on",
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.push(Output::Phase(phase));
+    }
+
+    fn push(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+}
+
+/// Whether a successor that is given up gets the time to end by itself and to say why.
+enum Ending {
+    ByItself,
+    Killed,
+}

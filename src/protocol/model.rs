@@ -1,0 +1,574 @@
+//! Explores both machines to exhaustion: every order of deliveries, deaths, time-outs and requests.
+//!
+//! The world here is what the driver and the kernel make of the machines' outputs: two ordered queues, processes that
+//! may die at any moment, kills that take their time, and an application that becomes ready, fails or says nothing.
+
+use std::collections::VecDeque;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use stateright::{Checker, Model, Property};
+
+use super::deadlines::Deadlines;
+use super::incumbent::{self, Incumbent, Verdict};
+use super::message::{Chunk, Hello, Message, VERSION, VERSION_MIN};
+use super::successor::{self, Successor};
+use crate::event::Phase;
+
+const CHUNKS: u32 = 2;
+
+fn now() -> Instant {
+    static NOW: OnceLock<Instant> = OnceLock::new();
+    *NOW.get_or_init(Instant::now)
+}
+
+fn deadlines(standby: bool) -> Deadlines {
+    Deadlines {
+        start: Duration::from_secs(60),
+        start_max: Duration::from_secs(900),
+        flip: Duration::from_secs(1),
+        bake: Duration::from_secs(10),
+        exit: Duration::from_secs(5),
+        standby: standby.then_some(Duration::from_secs(3600)),
+    }
+}
+
+struct Handover {
+    upgrades: u8,
+    standby: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Hash)]
+struct World {
+    incumbent: Option<Incumbent>,
+    incumbent_open: bool,
+    shutting: bool,
+    chunk: u32,
+    channel_held: bool,
+    successor: Option<Successor>,
+    successor_open: bool,
+    opening: bool,
+    extended: bool,
+    killed: bool,
+    to_incumbent: VecDeque<Message>,
+    to_successor: VecDeque<Message>,
+    incumbent_knows: Knowledge,
+    successor_knows: Knowledge,
+    committed: bool,
+    drained_uncommitted: bool,
+    stopping: bool,
+    rollback_asked: bool,
+    upgrades_left: u8,
+    verdicts: Vec<Kind>,
+}
+
+/// What one side has learned of the other's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Hash)]
+enum Knowledge {
+    Nothing,
+    Closed,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Committed,
+    Aborted,
+    RolledBack,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Action {
+    Upgrade { launches: bool },
+    Flip,
+    Rollback,
+    StopIncumbent,
+    StopSuccessor,
+    DeliverToIncumbent,
+    DeliverToSuccessor,
+    GarbageToIncumbent,
+    GarbageToSuccessor,
+    ClosedToIncumbent,
+    ClosedToSuccessor,
+    EndedToIncumbent,
+    EndedToSuccessor,
+    IncumbentDies,
+    SuccessorDies,
+    IncumbentTimesOut,
+    SuccessorTimesOut,
+    GatesShut,
+    GatesOpen,
+    GatesFail,
+    AppReady,
+    AppExtends,
+}
+
+impl World {
+    fn new(upgrades: u8, standby: bool) -> Self {
+        Self {
+            incumbent: Some(Incumbent::new(deadlines(standby))),
+            incumbent_open: true,
+            shutting: false,
+            chunk: 0,
+            channel_held: false,
+            successor: None,
+            successor_open: false,
+            opening: false,
+            extended: false,
+            killed: false,
+            to_incumbent: VecDeque::new(),
+            to_successor: VecDeque::new(),
+            incumbent_knows: Knowledge::Nothing,
+            successor_knows: Knowledge::Nothing,
+            committed: false,
+            drained_uncommitted: false,
+            stopping: false,
+            rollback_asked: false,
+            upgrades_left: upgrades,
+            verdicts: Vec::new(),
+        }
+    }
+
+    fn with_incumbent(&mut self, input: impl FnOnce(&mut Incumbent)) {
+        let Some(mut machine) = self.incumbent.take() else {
+            return;
+        };
+        input(&mut machine);
+        while let Some(output) = machine.poll_output() {
+            self.perform_incumbent(&mut machine, output);
+        }
+        self.incumbent = Some(machine);
+    }
+
+    fn perform_incumbent(&mut self, machine: &mut Incumbent, output: incumbent::Output) {
+        use incumbent::Output;
+        match output {
+            Output::Launch | Output::Phase(_) => {}
+            Output::Send(message) => self.to_successor.push_back(message),
+            Output::SendChunk => {
+                let last = self.chunk + 1 == CHUNKS;
+                let chunk = Chunk {
+                    chunk: self.chunk,
+                    last,
+                    slots: Vec::new(),
+                };
+                self.to_successor.push_back(Message::Offer(chunk));
+                machine.handle_chunk_sent(self.chunk, last);
+                self.chunk += 1;
+            }
+            Output::ShutGates { .. } => self.shutting = true,
+            Output::SendStart => self.to_successor.push_back(Message::Start(Chunk {
+                last: true,
+                ..Chunk::default()
+            })),
+            Output::OpenGates => (self.incumbent_open, self.shutting) = (true, false),
+            Output::SendCommit => {
+                self.to_successor
+                    .push_back(Message::Commit { elders: Vec::new() });
+            }
+            Output::Kill => self.killed = true,
+            Output::Release => {}
+            Output::Verdict(verdict) => {
+                self.channel_held = verdict == Verdict::Committed;
+                self.verdicts.push(match verdict {
+                    Verdict::Committed => Kind::Committed,
+                    Verdict::Aborted { .. } => Kind::Aborted,
+                    Verdict::RolledBack { .. } => Kind::RolledBack,
+                });
+            }
+            Output::Drain { handed_over } => {
+                self.incumbent_open = false;
+                self.drained_uncommitted |= handed_over && !self.committed;
+            }
+        }
+    }
+
+    fn with_successor(&mut self, input: impl FnOnce(&mut Successor)) {
+        let Some(mut machine) = self.successor.take() else {
+            return;
+        };
+        input(&mut machine);
+        while let Some(output) = machine.poll_output() {
+            self.perform_successor(output);
+        }
+        self.successor = Some(machine);
+    }
+
+    fn perform_successor(&mut self, output: successor::Output) {
+        use successor::Output;
+        match output {
+            Output::Send(message) => self.to_incumbent.push_back(message),
+            Output::Claim | Output::Drain { .. } | Output::Fail { .. } => {}
+            Output::OpenGates { .. } => self.opening = true,
+            Output::ShutGates => (self.successor_open, self.opening) = (false, false),
+            Output::Promote { .. } => self.committed = true,
+        }
+    }
+
+    fn launch(&mut self) {
+        self.successor = Some(Successor::new(deadlines(false), now()));
+        (self.successor_open, self.opening, self.extended) = (false, false, false);
+        (self.killed, self.shutting, self.chunk) = (false, false, 0);
+        (self.channel_held, self.committed) = (true, false);
+        self.incumbent_knows = Knowledge::Nothing;
+        self.successor_knows = Knowledge::Nothing;
+        self.to_incumbent = VecDeque::from([hello()]);
+        self.to_successor = VecDeque::from([hello()]);
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        self.incumbent.as_ref().and_then(Incumbent::phase)
+    }
+
+    /// The kernel or the channel holds what will make the survivor open its gates; it needs no time-out.
+    fn news_is_on_its_way(&self) -> bool {
+        let of_incumbent = self.incumbent.is_none() && self.successor_knows < Knowledge::Ended;
+        let of_successor = self.successor.is_none() && self.incumbent_knows == Knowledge::Nothing;
+        let stopped =
+            |message: &Message| matches!(message, Message::Stopped { .. } | Message::Failed { .. });
+        let on_the_wire = self.to_incumbent.iter().any(stopped);
+        of_incumbent || self.incumbent.is_some() && (of_successor || on_the_wire)
+    }
+
+    fn successor_is_ready(&self) -> bool {
+        self.opening
+            || self
+                .successor
+                .as_ref()
+                .is_some_and(|machine| machine.is_serving() || machine.awaits_start())
+    }
+}
+
+fn hello() -> Message {
+    Message::Hello(Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION,
+        crate_version: String::new(),
+        build: String::new(),
+        generation: 1,
+        successor: 2,
+        pid: 2,
+        descriptors: 0,
+    })
+}
+
+impl Model for Handover {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self.upgrades, self.standby)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        let mut add = |condition: bool, action| {
+            if condition {
+                actions.push(action);
+            }
+        };
+        let incumbent = world.incumbent.as_ref();
+        let successor = world.successor.as_ref();
+        let idle =
+            incumbent.is_some_and(|machine| machine.phase().is_none() && !machine.is_leaving());
+        let may_upgrade =
+            idle && world.upgrades_left > 0 && (successor.is_none() || !world.successor_open);
+        add(may_upgrade, Action::Upgrade { launches: true });
+        add(may_upgrade, Action::Upgrade { launches: false });
+        add(world.phase() == Some(Phase::Standby), Action::Flip);
+        add(
+            world.phase().is_some() && !world.rollback_asked,
+            Action::Rollback,
+        );
+        add(
+            incumbent.is_some() && !world.stopping,
+            Action::StopIncumbent,
+        );
+        add(
+            successor.is_some() && !world.stopping,
+            Action::StopSuccessor,
+        );
+
+        let channel = world.channel_held;
+        add(
+            incumbent.is_some() && channel && !world.to_incumbent.is_empty(),
+            Action::DeliverToIncumbent,
+        );
+        add(
+            incumbent.is_some() && channel && !world.to_incumbent.is_empty(),
+            Action::GarbageToIncumbent,
+        );
+        add(
+            successor.is_some() && !world.to_successor.is_empty(),
+            Action::DeliverToSuccessor,
+        );
+        add(
+            successor.is_some() && !world.to_successor.is_empty(),
+            Action::GarbageToSuccessor,
+        );
+
+        let heard_all = world.to_incumbent.is_empty();
+        let successor_gone = successor.is_none() && channel;
+        add(
+            incumbent.is_some()
+                && successor_gone
+                && heard_all
+                && world.incumbent_knows == Knowledge::Nothing,
+            Action::ClosedToIncumbent,
+        );
+        add(
+            incumbent.is_some()
+                && successor_gone
+                && heard_all
+                && world.incumbent_knows < Knowledge::Ended,
+            Action::EndedToIncumbent,
+        );
+        let told_all = world.to_successor.is_empty() && successor.is_some();
+        add(
+            told_all
+                && (incumbent.is_none() || !channel)
+                && world.successor_knows == Knowledge::Nothing,
+            Action::ClosedToSuccessor,
+        );
+        add(
+            told_all && incumbent.is_none() && world.successor_knows < Knowledge::Ended,
+            Action::EndedToSuccessor,
+        );
+
+        add(incumbent.is_some(), Action::IncumbentDies);
+        add(successor.is_some(), Action::SuccessorDies);
+        add(
+            incumbent.is_some_and(|machine| machine.poll_timeout().is_some()),
+            Action::IncumbentTimesOut,
+        );
+        add(
+            successor.is_some_and(|machine| machine.poll_timeout().is_some()),
+            Action::SuccessorTimesOut,
+        );
+        add(incumbent.is_some() && world.shutting, Action::GatesShut);
+        add(successor.is_some() && world.opening, Action::GatesOpen);
+        add(
+            successor.is_some() && world.opening && incumbent.is_some(),
+            Action::GatesFail,
+        );
+        let warming = successor.is_some_and(Successor::is_warming);
+        add(warming, Action::AppReady);
+        add(warming && !world.extended, Action::AppExtends);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        match action {
+            Action::Upgrade { launches } => {
+                next.upgrades_left -= 1;
+                next.with_incumbent(|machine| {
+                    machine
+                        .handle_upgrade(now())
+                        .expect("only offered when idle");
+                });
+                if launches {
+                    next.launch();
+                    next.with_incumbent(|machine| machine.handle_launched(now()));
+                } else {
+                    next.with_incumbent(|machine| machine.handle_launch_failed(String::new()));
+                }
+            }
+            Action::Flip => next.with_incumbent(|machine| machine.handle_flip(now())),
+            Action::Rollback => {
+                next.rollback_asked = true;
+                next.with_incumbent(|machine| machine.handle_rollback(now(), String::new()));
+            }
+            Action::StopIncumbent => {
+                next.stopping = true;
+                next.with_incumbent(|machine| machine.handle_stop(now()));
+            }
+            Action::StopSuccessor => {
+                next.stopping = next.committed;
+                next.with_successor(|machine| machine.handle_stop(String::new()));
+            }
+            Action::DeliverToIncumbent => {
+                let message = next.to_incumbent.pop_front()?;
+                next.with_incumbent(|machine| machine.handle_message(now(), message, 0));
+            }
+            Action::DeliverToSuccessor => {
+                let message = next.to_successor.pop_front()?;
+                next.with_successor(|machine| machine.handle_message(message));
+            }
+            Action::GarbageToIncumbent => {
+                next.to_incumbent.pop_front()?;
+                next.with_incumbent(|machine| machine.handle_broken(now(), String::new()));
+            }
+            Action::GarbageToSuccessor => {
+                next.to_successor.pop_front()?;
+                next.with_successor(|machine| machine.handle_broken(String::new()));
+            }
+            Action::ClosedToIncumbent => {
+                next.incumbent_knows = Knowledge::Closed;
+                next.with_incumbent(|machine| machine.handle_closed(now()));
+            }
+            Action::EndedToIncumbent => {
+                next.incumbent_knows = Knowledge::Ended;
+                next.with_incumbent(|machine| machine.handle_exit(now(), ""));
+            }
+            Action::ClosedToSuccessor => {
+                next.successor_knows = Knowledge::Closed;
+                next.with_successor(|machine| machine.handle_closed(now()));
+            }
+            Action::EndedToSuccessor => {
+                next.successor_knows = Knowledge::Ended;
+                next.with_successor(Successor::handle_incumbent_exit);
+            }
+            Action::IncumbentDies => {
+                next.incumbent = None;
+                (next.incumbent_open, next.shutting) = (false, false);
+                next.to_incumbent.clear();
+            }
+            Action::SuccessorDies => {
+                next.successor = None;
+                (next.successor_open, next.opening) = (false, false);
+                next.to_successor.clear();
+            }
+            Action::IncumbentTimesOut => next.with_incumbent(|machine| {
+                if let Some(deadline) = machine.poll_timeout() {
+                    machine.handle_timeout(deadline);
+                }
+            }),
+            Action::SuccessorTimesOut => next.with_successor(|machine| {
+                if let Some(deadline) = machine.poll_timeout() {
+                    machine.handle_timeout(deadline);
+                }
+            }),
+            Action::GatesShut => {
+                (next.shutting, next.incumbent_open) = (false, false);
+                next.with_incumbent(|machine| machine.handle_gates_shut(now()));
+            }
+            Action::GatesOpen => {
+                (next.opening, next.successor_open) = (false, true);
+                next.with_successor(Successor::handle_gates_open);
+            }
+            Action::GatesFail => {
+                next.opening = false;
+                next.with_successor(|machine| machine.handle_gates_failed(String::new()));
+            }
+            Action::AppReady => next.with_successor(|machine| machine.handle_ready(Vec::new())),
+            Action::AppExtends => {
+                next.extended = true;
+                next.with_successor(|machine| machine.handle_extend(Duration::from_secs(60)));
+            }
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(
+                "I1: somebody accepts, or a flip is in progress",
+                |_, world: &World| {
+                    let incumbent_ready = world
+                        .incumbent
+                        .as_ref()
+                        .is_some_and(|machine| !machine.is_leaving());
+                    let ready = incumbent_ready || world.successor_is_ready();
+                    let accepting = world.incumbent_open || world.successor_open;
+                    let flipping = world.incumbent.as_ref().is_some_and(|machine| {
+                        machine.awaits_other_side() && machine.poll_timeout().is_some()
+                    });
+                    let news = world.news_is_on_its_way();
+                    !ready || accepting || flipping || news || world.opening || world.stopping
+                },
+            ),
+            Property::always(
+                "I3: one generation's gates are open, outside a rollback",
+                |_, world: &World| {
+                    let overlap = world.incumbent_open && world.successor_open;
+                    !overlap || world.phase() == Some(Phase::Reverting) || world.killed
+                },
+            ),
+            Property::always(
+                "I4: the incumbent leaves only on a verified commit",
+                |_, world: &World| !world.drained_uncommitted,
+            ),
+            Property::always(
+                "I6: every wait for the other side has a deadline",
+                |_, world: &World| {
+                    world.incumbent.as_ref().is_none_or(|machine| {
+                        machine.phase().is_none() || machine.poll_timeout().is_some()
+                    })
+                },
+            ),
+            Property::always(
+                "an incumbent without an upgrade under way serves",
+                |_, world: &World| {
+                    world.incumbent.as_ref().is_none_or(|machine| {
+                        machine.phase().is_some() || machine.is_leaving() || world.incumbent_open
+                    })
+                },
+            ),
+            Property::always(
+                "a successor that was given up is dead or dying",
+                |_, world: &World| {
+                    let alive_and_open = world.successor.is_some() && world.successor_open;
+                    let given_up = world
+                        .verdicts
+                        .last()
+                        .is_some_and(|kind| *kind != Kind::Committed);
+                    let over = world.incumbent.is_some() && world.phase().is_none();
+                    !(alive_and_open && given_up && over) || world.killed || world.stopping
+                },
+            ),
+            Property::sometimes("an upgrade commits", |_, world: &World| {
+                world.verdicts.contains(&Kind::Committed)
+            }),
+            Property::sometimes(
+                "an upgrade is rolled back and the next one commits",
+                |_, world: &World| world.verdicts == [Kind::RolledBack, Kind::Committed],
+            ),
+            Property::sometimes(
+                "an upgrade is aborted and the next one commits",
+                |_, world: &World| world.verdicts == [Kind::Aborted, Kind::Committed],
+            ),
+            Property::sometimes(
+                "the successor serves alone after the incumbent's death",
+                |_, world: &World| {
+                    world.incumbent.is_none() && world.successor_open && world.committed
+                },
+            ),
+            Property::sometimes(
+                "both are open for the moment of a rollback",
+                |_, world: &World| world.incumbent_open && world.successor_open,
+            ),
+        ]
+    }
+}
+
+fn explore(model: Handover) -> usize {
+    let checker = model.checker().spawn_bfs().join();
+    checker.assert_properties();
+    assert!(checker.is_done());
+    checker.unique_state_count()
+}
+
+#[test]
+fn both_machines_keep_the_invariants_in_every_reachable_state() {
+    let states = explore(Handover {
+        upgrades: 2,
+        standby: false,
+    });
+    println!("two upgrades: {states} states explored to exhaustion");
+    assert!(
+        states > 10_000,
+        "only {states} states: the model has lost its actions"
+    );
+}
+
+#[test]
+fn a_successor_held_in_standby_keeps_the_invariants_in_every_reachable_state() {
+    let states = explore(Handover {
+        upgrades: 2,
+        standby: true,
+    });
+    println!("two upgrades with standby: {states} states explored to exhaustion");
+    assert!(
+        states > 10_000,
+        "only {states} states: the model has lost its actions"
+    );
+}

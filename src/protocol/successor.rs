@@ -1,0 +1,319 @@
+//! The starting end of a handover.
+//!
+//! The same four kinds of methods as [`super::incumbent`]. The machine upholds:
+//!
+//! - I1: if the incumbent dies, a ready successor opens its gates without being told.
+//! - I3: its gates open only when told to start, or when the incumbent is dead. A closed channel alone proves nothing:
+//!   an incumbent that lives has given this successor up and serves on.
+//! - I6: a wait for the incumbent ends with the incumbent's process; every other wait has a deadline.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::deadlines::Deadlines;
+use super::message::{Elder, Message, VERSION, VERSION_MIN};
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Successor {
+    deadlines: Deadlines,
+    state: State,
+    /// When a closed channel must have been explained by the incumbent's death.
+    unexplained: Option<Instant>,
+    /// The incumbent is dead: nobody to ask, nobody to answer.
+    alone: bool,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    AwaitHello {
+        deadline: Instant,
+    },
+    AwaitOffer {
+        chunk: u32,
+        deadline: Instant,
+    },
+    /// The application claims sockets and warms up.
+    Warming,
+    AwaitStart,
+    AwaitOpen,
+    /// Serving, and the incumbent is warm.
+    Baking,
+    /// Serving, and nobody can take that back.
+    Committed,
+    /// Its gates are shut for good; it finishes what it has begun and leaves.
+    Stopped,
+    /// It never served and never will.
+    Failed,
+}
+
+/// What the driver has to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Output {
+    /// Send this.
+    Send(Message),
+    /// The table is complete, or as complete as it will be: the application may claim.
+    Claim,
+    /// Open every gate, then `handle_gates_open` or `handle_gates_failed`.
+    OpenGates {
+        /// Nobody else is left to serve: open them whatever it takes.
+        regardless: bool,
+    },
+    /// Shut every gate; this has happened when the next output is asked for.
+    ShutGates,
+    /// This generation is the incumbent now.
+    Promote {
+        /// Older generations that still drain. Empty when the incumbent died before it could tell.
+        elders: Vec<Elder>,
+    },
+    /// Finish what is in flight and leave.
+    Drain {
+        /// Why.
+        reason: String,
+    },
+    /// Tell the application that it will never serve.
+    Fail {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Successor {
+    pub(crate) fn new(deadlines: Deadlines, now: Instant) -> Self {
+        Self {
+            deadlines,
+            state: State::AwaitHello {
+                deadline: now + deadlines.start,
+            },
+            unexplained: None,
+            alone: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Whether this generation can start upgrades itself.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.state == State::Committed
+    }
+
+    /// Whether its gates are open by the machine's word.
+    #[cfg(test)]
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(self.state, State::Baking | State::Committed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn awaits_start(&self) -> bool {
+        self.state == State::AwaitStart
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_warming(&self) -> bool {
+        self.state == State::Warming
+    }
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let awaited = match self.state {
+            State::AwaitHello { deadline } | State::AwaitOffer { deadline, .. } => Some(deadline),
+            _ => None,
+        };
+        awaited.into_iter().chain(self.unexplained).min()
+    }
+
+    /// The incumbent said something; its descriptors are in the driver's table already.
+    pub(crate) fn handle_message(&mut self, message: Message) {
+        match (&self.state, message) {
+            (State::Committed | State::Stopped | State::Failed, _) => {}
+            (State::AwaitHello { deadline }, Message::Hello(hello)) => {
+                let deadline = *deadline;
+                if hello.version_max < VERSION_MIN || hello.version_min > VERSION {
+                    return self.fail(format!(
+                        "the incumbent speaks protocol versions {} to {}, this build {VERSION_MIN} to {VERSION}",
+                        hello.version_min, hello.version_max
+                    ));
+                }
+                self.state = State::AwaitOffer { chunk: 0, deadline };
+            }
+            (State::AwaitOffer { chunk, deadline }, Message::Offer(offer))
+                if offer.chunk == *chunk =>
+            {
+                let (chunk, deadline) = (*chunk, *deadline);
+                self.push(Output::Send(Message::Received { chunk: offer.chunk }));
+                if offer.last {
+                    self.claim();
+                } else {
+                    self.state = State::AwaitOffer {
+                        chunk: chunk + 1,
+                        deadline,
+                    };
+                }
+            }
+            (State::AwaitStart, Message::Start(chunk)) if chunk.last => self.open(),
+            (State::AwaitStart, Message::Start(_)) => {}
+            (State::Baking, Message::Commit { elders }) => {
+                // The role's tokens move before the answer: the incumbent may leave the moment it has it.
+                self.promote(elders);
+                self.push(Output::Send(Message::Committed));
+            }
+            (State::AwaitOpen | State::Baking, Message::Stop { reason }) => self.stop(reason),
+            (_, Message::Abort { reason }) => self.fail(reason),
+            (_, message) => {
+                self.fail(format!(
+                    "the incumbent said {:?} out of turn",
+                    message.name()
+                ));
+            }
+        }
+    }
+
+    /// The channel brought something that is no message, or lost descriptors.
+    pub(crate) fn handle_broken(&mut self, reason: String) {
+        match self.state {
+            State::Committed | State::Stopped | State::Failed => {}
+            // The incumbent has its reasons to believe us dead as well; it opens its gates when we say that we stop.
+            State::AwaitOpen | State::Baking => self.stop(reason),
+            _ => self.fail(reason),
+        }
+    }
+
+    /// The incumbent's end of the channel is closed. Whether it died is not known yet.
+    pub(crate) fn handle_closed(&mut self, now: Instant) {
+        if !self.alone && !self.is_settled() && self.unexplained.is_none() {
+            self.unexplained = Some(now + self.deadlines.exit);
+        }
+    }
+
+    /// The incumbent's process has ended, and everything it had sent has been handled.
+    pub(crate) fn handle_incumbent_exit(&mut self) {
+        self.unexplained = None;
+        if self.is_settled() {
+            return;
+        }
+        self.alone = true;
+        match self.state {
+            State::AwaitHello { .. } | State::AwaitOffer { .. } => self.claim(),
+            State::AwaitStart => self.open(),
+            State::Baking => self.promote(Vec::new()),
+            _ => {}
+        }
+    }
+
+    /// The application needs longer than the incumbent would wait.
+    pub(crate) fn handle_extend(&mut self, by: Duration) {
+        if self.state == State::Warming {
+            self.tell(Message::extend(by));
+        }
+    }
+
+    /// The application is warmed up.
+    pub(crate) fn handle_ready(&mut self, unclaimed: Vec<u32>) {
+        if self.state != State::Warming {
+            return;
+        }
+        if self.alone {
+            return self.open();
+        }
+        self.state = State::AwaitStart;
+        self.push(Output::Send(Message::Ready { unclaimed }));
+    }
+
+    /// Every gate is open.
+    pub(crate) fn handle_gates_open(&mut self) {
+        if self.state != State::AwaitOpen {
+            return;
+        }
+        self.state = State::Baking;
+        if self.alone {
+            self.promote(Vec::new());
+        } else {
+            self.push(Output::Send(Message::Started));
+        }
+    }
+
+    /// The gates could not be opened; none is.
+    pub(crate) fn handle_gates_failed(&mut self, reason: String) {
+        if self.state == State::AwaitOpen {
+            self.fail(reason);
+        }
+    }
+
+    /// The application gives up, or is told to stop, before or after the flip.
+    pub(crate) fn handle_stop(&mut self, reason: String) {
+        match self.state {
+            State::Stopped | State::Failed => {}
+            State::AwaitOpen | State::Baking | State::Committed => self.stop(reason),
+            _ => self.fail(reason),
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.unexplained.is_some_and(|deadline| now >= deadline) {
+            self.unexplained = None;
+            self.handle_broken("the incumbent closed the channel and lives on".to_owned());
+        } else if self.poll_timeout().is_some_and(|deadline| now >= deadline) {
+            self.fail("the incumbent did not offer its sockets in time".to_owned());
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        matches!(
+            self.state,
+            State::Committed | State::Stopped | State::Failed
+        )
+    }
+
+    fn claim(&mut self) {
+        self.state = State::Warming;
+        self.push(Output::Claim);
+    }
+
+    fn open(&mut self) {
+        self.state = State::AwaitOpen;
+        self.push(Output::OpenGates {
+            regardless: self.alone,
+        });
+    }
+
+    fn promote(&mut self, elders: Vec<Elder>) {
+        self.state = State::Committed;
+        self.unexplained = None;
+        self.push(Output::Promote { elders });
+    }
+
+    fn stop(&mut self, reason: String) {
+        let was_committed = self.is_committed();
+        self.state = State::Stopped;
+        self.unexplained = None;
+        self.push(Output::ShutGates);
+        if !was_committed {
+            self.tell(Message::Stopped {
+                reason: reason.clone(),
+            });
+        }
+        self.push(Output::Drain { reason });
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.state = State::Failed;
+        self.unexplained = None;
+        self.tell(Message::Failed {
+            reason: reason.clone(),
+        });
+        self.push(Output::Fail { reason });
+    }
+
+    fn tell(&mut self, message: Message) {
+        if !self.alone {
+            self.push(Output::Send(message));
+        }
+    }
+
+    fn push(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+}

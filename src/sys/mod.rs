@@ -1,0 +1,10 @@
+//! Everything unsafe: system calls that std, nix and tokio do not have, behind functions over owned descriptors.
+
+pub(crate) mod descriptors;
+pub(crate) mod environment;
+pub(crate) mod limits;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod signals;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,12 @@
+//! Real processes, their successors and their ends, as clients and operators see them.
+
+#![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
+mod bad_successor;
+mod generations;
+mod killed;
+mod listeners;
+mod signals;
+mod start;
+mod state;
+mod support;

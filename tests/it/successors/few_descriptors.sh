@@ -1,0 +1,3 @@
+#!/bin/sh
+ulimit -n 64
+exec "$TESTD" "$@"

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "no such database" >&2
+exit 3

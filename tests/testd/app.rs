@@ -1,0 +1,78 @@
+//! What testd answers beside the routes that all servers under test have.
+
+use std::process::Stdio;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::routing::get;
+use handover::Serving;
+use handover_load::routes;
+use tokio::process::Command;
+
+use crate::passed::Passed;
+
+/// | route | answer, after the generation's number and a space |
+/// |---|---|
+/// | `GET /count` | how often this has been asked, over all generations |
+/// | `GET /say?TEXT` | `said`, once the text is in standard error |
+/// | `GET /helper` | what a helper process finds: variables, blocked signals, descriptors |
+/// | `GET /flip` | `flips`, and lets the successor in standby take over |
+/// | `GET /upgrade` | the verdict of an upgrade |
+pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
+    let number = generation.number();
+    let draining = {
+        let generation = generation.clone();
+        move || generation.draining()
+    };
+    Router::new()
+        .route(
+            "/count",
+            get(move || async move { format!("{number} {}", passed.count()) }),
+        )
+        .route(
+            "/say",
+            get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)),
+        )
+        .route("/helper", get(move || helper(number)))
+        .route("/flip", get(flip))
+        .route("/upgrade", get(upgrade))
+        .with_state(generation.clone())
+        .merge(routes::app_with(number, draining))
+}
+
+async fn say(number: u64, text: Vec<(String, String)>) -> String {
+    for (text, _) in text {
+        eprintln!("{text}");
+    }
+    format!("{number} said")
+}
+
+async fn helper(number: u64) -> String {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args([
+            "-c",
+            "env; grep SigBlk /proc/self/status; exec ls -l /proc/self/fd",
+        ])
+        .stdin(Stdio::null());
+    match shell.output().await {
+        Ok(output) => format!("{number} {}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) => format!("{number} no helper: {error}"),
+    }
+}
+
+async fn flip(State(generation): State<Serving>) -> String {
+    match generation.flip() {
+        Ok(()) => format!("{} flips", generation.number()),
+        Err(error) => format!("{} {error:?}", generation.number()),
+    }
+}
+
+async fn upgrade(State(generation): State<Serving>) -> String {
+    let number = generation.number();
+    match generation.upgrade().await {
+        Ok(upgraded) => format!("{number} {upgraded:?}"),
+        Err(error) => format!("{number} {:?} {error:?}", error.kind()),
+    }
+}

@@ -1,0 +1,237 @@
+//! The server of the process tests: behaves, or misbehaves in its next generation as a plan file says.
+//!
+//! Settings come from the environment, which every generation inherits; faults come from the file that `TESTD_PLAN`
+//! names, which each generation reads when it starts, so that a test can spoil the next one and heal the one after.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the tests wait for what it says"
+)]
+
+mod app;
+mod bare;
+mod heap;
+mod passed;
+mod plan;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use handover::http::Server;
+use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use tokio::task::JoinSet;
+
+use self::passed::Passed;
+use self::plan::Plan;
+
+type SetDuration = fn(Builder, Duration) -> Builder;
+type Outcome = Result<(), Box<dyn Error>>;
+
+#[tokio::main]
+async fn main() -> Outcome {
+    if setting("TESTD_BARE").is_some() {
+        return bare::serve().await;
+    }
+    // The start removes the variable.
+    let is_successor = setting("HANDOVER_CHANNEL").is_some();
+    let plan = Plan::read();
+    plan.act("before-start").await;
+    let mut starting = builder().start().await?;
+    plan.act("after-start").await;
+    if let Some(extension) = plan.millis("extend") {
+        starting.extend(extension);
+    }
+    let sockets = Sockets::claim(&mut starting, &plan).await?;
+    let passed = Arc::new(Passed::receive(&mut starting)?);
+    plan.act("before-ready").await;
+    let events = starting.events();
+    let generation = starting.ready().await?;
+    passed.take_part(&generation)?;
+    let telling = tokio::spawn(tell(generation.number(), events, stall_of(is_successor)));
+    println!("ready {} pid {}", generation.number(), std::process::id());
+    tokio::spawn({
+        let plan = plan.clone();
+        async move { plan.act("after-ready").await }
+    });
+    sockets
+        .serve(&generation, &app::app(&generation, passed))
+        .await;
+    // The verdict by which it leaves is told before it does.
+    telling.await?;
+    println!("left {}", generation.number());
+    Ok(())
+}
+
+fn builder() -> Builder {
+    let mut builder = handover::builder();
+    let durations: [(&str, SetDuration); 8] = [
+        ("TESTD_BAKE_MS", Builder::bake),
+        ("TESTD_START_MS", Builder::start_deadline),
+        ("TESTD_STANDBY_MS", Builder::standby),
+        ("TESTD_FLIP_MS", Builder::flip_deadline),
+        ("TESTD_DRAIN_MS", Builder::drain_deadline),
+        ("TESTD_HARD_STOP_MS", Builder::hard_stop),
+        ("TESTD_CAPACITY_MS", Builder::capacity_deadline),
+        ("TESTD_EXIT_MS", Builder::exit_deadline),
+    ];
+    for (name, set) in durations {
+        if let Some(duration) = millis(name) {
+            builder = set(builder, duration);
+        }
+    }
+    if let Some(count) = setting("TESTD_GENERATIONS").and_then(|count| count.parse().ok()) {
+        builder = builder.generations_max(count);
+    }
+    if let Some(path) = setting("TESTD_PID_FILE") {
+        builder = builder.pid_file(path);
+    }
+    if let Some(path) = setting("TESTD_PROGRAM") {
+        builder = builder.program(path);
+    }
+    builder
+}
+
+/// What this generation listens on.
+struct Sockets {
+    tcp: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
+    udp: Option<UdpSocket>,
+}
+
+impl Sockets {
+    async fn claim(starting: &mut Starting, plan: &Plan) -> Result<Self, Box<dyn Error>> {
+        let mut tcp = vec![Self::web(starting, plan).await?];
+        if let Some(address) = setting("TESTD_SIDE").filter(|_| plan.get("side") != Some("none")) {
+            let side = starting.listen_tcp("side", &address).await?;
+            println!("listening side {}", side.local_addr());
+            tcp.push(side);
+        }
+        let mut unix = Vec::new();
+        for (index, path) in setting("TESTD_UNIX")
+            .iter()
+            .flat_map(|paths| paths.split(','))
+            .enumerate()
+        {
+            unix.push(starting.listen_unix(&format!("unix-{index}"), path).await?);
+        }
+        let udp = match setting("TESTD_UDP") {
+            Some(address) => Some(starting.bind_udp("udp", &address).await?),
+            None => None,
+        };
+        if let Some(udp) = &udp {
+            println!("listening udp {}", udp.local_addr());
+        }
+        claim_more(starting, plan).await?;
+        Ok(Self { tcp, unix, udp })
+    }
+
+    async fn web(starting: &mut Starting, plan: &Plan) -> Result<TcpListener, Box<dyn Error>> {
+        let address = setting("TESTD_LISTEN").unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let address = plan.get("listen").unwrap_or(&address);
+        let web = starting.listen_tcp("web", address).await?;
+        println!("listening web {}", web.local_addr());
+        Ok(web)
+    }
+
+    /// Until this generation has drained.
+    async fn serve(self, generation: &Serving, app: &Router) {
+        let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
+        let server = Server::new().idle_grace(grace);
+        let mut serving = JoinSet::new();
+        for listener in self.tcp {
+            let (server, generation, app) = (server.clone(), generation.clone(), app.clone());
+            serving.spawn(async move { server.serve(&generation, listener, app).await });
+        }
+        for listener in self.unix {
+            let (server, generation, app) = (server.clone(), generation.clone(), app.clone());
+            serving.spawn(async move { server.serve(&generation, listener, app).await });
+        }
+        if let Some(udp) = self.udp {
+            tokio::spawn(echo(generation.number(), udp));
+        }
+        serving.join_all().await;
+    }
+}
+
+async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
+    let count: usize = setting("TESTD_MORE")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0);
+    for index in 0..count {
+        let listener = starting
+            .listen_tcp(&format!("more-{index}"), "127.0.0.1:0")
+            .await?;
+        std::mem::forget(listener);
+    }
+    if let Some(twice) = plan.get("claim-again") {
+        starting.listen_tcp(twice, "127.0.0.1:0").await?;
+    }
+    Ok(())
+}
+
+async fn echo(number: u64, udp: UdpSocket) {
+    let mut datagram = [0; 2048];
+    while let Ok((length, peer)) = udp.recv_from(&mut datagram).await {
+        let text = String::from_utf8_lossy(&datagram[..length]);
+        // What cannot be sent is lost, as datagrams are.
+        let _ = udp
+            .send_to(format!("{number} {text}").as_bytes(), peer)
+            .await;
+    }
+}
+
+/// Only the first generation's heap is measured: a successor would spend its start on filling its own.
+fn stall_of(is_successor: bool) -> Option<heap::Stall> {
+    let megabytes = setting("TESTD_HEAP_MB").filter(|_| !is_successor)?;
+    megabytes.parse().ok().map(heap::Stall::watch)
+}
+
+/// Until the last event of a generation.
+async fn tell(number: u64, mut events: Events, stall: Option<heap::Stall>) {
+    while let Some(event) = events.next().await {
+        if let (Event::Aborted { .. }, Some(stall)) = (&event, &stall) {
+            println!("stall {number} {} ns", stall.take());
+        }
+        match event {
+            Event::Phase {
+                successor, phase, ..
+            } => println!("event {number} phase {successor} {phase}"),
+            Event::Aborted {
+                successor, reason, ..
+            } => {
+                println!("event {number} aborted {successor} {}", one_line(&reason));
+            }
+            Event::RolledBack {
+                successor, reason, ..
+            } => {
+                println!(
+                    "event {number} rolled-back {successor} {}",
+                    one_line(&reason)
+                );
+            }
+            Event::Committed { successor, pid, .. } => {
+                println!("event {number} committed {successor} pid {pid}")
+            }
+            Event::Refused { reason } => println!("event {number} refused {}", one_line(&reason)),
+            Event::Drained { .. } => return println!("event {number} {event:?}"),
+            event => println!("event {number} {event:?}"),
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join(" | ")
+}
+
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn millis(name: &str) -> Option<Duration> {
+    setting(name)
+        .and_then(|value| value.parse().ok())
+        .map(Duration::from_millis)
+}

@@ -1,0 +1,206 @@
+//! The repository keeps its own rules: who may import whom, and what must be written down.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules and their ranks; imports go to a lower rank, or stay inside one module.
+const RANKS: &[(&str, u32)] = &[
+    ("event", 0),
+    ("error", 5),
+    ("config", 5),
+    ("protocol", 5),
+    ("sys", 10),
+    ("drain", 10),
+    ("channel", 20),
+    ("listen", 20),
+    ("pid_file", 20),
+    ("state", 20),
+    ("launch", 30),
+    ("trigger", 40),
+    ("driver", 50),
+    ("generation", 60),
+    ("http", 70),
+];
+
+/// What the deciding modules must not know (time comes as an argument, descriptors as numbers).
+const EFFECTS: &[&str] = &[
+    "std::net",
+    "std::os",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::io",
+    "std::thread",
+    "tokio",
+    "tracing",
+    "Instant::now",
+    "rand",
+];
+
+#[test]
+fn imports_go_to_a_lower_rank() {
+    for (path, text) in sources() {
+        let module = module_of(&path);
+        if module == "lib" {
+            continue;
+        }
+        for imported in imports(&text) {
+            let allowed = imported == module || rank(imported) < rank(&module);
+            assert!(
+                allowed,
+                "{}: {module} imports {imported}, which is not below it",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_module_has_a_rank() {
+    for (path, _) in sources() {
+        let module = module_of(&path);
+        assert!(
+            module == "lib" || RANKS.iter().any(|(name, _)| *name == module),
+            "{module} has no rank"
+        );
+    }
+}
+
+#[test]
+fn the_machines_know_no_effects() {
+    for (path, text) in sources() {
+        let decides = module_of(&path) == "protocol" && !path.ends_with("model.rs");
+        for effect in EFFECTS.iter().filter(|_| decides) {
+            let code = text
+                .split("#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap_or_default();
+            let used = code
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"));
+            for line in used {
+                assert!(!line.contains(effect), "{}: {line}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_sys_only() {
+    for (path, text) in sources() {
+        let lifts = text.lines().any(|line| {
+            line.trim_start().starts_with("unsafe_code,") || line.contains("(unsafe_code")
+        });
+        assert!(
+            !lifts || module_of(&path) == "sys",
+            "{} lifts the ban on unsafe code",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn the_spawn_path_never_forks() {
+    let shipped = sources()
+        .into_iter()
+        .filter(|(path, _)| !path.ends_with("testing.rs"));
+    for (path, text) in shipped {
+        for forking in [
+            "pre_exec",
+            ".uid(",
+            ".gid(",
+            "libc::fork",
+            "std::process::Command",
+        ] {
+            let in_tests = text.find("#[cfg(test)]").unwrap_or(text.len());
+            assert!(
+                !text[..in_tests].contains(forking),
+                "{}: {forking}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_changelog_has_this_version() {
+    let changelog = read(&root().join("CHANGELOG.md"));
+    assert!(changelog.contains(&format!("## {}", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = read(&root().join("Cargo.toml"));
+    let section = manifest
+        .split("[dependencies]")
+        .nth(1)
+        .and_then(|rest| rest.split("\n[").next());
+    let mut reason = false;
+    for line in section.unwrap_or_default().lines() {
+        match line {
+            "" => reason = false,
+            line if line.starts_with('#') => reason = true,
+            line => assert!(reason, "{line} has no reason"),
+        }
+    }
+}
+
+fn rank(module: &str) -> u32 {
+    let found = RANKS.iter().find(|(name, _)| *name == module);
+    found.unwrap_or_else(|| panic!("{module} has no rank")).1
+}
+
+/// First segments of every `crate::` path in the code, tests included.
+fn imports(text: &str) -> impl Iterator<Item = &str> {
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| line.split("crate::").skip(1))
+        .filter_map(|rest| {
+            let end = rest
+                .find(|letter: char| !letter.is_ascii_lowercase() && letter != '_')
+                .unwrap_or(rest.len());
+            (end > 0).then(|| &rest[..end])
+        })
+}
+
+fn module_of(path: &Path) -> String {
+    let inner = path.strip_prefix(root().join("src")).unwrap_or(path);
+    let first = inner
+        .components()
+        .next()
+        .map(|part| part.as_os_str().to_string_lossy().into_owned());
+    first.unwrap_or_default().trim_end_matches(".rs").to_owned()
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    collect(&root().join("src"), &mut found);
+    assert!(
+        found.len() > 20,
+        "the sources are not where this test looks"
+    );
+    found
+        .into_iter()
+        .map(|path| (path.clone(), read(&path)))
+        .collect()
+}
+
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            None => collect(&path, found),
+            Some(extension) if extension == "rs" => found.push(path),
+            Some(_) => {}
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
