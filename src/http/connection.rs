@@ -102,7 +102,7 @@ where
         match end {
             End::Finished(protocol) => return protocol.ok().flatten(),
             // Nothing was read, or the connection would not have been idle.
-            End::GraceOver if io.has_bytes().await => io.ledger().begun(),
+            End::GraceOver if io.has_arrivals() => io.ledger().begun(),
             End::GraceOver | End::Cut => return None,
         }
     }

@@ -42,26 +42,27 @@ pub(super) async fn serve<S, V>(
             return;
         };
         service = parts.service.clone();
-        match arrived(parts).await {
+        match with_request(parts).await {
             Some(again) => io = again,
             None => return,
         }
-        presence.active();
     }
 }
 
 /// Looks at an idle connection for the last time: closes it, or returns it if anything of another request has arrived.
-async fn arrived<S, V>(parts: Parts<TokioIo<Io<S>>, Tracked<V>>) -> Option<Io<S>>
+async fn with_request<S, V>(parts: Parts<TokioIo<Io<S>>, Tracked<V>>) -> Option<Io<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut io = parts.io.into_inner();
-    let unparsed = without_empty_lines(parts.read_buf);
-    // Bytes that hyper still held might be left of the last request's body. To take those for a request would let the
-    // client of a proxy speak in another client's name.
-    let is_request = unparsed.is_empty() || !io.ledger().may_be_mid_body();
-    io.uncounted().put_back(unparsed);
-    if is_request && io.has_bytes().await {
+    io.uncounted().put_back(without_empty_lines(parts.read_buf));
+    // What the last request's body may still reach into is not taken for a request: that would let one client of a
+    // proxy speak in another one's name.
+    let is_request = match io.has_prefix() {
+        true => !io.ledger().had_body(),
+        false => !io.ledger().may_be_unread() && io.has_arrivals(),
+    };
+    if is_request {
         io.ledger().rewound();
         return Some(io);
     }

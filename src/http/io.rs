@@ -154,6 +154,16 @@ impl<S> Io<S> {
         &self.ledger
     }
 
+    /// Whether bytes were put back that nobody has read since.
+    pub(super) fn has_prefix(&self) -> bool {
+        !self.stream.prefix.is_empty()
+    }
+
+    /// Whether bytes wait in the socket that the reactor may not have heard of yet.
+    pub(super) fn has_arrivals(&self) -> bool {
+        (self.peek)(&self.stream.stream)
+    }
+
     /// The stream, for reads that the ledger does not count.
     pub(super) fn uncounted(&mut self) -> &mut Rewind<S> {
         &mut self.stream
@@ -172,25 +182,6 @@ impl<S> Io<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
-    /// Whether anything of another request has arrived. What had to be read for that is put back.
-    pub(super) async fn has_bytes(&mut self) -> bool {
-        // Lets the reactor hear of bytes in sockets that cannot be peeked at.
-        tokio::task::yield_now().await;
-        let mut found = [0; 1024];
-        let read = poll_fn(|cx| {
-            let mut buf = ReadBuf::new(&mut found);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) => Poll::Ready(buf.filled().len()),
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(0),
-            }
-        });
-        let length = read.await;
-        self.stream
-            .put_back(Bytes::copy_from_slice(&found[..length]));
-        // The kernel comes last, so that as little time as possible passes between this and the close.
-        length > 0 || (self.peek)(&self.stream.stream)
-    }
-
     /// Closes a connection whose client waits for nothing, so that it does not matter whether this works.
     pub(super) async fn close(mut self) {
         let shutdown = poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx));
@@ -296,16 +287,11 @@ impl<S> fmt::Debug for Io<S> {
 mod tests {
     use std::io::Write;
     use std::net::TcpListener;
-    use std::time::Duration;
 
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
 
-    use super::super::ledger::Classes;
     use super::*;
-    use crate::drain::Drain;
-
-    const LONG: Duration = Duration::from_secs(600);
 
     fn pair() -> (std::net::TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -315,43 +301,20 @@ mod tests {
         (client, TcpStream::from_std(server).unwrap())
     }
 
-    fn io(stream: TcpStream, peek: Peek<TcpStream>) -> Io<TcpStream> {
-        let classes = Classes::new(&Drain::new(LONG, LONG));
-        let ledger = Ledger::new(Arc::new(classes), String::new());
-        Io::new(Rewind::new(stream, Bytes::new()), peek, Arc::new(ledger))
-    }
-
     #[tokio::test]
-    async fn bytes_that_only_the_kernel_knows_of_are_found_and_kept() {
-        for peek in [peek_socket, peek_nothing] {
-            let (mut client, server) = pair();
-            let mut io = io(server, peek);
-            assert!(!io.has_bytes().await);
-            // The client blocks this thread, so that the reactor cannot hear of the bytes before the look.
-            client.write_all(b"GET").unwrap();
-            assert!(io.has_bytes().await);
-            let mut found = [0; 3];
-            io.read_exact(&mut found).await.unwrap();
-            assert_eq!(&found, b"GET");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_kernel_is_asked_and_its_word_counts() {
+    async fn the_kernel_is_asked_and_not_the_reactor() {
         let (mut client, server) = pair();
         assert!(!peek_socket(&server));
+        // The client blocks this thread, so that the reactor cannot hear of the bytes before the look.
         client.write_all(b"G").unwrap();
         assert!(peek_socket(&server));
-        let (_client, server) = pair();
-        assert!(io(server, |_| true).has_bytes().await);
     }
 
     #[tokio::test]
     async fn a_client_that_has_closed_has_sent_nothing() {
         let (client, server) = pair();
-        let mut io = io(server, peek_socket);
         drop(client);
-        assert!(!io.has_bytes().await);
+        assert!(!peek_socket(&server));
     }
 
     #[tokio::test]

@@ -234,8 +234,8 @@ impl Ledger {
         !more || self.answered_ahead.fetch_add(1, Relaxed) >= PIPELINED_MAX
     }
 
-    /// Whether the last request had a body, which the application may still be reading.
-    pub(super) fn may_be_mid_body(&self) -> bool {
+    /// Whether the last request had a body, which the application may not have read to its end.
+    pub(super) fn had_body(&self) -> bool {
         self.framing.has_body()
     }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::ledger::{Activity, Ledger};
 use crate::config::LOOK_AGAIN;
-use crate::drain::{Class, Guard, Signal, Stage};
+use crate::drain::{Class, Guard, Signal};
 
 /// One connection's place in the drain. Holds exactly one guard from accept to close, so that a drain that begins at
 /// any moment finds every connection counted.
@@ -23,9 +24,10 @@ pub(super) struct Presence {
     counted_as: Activity,
     guard: Guard,
     signal: Signal,
-    /// Since when the generation has been on its way out, if it is.
-    leaving: Option<Instant>,
-    last_active: Instant,
+    /// Whether the generation is on its way out.
+    leaving: bool,
+    /// When the connection was last seen to have become idle, or active while idle.
+    idle_since: Instant,
 }
 
 /// Why a connection is no longer attended to.
@@ -50,8 +52,8 @@ impl Presence {
             counted_as: Activity::Busy,
             ledger,
             idle_grace,
-            leaving: None,
-            last_active: Instant::now(),
+            leaving: false,
+            idle_since: Instant::now(),
         }
     }
 
@@ -62,11 +64,6 @@ impl Presence {
     pub(super) fn speaks_http2(&mut self) {
         self.base = self.ledger.classes.http2.clone();
         self.count_as(self.counted_as);
-    }
-
-    /// Something was found that the ledger does not know of.
-    pub(super) fn active(&mut self) {
-        self.last_active = Instant::now();
     }
 
     /// Drives a connection, or a part of its life. `leave` is called, perhaps often, while the generation is on its
@@ -80,14 +77,14 @@ impl Presence {
         mut work: Pin<&mut F>,
         leave: impl Fn(Pin<&mut F>),
     ) -> End<F::Output> {
+        let mut has_looked = false;
         loop {
             self.observe();
-            if self.leaving.is_some() {
+            if self.leaving {
                 leave(work.as_mut());
             }
             let until = self.until();
-            let (ledger, counted_as, leaving) =
-                (&*self.ledger, self.counted_as, self.leaving.is_some());
+            let (ledger, counted_as, leaving) = (&*self.ledger, self.counted_as, self.leaving);
             let step = poll_fn(|cx| match work.as_mut().poll(cx) {
                 Poll::Ready(output) => Poll::Ready(Some(output)),
                 Poll::Pending if counted(ledger, leaving) != counted_as => Poll::Ready(None),
@@ -96,14 +93,21 @@ impl Presence {
             tokio::select! {
                 biased;
                 _ = self.signal.changed() => {}
-                output = step => if let Some(output) = output {
-                    return End::Finished(output);
+                output = step => match output {
+                    Some(output) => return End::Finished(output),
+                    None => has_looked = false,
                 },
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
                     if self.signal.time_left() == Some(Duration::ZERO) {
                         return End::Cut;
-                    } else if self.is_grace_over() {
+                    } else if !self.is_grace_over() {
+                        has_looked = false;
+                    } else if has_looked {
                         return End::GraceOver;
+                    } else {
+                        // Lets the reactor hear of bytes that have arrived, and the work read them.
+                        yield_now().await;
+                        has_looked = true;
                     }
                 }
             }
@@ -111,14 +115,9 @@ impl Presence {
     }
 
     fn observe(&mut self) {
-        self.leaving = match self.signal.stage() {
-            Stage::Serving => None,
-            Stage::Quiesced { since } | Stage::Draining { since } | Stage::Cut { since } => {
-                Some(self.leaving.map_or(since, |first| first.min(since)))
-            }
-        };
-        self.ledger.set_leaving(self.leaving.is_some());
-        let activity = counted(&self.ledger, self.leaving.is_some());
+        self.leaving = self.signal.is_quiesced();
+        self.ledger.set_leaving(self.leaving);
+        let activity = counted(&self.ledger, self.leaving);
         if activity != self.counted_as {
             self.count_as(activity);
         }
@@ -137,17 +136,19 @@ impl Presence {
         self.signal = self.guard.signal();
         self.counted_as = activity;
         if activity == Activity::Idle {
-            self.last_active = Instant::now();
+            self.idle_since = Instant::now();
             self.ledger.take_touched();
         }
     }
 
     /// When to look again at the latest.
     fn until(&self) -> Option<Instant> {
-        let leaving = self.leaving?;
+        if !self.leaving {
+            return None;
+        }
         let now = Instant::now();
         let look = match self.counted_as {
-            Activity::Idle => leaving.max(self.last_active).checked_add(self.idle_grace),
+            Activity::Idle => self.idle_since.checked_add(self.idle_grace),
             _ => now.checked_add(LOOK_AGAIN),
         };
         let cut = self
@@ -162,7 +163,7 @@ impl Presence {
             return false;
         }
         if self.ledger.take_touched() {
-            self.active();
+            self.idle_since = Instant::now();
             return false;
         }
         true
@@ -180,8 +181,10 @@ fn counted(ledger: &Ledger, leaving: bool) -> Activity {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::io::Write;
     use std::pin::pin;
 
+    use tokio::io::{AsyncRead, ReadBuf};
     use tokio::time::sleep;
 
     use super::super::ledger::Classes;
@@ -280,6 +283,27 @@ mod tests {
             End::GraceOver
         ));
         assert!(begun.elapsed() <= GRACE * 2);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_come_together_with_the_end_of_the_grace_are_read() {
+        let (drain, mut presence) = present();
+        presence.idle_grace = Duration::from_millis(10);
+        let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut server = tokio::net::UnixStream::from_std(server).unwrap();
+        drain.begin();
+        let (mut polls, mut byte) = (0, [0]);
+        let work = poll_fn(|cx| {
+            polls += 1;
+            if polls == 2 {
+                // Woken by the timer, after the reactor's turn and before the grace is found to be over.
+                client.write_all(b"G").unwrap();
+            }
+            Pin::new(&mut server).poll_read(cx, &mut ReadBuf::new(&mut byte))
+        });
+        let end = presence.attend(pin!(work), |_| {}).await;
+        assert!(matches!(end, End::Finished(Ok(()))));
     }
 
     #[tokio::test(start_paused = true)]

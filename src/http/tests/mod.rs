@@ -69,6 +69,8 @@ struct App {
     begun: Notify,
     /// Feeds the body of `/stream` and `/events`.
     feed: Mutex<Option<Sender<Bytes, Infallible>>>,
+    /// The body of `/hold`, which nobody reads.
+    held: Mutex<Option<AxumBody>>,
     /// Streams that have left HTTP, each with what its request was told by.
     upgraded: Mutex<Option<mpsc::UnboundedReceiver<Upgrade>>>,
 }
@@ -150,6 +152,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/", get(async || "hello"))
         .route("/slow", get(slow))
         .route("/upload", post(upload))
+        .route("/hold", post(hold))
         .route("/ignore", post(async || "did not look"))
         .route("/stream", get(stream))
         .route("/events", get(events))
@@ -169,6 +172,11 @@ async fn upload(State(app): State<Arc<App>>, request: Request) -> String {
         Ok(body) => body.to_bytes().len().to_string(),
         Err(error) => format!("failed: {error}"),
     }
+}
+
+async fn hold(State(app): State<Arc<App>>, request: Request) -> &'static str {
+    *app.held.lock().unwrap() = Some(request.into_body());
+    "later"
 }
 
 async fn stream(State(app): State<Arc<App>>) -> Response {
