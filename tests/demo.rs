@@ -96,7 +96,11 @@ fn start() -> Server {
 /// A demo that takes too long ends its own servers when it is asked to, which its guard cannot do for it.
 async fn ended(demo: &mut Server, deadline: Duration) -> ExitStatus {
     match demo.exit_status(deadline).await {
-        Ok(status) => status,
+        Ok(status) => {
+            // Only then its last words have been read.
+            demo.wait_all_gone(SHORT).await.unwrap();
+            status
+        }
         Err(error) => {
             demo.signal(Signal::TERM).unwrap();
             demo.exit_status(SHORT).await.unwrap();

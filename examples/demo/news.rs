@@ -113,13 +113,15 @@ impl What {
             },
             Event::Refused { reason } => Self::Refused { reason },
             Event::Draining { in_flight, .. } => Self::Draining { in_flight },
+            Event::Drained { stragglers, took } => Self::Leaves { stragglers, took },
             Event::Warning { message } => Self::Warning { message },
             _ => return None,
         })
     }
 }
 
-/// Tells everything that happens to a generation, as long as it lives. It stops when nobody listens any more.
+/// Tells everything that happens to a generation, until it has drained. Wait for this before leaving `main`, which does
+/// not wait for events. A generation that nobody listens to any more stops.
 pub(crate) async fn tell(generation: Serving, events: Events) {
     tokio::select! {
         () = tell_all(generation.number(), events) => {}
@@ -132,8 +134,12 @@ pub(crate) async fn tell(generation: Serving, events: Events) {
 
 async fn tell_all(from: u64, mut events: Events) {
     while let Some(event) = events.next().await {
+        let is_last = matches!(event, Event::Drained { .. });
         if let Some(what) = What::of(event) {
             say(from, what);
+        }
+        if is_last {
+            return;
         }
     }
 }
@@ -147,14 +153,6 @@ async fn demo_gone() -> io::Result<()> {
     )]
     let output = AsyncFd::with_interest(output, Interest::ERROR)?;
     output.ready(Interest::ERROR).await.map(drop)
-}
-
-/// Tells how a generation's drain has ended.
-pub(crate) async fn tell_end(generation: &Serving) {
-    let report = generation.drained().await;
-    let stragglers = report.stragglers.iter().map(ToString::to_string).collect();
-    let took = report.took;
-    say(generation.number(), What::Leaves { stragglers, took });
 }
 
 pub(crate) fn say(from: u64, what: What) {

@@ -27,12 +27,12 @@ pub(crate) async fn run() -> Result<(), Box<dyn Error>> {
 
     let events = starting.events();
     let generation = starting.ready().await?;
-    tokio::spawn(news::tell(generation.clone(), events));
+    let telling = tokio::spawn(news::tell(generation.clone(), events));
     tokio::spawn(release.settle_in(generation.clone()));
 
     let on_drain = generation.clone();
     let app = app_with(generation.number(), move || on_drain.draining());
     handover::http::serve(&generation, web, app).await?;
-    news::tell_end(&generation).await;
+    telling.await?;
     Ok(())
 }

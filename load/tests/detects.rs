@@ -231,6 +231,24 @@ async fn http2_requests_rejected_by_a_goaway_are_failures() {
 }
 
 #[tokio::test]
+async fn http2_requests_lost_by_a_goaway_in_two_steps_are_failures() {
+    let server = serve(async |mut stream| {
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        stream.write_all(&settings).await?;
+        read_until_headers(&mut stream).await?;
+        let warning = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 255, 255, 255, 0, 0, 0, 0];
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        stream.write_all(&warning).await?;
+        stream.write_all(&ping).await?;
+        while read_frame(&mut stream).await? != (6, 1) {}
+        let last = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        stream.write_all(&last).await?;
+        forever(stream).await
+    });
+    expect_only(server.await, one(Kind::Http2), Failure::H2).await;
+}
+
+#[tokio::test]
 async fn http2_statuses_and_bodies_are_checked() {
     let rejecting = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
     let server = serve_app(rejecting).await;
@@ -467,4 +485,19 @@ async fn forever(mut stream: TcpStream) -> io::Result<()> {
     tokio::io::copy(&mut stream, &mut tokio::io::sink())
         .await
         .map(drop)
+}
+
+async fn read_until_headers(stream: &mut TcpStream) -> io::Result<()> {
+    stream.read_exact(&mut [0; 24]).await?;
+    while read_frame(stream).await?.0 != 1 {}
+    Ok(())
+}
+
+/// The type and flags of an HTTP/2 frame.
+async fn read_frame(stream: &mut TcpStream) -> io::Result<(u8, u8)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    stream.read_exact(&mut vec![0; length as usize]).await?;
+    Ok((head[3], head[4]))
 }

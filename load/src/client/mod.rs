@@ -3,6 +3,7 @@
 mod http1;
 mod http2;
 mod websocket;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
