@@ -1,6 +1,9 @@
 //! An accept loop of your own with hyper: the layer counts requests and moves HTTP/1 clients over, and hyper's graceful
 //! shutdown ends the connections. HTTP/1 and HTTP/2 are told apart by hyper-util.
 //!
+//! `handover::http::serve` is gentler: hyper closes idle HTTP/1 connections at once, and an HTTP/2 client may have to
+//! repeat a request that crossed a GOAWAY.
+//!
 //! ```sh
 //! cargo run --example hyper_server
 //! curl http://127.0.0.1:8080                          # hello from process 4711, generation 1

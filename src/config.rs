@@ -40,6 +40,8 @@ pub const LINGER_DEADLINE: Duration = Duration::from_secs(1);
 pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the system has no descriptor or memory for another connection: 50 ms.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a server on its way out waits for requests that an HTTP/2 client sent before it saw that: 100 ms.
+pub const GOAWAY_SETTLE: Duration = Duration::from_millis(100);
 /// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.
 pub const PIPELINED_MAX: u32 = 1_000;
 

@@ -114,6 +114,10 @@ impl Ledger {
         self.leaving.store(leaving, Relaxed);
     }
 
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
     /// Whether bytes went either way since this was asked last.
     pub(super) fn take_touched(&self) -> bool {
         self.touched.swap(false, Relaxed)

@@ -28,6 +28,7 @@ mod connection;
 mod http1;
 mod http2;
 mod io;
+mod late_ack;
 mod layer;
 mod ledger;
 mod listeners;

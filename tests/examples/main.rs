@@ -49,8 +49,7 @@ async fn hyper_server_loses_no_request_in_two_upgrades() {
     let (example, web) = Example::start("hyper_server").await;
     let load = Load::new()
         .with(2, || Http::new(web, Connections::Fresh))
-        .with(2, || Http::new(web, Connections::Kept))
-        .with(2, || Http::new(web, Connections::Http2));
+        .with(2, || Http::new(web, Connections::Kept));
     example.upgrade_twice_under(load, by_number).await;
     example.stop().await;
 }
