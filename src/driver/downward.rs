@@ -242,6 +242,8 @@ impl Driver {
                 }
                 Err(error)
                     if error.raw_os_error() == Some(libc::ETOOMANYREFS) && offer.shrink() => {}
+                // A dead successor is explained better by its end than by a broken pipe.
+                Err(error) if is_hangup(&error) => return Ok(()),
                 Err(error) => return Err(format!("passing sockets to it: {error}")),
             }
         }
