@@ -1,15 +1,14 @@
 //! A client of the standard gRPC health service.
 
-use std::error::Error as _;
 use std::net::SocketAddr;
 
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::load::Client;
+use crate::load::{Client, was_not_processed};
 
 pub(crate) struct Grpc(HealthClient<Channel>);
 
@@ -31,7 +30,7 @@ impl Client for Grpc {
         loop {
             let answer = match self.0.check(HealthCheckRequest::default()).await {
                 Ok(answer) => answer,
-                Err(status) if was_never_sent(&status) => continue,
+                Err(status) if was_not_processed(&status) => continue,
                 Err(status) => return Err(format!("{status:?}")),
             };
             let generation = answer.metadata().get("generation").cloned();
@@ -43,17 +42,4 @@ impl Client for Grpc {
             return Ok(generation.to_str().unwrap_or_default().to_owned());
         }
     }
-}
-
-/// tonic gives a request to a connection that may have ended meanwhile; hyper calls it canceled if nothing of it left.
-fn was_never_sent(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let is_canceled = |error: &hyper::Error| error.is_canceled();
-        if error.downcast_ref().is_some_and(is_canceled) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use crate::load::Client;
+use crate::load::{Client, was_not_processed};
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Connections {
@@ -100,7 +100,6 @@ impl Client for Http {
             };
             let response = match sender.send(request("/", "*/*")).await {
                 Ok(response) => response,
-                // It was over before anything of the request was handed to it.
                 Err(None) => continue,
                 Err(Some(error)) => return Err(format!("asking: {error:?}")),
             };
@@ -197,12 +196,11 @@ fn request(path: &str, accept: &str) -> Request<Body> {
         .unwrap()
 }
 
-/// The error, or nothing if the request came back unsent.
+/// The error, or nothing if it was over with the connection before it was with the request.
 fn lost(error: TrySendError<Request<Body>>) -> Option<hyper::Error> {
-    match error.message() {
-        Some(_) => None,
-        None => Some(error.into_error()),
-    }
+    let is_unsent = error.message().is_some();
+    let error = error.into_error();
+    (!is_unsent && !was_not_processed(&error)).then_some(error)
 }
 
 fn failed<E: Display>(doing: &str) -> impl Fn(E) -> String {

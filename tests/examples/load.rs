@@ -1,5 +1,6 @@
 //! Clients that ask an example without end, while it is upgraded.
 
+use std::error::Error;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -78,6 +79,28 @@ impl Seen {
 
 pub(crate) fn answerer(answer: &str) -> &str {
     answer.split_whitespace().last().unwrap_or_default()
+}
+
+/// Whether a request has certainly not been processed, so that its client is free to ask again.
+///
+/// hyper calls it canceled if it was never given to a connection. The other is a stream above the last one that a GOAWAY
+/// names (RFC 9113, section 6.8): h2's client answers the PING of a graceful shutdown ahead of requests that it has
+/// queued but not written, so that the server learns of them too late.
+pub(crate) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
+    let is_crossed = |error: &h2::Error| {
+        error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+    };
+    let is_unsent = |error: &hyper::Error| error.is_canceled();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref().is_some_and(is_unsent)
+            || error.downcast_ref().is_some_and(is_crossed)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 async fn work(mut client: impl Client, seen: watch::Sender<Seen>, stop: watch::Receiver<bool>) {
