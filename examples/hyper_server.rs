@@ -39,16 +39,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let service = TowerToHyperService::new(DrainLayer::new(generation.drain()).layer(hello));
     let connections = GracefulShutdown::new();
-    let mut draining = std::pin::pin!(generation.draining());
+    let mut signal = generation.drain().signal();
     loop {
         let (stream, _) = tokio::select! {
             accepted = web.accept() => accepted?,
-            () = &mut draining => break,
+            () = signal.draining() => break,
         };
         let http = auto::Builder::new(TokioExecutor::new());
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
         tokio::spawn(connections.watch(connection.into_owned()));
     }
-    connections.shutdown().await;
+    tokio::select! {
+        () = connections.shutdown() => {}
+        () = signal.cut() => {} // the drain deadline, or a second SIGTERM
+    }
     Ok(())
 }

@@ -47,9 +47,11 @@ async fn axum_serve_loses_no_request_on_a_new_connection_in_two_upgrades() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_server_loses_no_request_in_two_upgrades() {
     let (example, web) = Example::start("hyper_server").await;
+    // HTTP/2 stays until the drain, and of so many some are in the middle of a request then.
     let load = Load::new()
         .with(2, || Http::new(web, Connections::Fresh))
-        .with(2, || Http::new(web, Connections::Kept));
+        .with(2, || Http::new(web, Connections::Kept))
+        .with(16, || Http::new(web, Connections::Http2));
     example.upgrade_twice_under(load, by_number).await;
     example.stop().await;
 }
