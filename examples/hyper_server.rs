@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let service = TowerToHyperService::new(DrainLayer::new(generation.drain()).layer(hello));
     let connections = GracefulShutdown::new();
-    let mut signal = generation.drain().signal();
+    let signal = generation.drain().signal();
     loop {
         let (stream, _) = tokio::select! {
             accepted = web.accept() => accepted?,
