@@ -6,6 +6,7 @@ mod bad_successor;
 mod generations;
 mod killed;
 mod listeners;
+mod load;
 mod signals;
 mod start;
 mod state;

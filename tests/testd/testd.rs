@@ -50,9 +50,11 @@ async fn main() -> Outcome {
     let events = starting.events();
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
-    let telling = setting("TESTD_QUIET").is_none();
-    let telling =
-        telling.then(|| tokio::spawn(tell(generation.number(), events, stall_of(is_successor))));
+    let number = generation.number();
+    let telling = match setting("TESTD_QUIET") {
+        None => tokio::spawn(tell(number, events, stall_of(is_successor))),
+        Some(_) => tokio::spawn(tell_briefly(number, events)),
+    };
     println!("ready {} pid {}", generation.number(), std::process::id());
     tokio::spawn({
         let plan = plan.clone();
@@ -62,9 +64,7 @@ async fn main() -> Outcome {
         .serve(&generation, &app::app(&generation, passed))
         .await;
     // The verdict by which it leaves is told before it does.
-    if let Some(telling) = telling {
-        telling.await?;
-    }
+    telling.await?;
     println!("left {}", generation.number());
     Ok(())
 }
@@ -191,6 +191,17 @@ async fn echo(number: u64, udp: UdpSocket) {
 fn stall_of(is_successor: bool) -> Option<heap::Stall> {
     let megabytes = setting("TESTD_HEAP_MB").filter(|_| !is_successor)?;
     megabytes.parse().ok().map(heap::Stall::watch)
+}
+
+/// What a benchmark must know, and nothing that it would have to wait for.
+async fn tell_briefly(number: u64, mut events: Events) {
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Incumbent { .. } => println!("incumbent {number} pid {}", std::process::id()),
+            Event::Drained { .. } => return,
+            _ => {}
+        }
+    }
 }
 
 /// Until the last event of a generation.
