@@ -55,6 +55,7 @@ async fn run(
     handovers: impl AsyncFnOnce(&mut Service) -> Outcome<u64>,
 ) -> Outcome<u64> {
     let mut service = Service::start(bake).await?;
+    let started = Instant::now();
     let load = Load::start(service.address, Mix::standard());
     load.until_answers(1, 1000, DEADLINE).await?;
     let begin = Instant::now();
@@ -63,7 +64,19 @@ async fn run(
     let last = service.generation;
     load.until_answers(last, 1000, DEADLINE).await?;
     let report = load.stop().await;
-    println!("{name}: {count} handovers, {rate:.1}/s\n");
+    let mut firsts: Vec<Duration> = service
+        .asked
+        .iter()
+        .filter_map(|(generation, asked)| {
+            let first = report.generation(*generation)?.first;
+            Some(first.saturating_sub(asked.duration_since(started)))
+        })
+        .collect();
+    firsts.sort_unstable();
+    let first = firsts.get(firsts.len() / 2);
+    println!(
+        "{name}: {count} handovers, {rate:.1}/s, first answer of the successor after {first:.1?} (median)\n"
+    );
     // The table of generations would have a line for each.
     println!(
         "{}",
@@ -87,6 +100,8 @@ struct Service {
     address: SocketAddr,
     generation: u64,
     pid: u32,
+    /// When each generation was asked for.
+    asked: Vec<(u64, Instant)>,
 }
 
 impl Service {
@@ -110,12 +125,14 @@ impl Service {
             address,
             generation: 1,
             pid,
+            asked: Vec::new(),
         })
     }
 
     async fn upgrade(&mut self) -> Outcome {
-        signal(self.pid, Signal::HUP)?;
         self.generation += 1;
+        self.asked.push((self.generation, Instant::now()));
+        signal(self.pid, Signal::HUP)?;
         let pattern = format!("incumbent {} pid ", self.generation);
         let line = self.server.wait_for_line(&pattern, DEADLINE).await?;
         self.pid = line.rsplit(' ').next().unwrap_or_default().parse()?;

@@ -552,6 +552,9 @@ impl Serving {
 }
 
 /// A reader of one generation's [`Event`]s.
+///
+/// The last one is [`Event::Drained`]; a process that leaves `main` before a task has read so far loses the rest. The log
+/// has them all.
 #[derive(Debug)]
 pub struct Events(broadcast::Receiver<Event>);
 
