@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 use super::Driver;
 use super::elders::{Elder, collect};
@@ -30,7 +29,8 @@ pub(crate) struct Downward {
     pub(crate) asked_at: Instant,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
     pub(crate) link: Option<Link>,
-    pub(crate) hooks: Option<JoinHandle<Collected>>,
+    pid: u32,
+    pub(crate) hooks: Option<oneshot::Receiver<Collected>>,
     state: Option<Outgoing>,
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
@@ -71,6 +71,7 @@ impl Downward {
             asked_at,
             reply,
             link: None,
+            pid: 0,
             hooks: None,
             state: None,
             ready_at: None,
@@ -82,10 +83,6 @@ impl Downward {
                 pid = tracing::field::Empty
             ),
         }
-    }
-
-    fn pid(&self) -> u32 {
-        self.link.as_ref().map_or(0, |link| link.pid)
     }
 }
 
@@ -112,11 +109,7 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn successor_ended(&mut self) {
-        while let Some(heard) = self.down.as_mut().and_then(|down| {
-            down.link
-                .as_mut()
-                .and_then(|link| Heard::rest(link.channel.as_mut()?))
-        }) {
+        while let Some(heard) = self.rest_of_successor() {
             self.heard_from_successor(heard);
         }
         let mut how = "nobody knows how".to_owned();
@@ -127,6 +120,12 @@ impl Driver {
         });
         self.incumbent.handle_exit(Instant::now(), &how);
         self.perform_downward();
+    }
+
+    /// What it has said and nobody has read yet, one at a time.
+    pub(super) fn rest_of_successor(&mut self) -> Option<Heard> {
+        let link = self.down.as_mut()?.link.as_mut()?;
+        Heard::rest(link.channel.as_mut()?)
     }
 
     /// The hooks that contribute state have run.
@@ -189,6 +188,7 @@ impl Driver {
         match self.launcher.launch(down.generation).and_then(Link::new) {
             Ok(link) => {
                 down.span.record("pid", link.pid);
+                down.pid = link.pid;
                 down.link = Some(link);
                 down.hooks = self.shared.at_offer.run();
                 self.greet();
@@ -399,7 +399,7 @@ impl Driver {
         let Some(mut down) = self.down.take() else {
             return;
         };
-        let (generation, pid, now) = (down.generation, down.pid(), Instant::now());
+        let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
         self.shared.emit(Event::Committed {
             successor: generation,
@@ -437,7 +437,7 @@ impl Driver {
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
             .because(reason.to_owned())
             .in_phase(phase)
-            .with_peer(down.pid());
+            .with_peer(down.pid);
         let error = if serving {
             error.while_incumbent_serves()
         } else {

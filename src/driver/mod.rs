@@ -64,6 +64,7 @@ pub(crate) struct Driver {
     /// Whether this generation can claim its sockets, once that is known.
     offered: Option<Result<()>>,
     ready: Option<oneshot::Sender<Result<()>>>,
+    stop_asked: bool,
 }
 
 /// What this generation is to the service.
@@ -116,6 +117,7 @@ impl Driver {
             unclaimed: Vec::new(),
             offered: None,
             ready: None,
+            stop_asked: false,
         }
     }
 
@@ -192,7 +194,7 @@ impl Driver {
             heard = when(down_channel.map(Heard::next)) => Input::FromSuccessor(heard),
             _ = when(down_process.map(Pidfd::exited)) => Input::SuccessorEnded,
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
-            done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|error| Err(format!("a state hook failed: {error}")))),
+            done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -230,6 +232,8 @@ impl Driver {
     }
 
     fn time_passed(&mut self) {
+        // What came in time counts, though this process may have been too busy to look.
+        self.hear_all();
         let now = Instant::now();
         if let Some(up) = &mut self.up {
             up.machine.handle_timeout(now);
@@ -246,6 +250,19 @@ impl Driver {
         if let Some((waiting, _)) = self.waiting.take_if(overdue) {
             let reason = format!("too many generations are alive: {}", self.elders.describe());
             self.refuse(waiting.reply, reason);
+        }
+    }
+
+    fn hear_all(&mut self) {
+        while let Some(heard) = self
+            .up
+            .as_mut()
+            .and_then(|up| Heard::rest(up.channel.as_mut()?))
+        {
+            self.heard_from_incumbent(heard);
+        }
+        while let Some(heard) = self.rest_of_successor() {
+            self.heard_from_successor(heard);
         }
     }
 
@@ -401,10 +418,26 @@ impl Driver {
 
     /// The first stop finishes what is in flight, the second one does not wait.
     fn stop(&mut self) {
-        if self.role == Role::Leaving {
-            remove_pid_file(self.config.pid_file.as_deref());
-            return self.shared.drain.cut_now();
+        let again = std::mem::replace(&mut self.stop_asked, true);
+        match self.role {
+            // One that has handed over is told for the first time as well.
+            Role::Leaving if !again => {}
+            Role::Leaving => {
+                remove_pid_file(self.config.pid_file.as_deref());
+                self.shared.drain.cut_now();
+            }
+            Role::Starting | Role::Incumbent => self.begin_stop(),
         }
+    }
+
+    /// The incumbent had given the role away when it was told to stop the service.
+    fn stop_with_incumbent(&mut self) {
+        if self.role == Role::Incumbent {
+            self.begin_stop();
+        }
+    }
+
+    fn begin_stop(&mut self) {
         match &mut self.up {
             Some(up) if !up.machine.is_committed() => {
                 up.machine.handle_stop("it was told to stop".to_owned());

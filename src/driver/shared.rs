@@ -176,10 +176,19 @@ impl Hooks {
     /// Runs every hook away from the runtime's threads: a hook may block or panic, and must not take the driver along.
     ///
     /// `None` if there is nothing to run.
-    pub(crate) fn run(&self) -> Option<tokio::task::JoinHandle<Collected>> {
+    pub(crate) fn run(&self) -> Option<oneshot::Receiver<Collected>> {
         let hooks = self.all();
-        (!hooks.is_empty()).then(|| tokio::task::spawn_blocking(move || collect(&hooks)))
+        (!hooks.is_empty()).then(|| begin(hooks))
     }
+}
+
+/// On a thread of its own: a runtime that shuts down waits for its blocking threads, and a hook may never return.
+fn begin(hooks: Vec<Hook>) -> oneshot::Receiver<Collected> {
+    let (reply, collected) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("handover-hooks".to_owned());
+    // Whoever waits for the answer sees that it never comes, when no thread can be had as well.
+    let _ = thread.spawn(move || reply.send(collect(&hooks)));
+    collected
 }
 
 fn collect(hooks: &[Hook]) -> Collected {

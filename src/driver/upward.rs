@@ -94,7 +94,7 @@ impl Driver {
     fn handle_incumbent_message(&mut self, message: Message, descriptors: Vec<OwnedFd>) {
         let Some(up) = &mut self.up else { return };
         match &message {
-            Message::Hello(hello) => {
+            Message::Hello(hello) if up.generation == 0 => {
                 up.generation = hello.generation;
                 self.generation = hello.successor;
                 self.next_generation = hello.successor + 1;
@@ -105,6 +105,8 @@ impl Driver {
                 .extend(chunk.slots.iter().cloned().zip(descriptors)),
             Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
             Message::Commit { .. } => up.elders = descriptors,
+            // It comes behind the commit when the service is to stop in that very moment.
+            Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
         }
         if let Some(up) = &mut self.up {

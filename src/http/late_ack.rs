@@ -72,8 +72,8 @@ impl Sorted {
 
     fn sort(&mut self, frames: &mut Frames, bytes: &[u8]) {
         frames.walk(bytes, |bytes, is_ack| match is_ack {
-            true => self.held.extend_from_slice(bytes),
-            false => self.ready.extend_from_slice(bytes),
+            true if self.held.len() < HELD_MAX => self.held.extend_from_slice(bytes),
+            _ => self.ready.extend_from_slice(bytes),
         });
     }
 
@@ -137,7 +137,9 @@ impl Frames {
         self.payload = usize::from(self.head[0]) << 16
             | usize::from(self.head[1]) << 8
             | usize::from(self.head[2]);
-        self.is_ack = kind == PING && flags & ACK != 0;
+        // What is no proper acknowledgment is h2's to refuse.
+        let is_ack = kind == PING && flags & ACK != 0;
+        self.is_ack = is_ack && self.payload == PING_PAYLOAD && !self.is_in_block;
         if matches!(kind, HEADERS | CONTINUATION) {
             self.is_in_block = flags & END_HEADERS == 0;
         }
@@ -150,6 +152,9 @@ const PREFACE: usize = 24;
 const HEAD: usize = 9;
 const HEADERS: u8 = 0x1;
 const PING: u8 = 0x6;
+const PING_PAYLOAD: usize = 8;
+/// How much is held back at the most: sixteen acknowledgments.
+const HELD_MAX: usize = 16 * (HEAD + PING_PAYLOAD);
 const CONTINUATION: u8 = 0x9;
 const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;

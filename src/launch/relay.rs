@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,8 +39,6 @@ const SLOT_STDERR_PIPE: &str = "handover.stderr-pipe";
 const TAIL_BYTES_MAX: usize = 8 * 1024;
 /// How much of the end is shown: 40 lines.
 const TAIL_LINES_MAX: usize = 40;
-/// How much a pipe holds, unless somebody changed it (pipe(7)).
-const PIPE_BYTES: usize = 64 * 1024;
 
 /// Everything that a relay needs, acquired before there is a successor that it could fail.
 #[derive(Debug)]
@@ -139,14 +137,9 @@ pub(crate) fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
     }
     fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     // Past std's lock, which a thread may hold that waits for room in the very pipe that is emptied here.
-    let (stderr, pipe) = (File::from(stderr), File::from(pipe));
-    let mut left = vec![0; PIPE_BYTES];
-    if let Ok(length) = (&pipe).read(&mut left) {
-        // A log that cannot be written is no reason not to serve.
-        let _ = (&stderr).write_all(&left[..length]);
-    }
-    let rest = pipe::Receiver::from_owned_fd(pipe.into())?;
-    task::spawn(copy(rest, Arc::new(stderr), Arc::default()));
+    let rest = pipe::Receiver::from_owned_fd(pipe)?;
+    // Not here: whoever reads the log may be slow, and an incumbent waits for this generation's word.
+    task::spawn(copy(rest, Arc::new(File::from(stderr)), Arc::default()));
     Ok(())
 }
 
@@ -213,6 +206,8 @@ mod tests {
     use super::*;
     use crate::sys::testing::ran_in_its_own_process;
 
+    /// How much a pipe holds, unless somebody changed it (pipe(7)).
+    const PIPE_BYTES: usize = 64 * 1024;
     const PATIENCE: Duration = Duration::from_secs(20);
 
     #[test]

@@ -57,7 +57,9 @@ enum State {
     Baking {
         deadline: Instant,
     },
+    /// The successor may have the role already: there is no way back but its death.
     AwaitCommitted {
+        stopping: bool,
         deadline: Instant,
     },
     /// Rollback asked for: the successor shuts its gates first, but availability beats exclusivity.
@@ -195,7 +197,7 @@ impl Incumbent {
             | State::AwaitShut { deadline }
             | State::AwaitStarted { deadline }
             | State::Baking { deadline }
-            | State::AwaitCommitted { deadline }
+            | State::AwaitCommitted { deadline, .. }
             | State::AwaitStopped { deadline, .. }
             | State::AwaitExit { deadline, .. } => Some(*deadline),
         }
@@ -282,6 +284,9 @@ impl Incumbent {
                 State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. },
                 Message::Stopped { reason },
             ) => self.on_stopped(Some(reason)),
+            (State::AwaitStopped { .. }, Message::Failed { reason }) => {
+                self.give_up(now, reason, Ending::ByItself);
+            }
             // What it said before it learned that it is to stop or to end.
             (State::AwaitStopped { .. } | State::AwaitExit { .. }, _) => {}
             (_, Message::Extend { millis }) => self.on_extend(now, millis),
@@ -344,6 +349,13 @@ impl Incumbent {
             State::Serving | State::AwaitLaunch => self.leave(),
             State::Leaving => {}
             State::AwaitStopped { why, .. } => why.stopping = true,
+            State::AwaitCommitted { stopping, .. } => {
+                // Behind the commit, so it is the new incumbent that is told.
+                if !std::mem::replace(stopping, true) {
+                    let reason = "the service is stopping".to_owned();
+                    self.push(Output::Send(Message::Stop { reason }));
+                }
+            }
             State::AwaitExit { why, killed, .. } => {
                 let (why, killed) = (
                     Why {
@@ -466,6 +478,7 @@ impl Incumbent {
 
     fn on_baked(&mut self, now: Instant) {
         self.state = State::AwaitCommitted {
+            stopping: false,
             deadline: now + self.deadlines.flip,
         };
         self.enter(Phase::Committing);
@@ -488,6 +501,7 @@ impl Incumbent {
         match &self.state {
             State::Serving | State::AwaitLaunch | State::Leaving => {}
             State::AwaitStopped { .. } | State::AwaitExit { .. } => {}
+            State::AwaitCommitted { .. } => {}
             _ if why.flipped => {
                 self.push(Output::Send(Message::Stop {
                     reason: why.reason.clone(),
@@ -586,11 +600,12 @@ impl Incumbent {
             self.state,
             State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. }
         );
+        let stops_already = matches!(self.state, State::AwaitCommitted { stopping: true, .. });
         Why {
             phase: self.phase().unwrap_or(Phase::Launching),
             reason,
             flipped,
-            stopping,
+            stopping: stopping || stops_already,
         }
     }
 
