@@ -634,3 +634,56 @@ enum Ending {
     ByItself,
     Killed,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn committing(now: Instant) -> Incumbent {
+        let second = Duration::from_secs(1);
+        let mut machine = Incumbent::new(Deadlines {
+            start: second,
+            start_max: second,
+            flip: second,
+            bake: Duration::ZERO,
+            exit: second,
+            standby: None,
+        });
+        machine.state = State::AwaitCommitted {
+            stopping: false,
+            deadline: now + second,
+        };
+        machine
+    }
+
+    fn outputs(machine: &mut Incumbent) -> Vec<Output> {
+        std::iter::from_fn(|| machine.poll_output()).collect()
+    }
+
+    #[test]
+    fn a_stop_at_the_commit_goes_to_the_new_incumbent_and_kills_nobody() {
+        let now = Instant::now();
+        let mut machine = committing(now);
+        machine.handle_stop(now);
+        machine.handle_stop(now);
+        let told = outputs(&mut machine);
+        assert!(matches!(&told[..], [Output::Send(Message::Stop { .. })]));
+        machine.handle_message(now, Message::Committed, 0);
+        let end = [
+            Output::Verdict(Verdict::Committed),
+            Output::Drain { handed_over: true },
+        ];
+        assert_eq!(outputs(&mut machine), end);
+    }
+
+    #[test]
+    fn a_rollback_at_the_commit_comes_too_late() {
+        let now = Instant::now();
+        let mut machine = committing(now);
+        machine.handle_rollback(now, String::new());
+        assert!(outputs(&mut machine).is_empty());
+        assert_eq!(machine.phase(), Some(Phase::Committing));
+    }
+}

@@ -145,6 +145,29 @@ async fn a_second_stop_leaves_at_once() {
 }
 
 #[tokio::test]
+async fn a_generation_that_has_handed_over_finishes_at_its_first_stop_and_leaves_at_its_second() {
+    for stops in [1, 2] {
+        let mut service = Setup::new().start().await;
+        let request = Upload::begin(service.web).await;
+        service.upgrade(1, 2).await;
+        service.line("event 1 Draining { in_flight: 1").await;
+        service.server.signal(Signal::TERM).unwrap();
+        if stops == 1 {
+            assert_eq!(request.finish().await.unwrap(), answer(1, "upload 4\n"));
+        } else {
+            // Two of them at once are one to the kernel, so the second follows when the first has been seen.
+            while service.server.signal(Signal::TERM).is_ok() && service.server.live().len() > 1 {
+                tokio::task::yield_now().await;
+            }
+            assert!(request.finish().await.is_err());
+        }
+        let status = service.server.exit_status(DEADLINE).await.unwrap();
+        assert!(status.success(), "{status}");
+        service.assert_serving(2).await;
+    }
+}
+
+#[tokio::test]
 async fn a_hundred_upgrade_signals_are_one_upgrade() {
     let service = Setup::new().with("TESTD_BAKE_MS", 300).start().await;
     let incumbent = service.pid();
