@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::net::ToSocketAddrs;
@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::Config;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
-use crate::driver::shared::{Command, Shared, Status, Upgraded, gone};
+use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::launch::{self, Inherited, Launcher};
@@ -585,8 +585,4 @@ async fn resolve(name: &str, address: impl ToSocketAddrs) -> Result<Vec<SocketAd
         .because(error)
     })?;
     Ok(addresses.collect())
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -109,9 +109,7 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn successor_ended(&mut self) {
-        while let Some(heard) = self.rest_of_successor() {
-            self.heard_from_successor(heard);
-        }
+        self.hear_rest_of_successor();
         let mut how = "nobody knows how".to_owned();
         self.with_link(|link| {
             link.channel = None;
@@ -122,8 +120,14 @@ impl Driver {
         self.perform_downward();
     }
 
-    /// What it has said and nobody has read yet, one at a time.
-    pub(super) fn rest_of_successor(&mut self) -> Option<Heard> {
+    /// What it has said and nobody has read yet.
+    pub(super) fn hear_rest_of_successor(&mut self) {
+        while let Some(heard) = self.rest_of_successor() {
+            self.heard_from_successor(heard);
+        }
+    }
+
+    fn rest_of_successor(&mut self) -> Option<Heard> {
         let link = self.down.as_mut()?.link.as_mut()?;
         Heard::rest(link.channel.as_mut()?)
     }

@@ -233,7 +233,8 @@ impl Driver {
 
     fn time_passed(&mut self) {
         // What came in time counts, though this process may have been too busy to look.
-        self.hear_all();
+        self.hear_rest_of_incumbent();
+        self.hear_rest_of_successor();
         let now = Instant::now();
         if let Some(up) = &mut self.up {
             up.machine.handle_timeout(now);
@@ -250,19 +251,6 @@ impl Driver {
         if let Some((waiting, _)) = self.waiting.take_if(overdue) {
             let reason = format!("too many generations are alive: {}", self.elders.describe());
             self.refuse(waiting.reply, reason);
-        }
-    }
-
-    fn hear_all(&mut self) {
-        while let Some(heard) = self
-            .up
-            .as_mut()
-            .and_then(|up| Heard::rest(up.channel.as_mut()?))
-        {
-            self.heard_from_incumbent(heard);
-        }
-        while let Some(heard) = self.rest_of_successor() {
-            self.heard_from_successor(heard);
         }
     }
 

@@ -1,12 +1,12 @@
 //! The link to the incumbent that this generation takes over from.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::Driver;
 use super::elders::Elder;
 use super::link::{Heard, is_hangup};
+use super::shared::lock;
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -73,13 +73,7 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn incumbent_ended(&mut self) {
-        while let Some(heard) = self
-            .up
-            .as_mut()
-            .and_then(|up| Heard::rest(up.channel.as_mut()?))
-        {
-            self.heard_from_incumbent(heard);
-        }
+        self.hear_rest_of_incumbent();
         let Some(up) = &mut self.up else { return };
         (up.channel, up.process) = (None, None);
         up.machine.handle_incumbent_exit();
@@ -88,6 +82,17 @@ impl Driver {
         if let Err(error) = launch::rescue_stderr() {
             self.shared
                 .warn(format!("standard error may have no reader: {error}"));
+        }
+    }
+
+    /// What it has said and nobody has read yet.
+    pub(super) fn hear_rest_of_incumbent(&mut self) {
+        while let Some(heard) = self
+            .up
+            .as_mut()
+            .and_then(|up| Heard::rest(up.channel.as_mut()?))
+        {
+            self.heard_from_incumbent(heard);
         }
     }
 
@@ -280,8 +285,4 @@ fn state_of(slots: impl Iterator<Item = (Slot, OwnedFd)>) -> State {
         let _ = state.insert(slot, descriptor);
     }
     state
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
