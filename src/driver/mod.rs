@@ -151,6 +151,8 @@ impl Driver {
             // There is no end left to wait for: it died and was collected before this process came so far.
             self.incumbent_ended();
         }
+        // Most often it is there already: what has been queued is read without a wake-up by the runtime.
+        self.hear_rest_of_incumbent();
         loop {
             if let Some(offered) = self.offered.take() {
                 return offered;
