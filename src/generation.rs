@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::ToSocketAddrs;
@@ -200,14 +200,15 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
-        let mut driver = Driver::new(shared.clone(), config, launcher, inbox, own_signals);
+        let driver = Driver::new(shared.clone(), config, launcher, inbox, own_signals);
+        // It is moved to a task of its own later, and is not small.
+        let mut driver = Box::new(driver);
         if let Some(channel) = channel {
             driver.succeed(channel).await?;
         }
-        tokio::spawn(driver.run());
         Ok(Starting {
             shared,
-            settled: false,
+            driver: Some(Mutex::new(driver)),
         })
     }
 }
@@ -219,7 +220,8 @@ impl Builder {
 #[must_use = "a generation that is not made ready never serves"]
 pub struct Starting {
     shared: Arc<Shared>,
-    settled: bool,
+    /// None once it has a task of its own.
+    driver: Option<Mutex<Box<Driver>>>,
 }
 
 impl Starting {
@@ -367,8 +369,10 @@ impl Starting {
     ///
     /// The sum is limited by the incumbent's [`Builder::start_max`]. A fresh generation has nobody to ask.
     pub fn extend(&self, by: Duration) {
-        // A driver that has ended has nobody to ask either; `ready` will say so.
-        let _ = self.shared.command(Command::Extend { by });
+        if let Some(driver) = &self.driver {
+            let mut driver = driver.lock().unwrap_or_else(PoisonError::into_inner);
+            driver.extend(by);
+        }
     }
 
     /// The work in flight; the same as [`Serving::drain`].
@@ -395,10 +399,14 @@ impl Starting {
     ///
     /// Dropping the future gives the handover up, like dropping a [`Starting`].
     pub async fn ready(mut self) -> Result<Serving> {
-        let (reply, answer) = oneshot::channel();
-        self.shared.command(Command::Ready { reply })?;
-        answer.await.map_err(|_| gone())??;
-        self.settled = true;
+        if let Some(driver) = &mut self.driver {
+            let driver = driver.get_mut().unwrap_or_else(PoisonError::into_inner);
+            driver.ready().await?;
+        }
+        if let Some(driver) = self.driver.take() {
+            let driver = driver.into_inner().unwrap_or_else(PoisonError::into_inner);
+            tokio::spawn(driver.run());
+        }
         Ok(Serving {
             shared: Arc::clone(&self.shared),
         })
@@ -407,9 +415,9 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        if !self.settled {
-            // A driver that has ended holds nothing that could be given up.
-            let _ = self.shared.command(Command::Abandon);
+        if let Some(driver) = self.driver.take() {
+            let mut driver = driver.into_inner().unwrap_or_else(PoisonError::into_inner);
+            driver.abandon();
         }
     }
 }
@@ -559,7 +567,7 @@ impl Serving {
 pub struct Events(broadcast::Receiver<Event>);
 
 impl Events {
-    /// The next event; a reader that falls 256 events behind misses the oldest. `None` when the generation is gone.
+    /// The next event; a reader that falls 64 events behind misses the oldest. `None` when the generation is gone.
     ///
     /// # Cancel safety
     ///

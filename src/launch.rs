@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use self::relay::Capture;
-pub(crate) use self::relay::{Relay, rescue_stderr, restore_stderr, take_stderr};
+pub(crate) use self::relay::{OwnStderr, Relay, rescue_stderr};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;

@@ -292,7 +292,6 @@ impl Driver {
             .collect();
         down.flip_at = Some(Instant::now());
         self.shared.table.shut_all_except(&self.unclaimed);
-        self.shared.drain.quiesce();
         down.hooks = self.shared.at_flip.run();
         if down.hooks.is_none() {
             self.incumbent.handle_gates_shut(Instant::now());
@@ -314,6 +313,8 @@ impl Driver {
             let its: Vec<_> = descriptors.by_ref().take(chunk.slots.len()).collect();
             self.tell_successor(&Message::Start(chunk), &its);
         }
+        // After the word that others wait for, since it wakes every connection.
+        self.shared.drain.quiesce();
     }
 
     fn send_commit(&mut self) {

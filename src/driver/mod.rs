@@ -13,7 +13,7 @@ use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,7 +39,7 @@ use crate::trigger::{Signals, Trigger};
 /// Descriptors that a successor needs beside its sockets: state, standard error, what it opens while it warms up.
 const DESCRIPTORS_SPARE: u64 = 64;
 
-/// The state behind one generation. Lives until the runtime does.
+/// The state behind one generation. Lives as long as the runtime does.
 #[derive(Debug)]
 pub(crate) struct Driver {
     shared: Arc<Shared>,
@@ -61,9 +61,8 @@ pub(crate) struct Driver {
     elders: Elders,
     /// Sockets that the successor does not want.
     unclaimed: Vec<String>,
-    /// Whether this generation can claim its sockets, once that is known.
-    offered: Option<Result<()>>,
-    ready: Option<oneshot::Sender<Result<()>>>,
+    /// What the application is told that waits for its sockets, or for the accept right.
+    answer: Option<Result<()>>,
     stop_asked: bool,
 }
 
@@ -115,16 +114,14 @@ impl Driver {
             waiting: None,
             elders: Elders::default(),
             unclaimed: Vec::new(),
-            offered: None,
-            ready: None,
+            answer: None,
             stop_asked: false,
         }
     }
 
     /// Makes this generation the successor of the one at the other end of `channel`.
     ///
-    /// Returns when its sockets have arrived. Here and not in the driver's task, because every change of tasks costs the
-    /// clients of a handover a wake-up.
+    /// Returns when its sockets have arrived.
     ///
     /// # Cancel safety
     ///
@@ -153,17 +150,66 @@ impl Driver {
         }
         // Most often it is there already: what has been queued is read without a wake-up by the runtime.
         self.hear_rest_of_incumbent();
+        self.answer().await
+    }
+
+    /// The application is warmed up. Returns when this generation has the accept right.
+    ///
+    /// Until then nobody but the application waits for this driver, so it runs in the application's task: every change
+    /// of tasks would cost the clients of a handover a wake-up.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: the handover is given up with the driver.
+    pub(crate) async fn ready(&mut self) -> Result<()> {
+        // An open gate holds a second descriptor of its socket.
+        let sockets = self.shared.table.names().len();
+        self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
+        let Some(up) = &mut self.up else {
+            self.listen_stop();
+            return self.serve_fresh();
+        };
+        let unclaimed = self.shared.table.unclaimed();
+        self.shared.table.close_unclaimed();
+        up.machine.handle_ready(unclaimed);
+        self.perform_upward();
+        self.answer_failed();
+        self.listen_stop();
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Result<()> {
         loop {
-            if let Some(offered) = self.offered.take() {
-                return offered;
+            if let Some(answer) = self.answer.take() {
+                return answer;
             }
             let input = self.next().await;
             self.handle(input);
         }
     }
 
+    /// The application needs longer to warm up.
+    pub(crate) fn extend(&mut self, by: Duration) {
+        if let Some(up) = &mut self.up {
+            up.machine.handle_extend(by);
+        }
+        self.perform_upward();
+    }
+
+    /// The application gives up before it is ready.
+    pub(crate) fn abandon(&mut self) {
+        match &mut self.up {
+            Some(up) => {
+                up.machine
+                    .handle_stop("the application gave up before it was ready".to_owned());
+                self.perform_upward();
+            }
+            None => self.shared.table.retire(),
+        }
+    }
+
     /// Runs for the rest of the process's life.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         loop {
             let input = self.next().await;
             self.handle(input);
@@ -258,14 +304,6 @@ impl Driver {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Ready { reply } => self.app_ready(reply),
-            Command::Extend { by } => {
-                if let Some(up) = &mut self.up {
-                    up.machine.handle_extend(by);
-                }
-                self.perform_upward();
-            }
-            Command::Abandon => self.abandon(),
             Command::Upgrade { reply } => self.upgrade(Some(reply)),
             Command::Flip => {
                 self.incumbent.handle_flip(Instant::now());
@@ -276,28 +314,6 @@ impl Driver {
                 self.perform_downward();
             }
             Command::Stop => self.stop(),
-        }
-    }
-
-    fn app_ready(&mut self, reply: oneshot::Sender<Result<()>>) {
-        // An open gate holds a second descriptor of its socket.
-        let sockets = self.shared.table.names().len();
-        self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
-        match &mut self.up {
-            Some(up) => {
-                self.ready = Some(reply);
-                let unclaimed = self.shared.table.unclaimed();
-                self.shared.table.close_unclaimed();
-                up.machine.handle_ready(unclaimed);
-                self.perform_upward();
-                self.answer_failed();
-                self.listen_stop();
-            }
-            None => {
-                self.listen_stop();
-                // Nobody waits for the answer if the application has gone away meanwhile.
-                let _ = reply.send(self.serve_fresh());
-            }
         }
     }
 
@@ -325,14 +341,6 @@ impl Driver {
             generation: self.generation,
         });
         self.publish();
-    }
-
-    fn abandon(&mut self) {
-        if let Some(up) = &mut self.up {
-            up.machine
-                .handle_stop("the application gave up before it was ready".to_owned());
-        }
-        self.perform_upward();
     }
 
     fn upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
@@ -471,13 +479,6 @@ impl Driver {
         if let Err(error) = pid_file::write(path, std::process::id()) {
             self.shared
                 .warn(format!("writing {}: {error}", path.display()));
-        }
-    }
-
-    fn answer_ready(&mut self, result: Result<()>) {
-        if let Some(reply) = self.ready.take() {
-            // `ready` may have been dropped.
-            let _ = reply.send(result);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::listen::Table;
 use crate::state::{Offer, State};
 
 /// Events that a slow reader may fall behind before it misses some.
-const EVENTS_KEPT: usize = 256;
+const EVENTS_KEPT: usize = 64;
 
 /// A hook that contributes state for the successor.
 pub(crate) type Hook =
@@ -45,12 +45,6 @@ pub(crate) struct Hooks(Mutex<Vec<Hook>>);
 /// What the handles ask of the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// The application is warmed up; answered once this generation has the accept right.
-    Ready { reply: oneshot::Sender<Result<()>> },
-    /// The application needs longer.
-    Extend { by: Duration },
-    /// The application gave up before it was ready.
-    Abandon,
     /// Hand over to a successor; answered with the verdict.
     Upgrade {
         reply: oneshot::Sender<Result<Upgraded>>,

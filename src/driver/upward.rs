@@ -10,7 +10,7 @@ use super::shared::lock;
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::launch;
+use crate::launch::{self, OwnStderr};
 use crate::protocol::message::{self, Message, Slot};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
@@ -26,7 +26,7 @@ pub(crate) struct Upward {
     generation: u64,
     offered: Vec<(Slot, OwnedFd)>,
     elders: Vec<OwnedFd>,
-    stderr: Option<(OwnedFd, OwnedFd)>,
+    stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
 }
@@ -162,7 +162,7 @@ impl Driver {
             self.restore_stderr();
         }
         match adopted {
-            Ok(()) => self.offered = Some(Ok(())),
+            Ok(()) => self.answer = Some(Ok(())),
             Err(error) => {
                 if let Some(up) = &mut self.up {
                     up.machine.handle_stop(format!("{error:?}"));
@@ -181,7 +181,12 @@ impl Driver {
                 .into_iter()
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
-        up.stderr = launch::take_stderr(&mut state);
+        up.stderr = OwnStderr::take(&mut state);
+        if let (Some(stderr), Some(process)) = (&up.stderr, &up.process) {
+            stderr.restore_after(process).map_err(|error| {
+                Error::new(ErrorKind::Io, "watching the incumbent").because(error)
+            })?;
+        }
         *lock(&self.shared.offered) = state;
         Ok(())
     }
@@ -205,7 +210,7 @@ impl Driver {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
                 self.shared.emit(Event::Serving { generation });
-                self.answer_ready(Ok(()));
+                self.answer = Some(Ok(()));
             }
             Err(error) => up.machine.handle_gates_failed(format!("{error:?}")),
         }
@@ -240,10 +245,10 @@ impl Driver {
     }
 
     fn restore_stderr(&mut self) {
-        let Some((stderr, pipe)) = self.up.as_mut().and_then(|up| up.stderr.take()) else {
+        let Some(stderr) = self.up.as_ref().and_then(|up| up.stderr.as_ref()) else {
             return;
         };
-        if let Err(error) = launch::restore_stderr(stderr, pipe) {
+        if let Err(error) = stderr.restore() {
             self.shared
                 .warn(format!("standard error stays with the incumbent: {error}"));
         }
@@ -263,18 +268,13 @@ impl Driver {
     pub(super) fn answer_failed(&mut self) {
         let Some(up) = &self.up else { return };
         let Some(reason) = &up.failed else { return };
-        let error = || {
-            let error = Error::new(ErrorKind::Aborted, "taking over from the incumbent")
-                .because(reason.clone())
-                .with_peer(up.pid);
-            match up.process.is_some() {
-                true => error.while_incumbent_serves(),
-                false => error,
-            }
-        };
-        let errors = (error(), error());
-        self.offered = Some(Err(errors.0));
-        self.answer_ready(Err(errors.1));
+        let error = Error::new(ErrorKind::Aborted, "taking over from the incumbent")
+            .because(reason.clone())
+            .with_peer(up.pid);
+        self.answer = Some(Err(match up.process.is_some() {
+            true => error.while_incumbent_serves(),
+            false => error,
+        }));
     }
 }
 

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::protocol::message::{Slot, SlotKind};
 use crate::state::State;
 use crate::sys::descriptors::same_file;
+use crate::sys::process::Pidfd;
 
 /// The slot of the standard error that the successor is to have in the end.
 const SLOT_STDERR: &str = "handover.stderr";
@@ -118,18 +119,47 @@ impl Relay {
     }
 }
 
-/// Takes what [`restore_stderr`] needs out of what was offered; `None` if standard error is not captured.
-pub(crate) fn take_stderr(offered: &mut State) -> Option<(OwnedFd, OwnedFd)> {
-    let stderr = offered.take_descriptor(SLOT_STDERR);
-    let pipe = offered.take_descriptor(SLOT_STDERR_PIPE);
-    stderr.zip(pipe)
+/// The standard error that a successor is to have in the end, and the reading end of the one that it has.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnStderr(Arc<Mutex<Option<(OwnedFd, OwnedFd)>>>);
+
+impl OwnStderr {
+    /// Takes it out of what was offered; `None` if standard error is not captured.
+    pub(crate) fn take(offered: &mut State) -> Option<Self> {
+        let stderr = offered.take_descriptor(SLOT_STDERR);
+        let pipe = offered.take_descriptor(SLOT_STDERR_PIPE);
+        stderr
+            .zip(pipe)
+            .map(|both| Self(Arc::new(Mutex::new(Some(both)))))
+    }
+
+    /// Restores it, if that has not been done.
+    pub(crate) fn restore(&self) -> io::Result<()> {
+        let both = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        both.map_or(Ok(()), |(stderr, pipe)| restore_stderr(stderr, pipe))
+    }
+
+    /// Restores it when the incumbent is gone, whatever this generation does then: a pipe that nobody empties would
+    /// stall whoever writes to it.
+    pub(crate) fn restore_after(&self, incumbent: &Pidfd) -> io::Result<()> {
+        let incumbent = incumbent.try_clone()?;
+        let own = self.clone();
+        task::spawn(async move {
+            if incumbent.exited().await.is_ok()
+                && let Err(error) = own.restore()
+            {
+                tracing::warn!(%error, "standard error stays with the incumbent");
+            }
+        });
+        Ok(())
+    }
 }
 
 /// Gives this process the standard error that its incumbent has offered, and copies what is left in the pipe there: at
 /// once what is in it, later what helpers still write.
 ///
 /// Leaves standard error alone if the application has redirected it in the meantime.
-pub(crate) fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
+fn restore_stderr(stderr: OwnedFd, pipe: OwnedFd) -> io::Result<()> {
     // First, because it needs no new descriptor: a process that has none left must not be left with a pipe that nobody
     // reads.
     if same_file(io::stderr().as_fd(), pipe.as_fd())? {
@@ -269,10 +299,10 @@ mod tests {
         relay.copying.abort();
         dup2_stderr(&helper).unwrap();
         io::stderr().write_all(b"left\n").unwrap();
-        let (stderr, pipe) = offered(&relay);
+        let own = offered(&relay);
+        let real = relay.stderr.try_clone().unwrap();
         drop(relay);
-        let real = stderr.try_clone().unwrap();
-        restore_stderr(stderr, pipe).unwrap();
+        own.restore().unwrap();
         assert!(same_file(io::stderr().as_fd(), real.as_fd()).unwrap());
         assert_eq!(heard(&mut log, 5).await, "left\n");
         helper.write_all(b"helper\n").unwrap();
@@ -289,8 +319,7 @@ mod tests {
         let (relay, _helper, _log) = relay();
         let (_reader, elsewhere) = io::pipe().unwrap();
         dup2_stderr(&elsewhere).unwrap();
-        let (stderr, pipe) = offered(&relay);
-        restore_stderr(stderr, pipe).unwrap();
+        offered(&relay).restore().unwrap();
         assert!(same_file(io::stderr().as_fd(), elsewhere.as_fd()).unwrap());
     }
 
@@ -316,14 +345,14 @@ mod tests {
         String::from_utf8(text).unwrap()
     }
 
-    fn offered(relay: &Relay) -> (OwnedFd, OwnedFd) {
+    fn offered(relay: &Relay) -> OwnStderr {
         let mut state = State::default();
         for (slot, descriptor) in relay.slots().unwrap() {
             assert!(state.insert(slot, descriptor).is_none());
         }
-        let offered = take_stderr(&mut state).unwrap();
+        let offered = OwnStderr::take(&mut state).unwrap();
         assert_eq!(state.names().count(), 0);
-        assert!(take_stderr(&mut state).is_none());
+        assert!(OwnStderr::take(&mut state).is_none());
         offered
     }
 

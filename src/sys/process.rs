@@ -69,6 +69,15 @@ impl Pidfd {
         }
     }
 
+    /// The same process, watched on its own.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        watched(self.as_fd().try_clone_to_owned()?, Interest::READABLE).map(Self)
+    }
+
     /// Ends the process at once.
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.signal(libc::SIGKILL)

@@ -34,7 +34,9 @@ impl Passed {
         let flipped = number(generation.state().blob("count")?)?;
         self.count.store(flipped.unwrap_or(0), Ordering::Relaxed);
         let (offered, note) = (self.offered, &self.note);
-        println!("passed offered {offered:?} flipped {flipped:?} note {note:?}");
+        if setting("TESTD_QUIET").is_none() {
+            println!("passed offered {offered:?} flipped {flipped:?} note {note:?}");
+        }
         if let Some(hold) = millis("TESTD_FLIP_HOLD_MS") {
             generation.on_flip(move |_| {
                 pause(hold);
