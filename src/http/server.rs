@@ -128,14 +128,8 @@ impl Server {
 
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
         let settings = self.settings(drain);
-        accept(drain, source, |incoming| {
-            let Incoming {
-                stream,
-                peer,
-                already_read,
-            } = incoming;
+        accept(drain, source, |peer, stream| {
             let presence = settings.present(peer);
-            let stream = Rewind::new(stream, already_read);
             let (settings, service) = (Arc::clone(&settings), service.clone());
             tokio::spawn(connection::serve(
                 settings,
@@ -162,14 +156,9 @@ impl Server {
         V: Serve,
     {
         let settings = self.settings(drain);
-        accept(drain, source, |incoming| {
-            let Incoming {
-                stream,
-                peer,
-                already_read,
-            } = incoming;
+        accept(drain, source, |peer, stream| {
             let guard = settings.classes.handshake.guard(peer.clone());
-            let shaking = handshake(Rewind::new(stream, already_read));
+            let shaking = handshake(stream);
             let (settings, service) = (Arc::clone(&settings), service.clone());
             tokio::spawn(connection::shake_hands(
                 settings, guard, peer, shaking, service,
@@ -223,7 +212,7 @@ impl Default for Server {
 async fn accept<A: Accept>(
     drain: &Drain,
     mut source: A,
-    mut begin: impl FnMut(Incoming<A::Stream>),
+    mut begin: impl FnMut(String, Rewind<A::Stream>),
 ) {
     let signal = drain.signal();
     let mut draining = pin!(signal.draining());
@@ -231,7 +220,9 @@ async fn accept<A: Accept>(
         tokio::select! {
             biased;
             () = &mut draining => break,
-            incoming = next(&mut source) => begin(incoming),
+            Incoming { stream, peer, already_read } = next(&mut source) => {
+                begin(peer, Rewind::new(stream, already_read));
+            }
         }
     }
     drop(source);
