@@ -230,8 +230,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::Instant;
 
-    use super::super::io::{Rewind, peek_nothing};
+    use super::super::io::Rewind;
     use super::super::ledger::{Classes, Ledger};
+    use super::super::sight::Sight;
     use super::*;
     use crate::drain::Drain;
 
@@ -249,7 +250,7 @@ mod tests {
         let ledger = Arc::new(Ledger::new(Arc::new(classes), String::new()));
         let io = Io::new(
             Rewind::new(server, Bytes::new()),
-            peek_nothing,
+            Sight::Socket(|_| false),
             Arc::clone(&ledger),
         );
         (client, LateAck::new(io), ledger)

@@ -158,7 +158,7 @@ impl Ledger {
         if bytes.is_empty() {
             return;
         }
-        self.touched.store(true, Relaxed);
+        self.touch();
         self.read_ahead.store(true, Relaxed);
         if matches!(self.phase(), EMPTY | BEGUN) {
             self.framing.search_head_end(bytes);
@@ -172,6 +172,11 @@ impl Ledger {
     }
 
     pub(super) fn wrote(&self) {
+        self.touch();
+    }
+
+    /// Something has happened that begins no request and yet is a sign of life.
+    pub(super) fn touch(&self) {
         self.touched.store(true, Relaxed);
     }
 

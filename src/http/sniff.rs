@@ -48,8 +48,9 @@ mod tests {
 
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
-    use super::super::io::{Rewind, peek_nothing};
+    use super::super::io::Rewind;
     use super::super::ledger::{Activity, Classes, Ledger};
+    use super::super::sight::Sight;
     use super::*;
     use crate::drain::Drain;
 
@@ -64,7 +65,7 @@ mod tests {
             client,
             Io::new(
                 Rewind::new(server, prefix.into()),
-                peek_nothing,
+                Sight::Socket(|_| false),
                 Arc::new(ledger),
             ),
         )

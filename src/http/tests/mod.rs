@@ -4,6 +4,7 @@ mod http1;
 mod http2;
 mod long_lived;
 mod server;
+mod tls;
 
 use std::convert::Infallible;
 use std::io;
@@ -22,7 +23,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -83,13 +84,37 @@ impl Rig {
     }
 
     async fn with_drain(server: Server, drain: Drain) -> Self {
+        Self::serving(drain, |drain, listener, router| async move {
+            server.serve_on(&drain, listener, router).await;
+        })
+        .await
+    }
+
+    /// Serves what a handshake makes of each connection.
+    async fn shaking<H, F, S>(server: Server, handshake: H) -> Self
+    where
+        H: Fn(Rewind<TcpStream>) -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let drain = Drain::new(LONG, LONG);
+        Self::serving(drain, |drain, listener, router| async move {
+            server
+                .serve_with_on(&drain, listener, handshake, router)
+                .await;
+        })
+        .await
+    }
+
+    async fn serving<F>(drain: Drain, serve: impl FnOnce(Drain, TcpListener, Router) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = Arc::new(App::default());
-        let server = tokio::spawn({
-            let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
-            async move { server.serve_on(&drain, listener, router).await }
-        });
+        let router = router(Arc::clone(&app));
+        let server = tokio::spawn(serve(drain.clone(), listener, router));
         Self {
             drain,
             address,
