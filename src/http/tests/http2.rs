@@ -146,7 +146,7 @@ async fn an_idle_client_that_says_goodbye_is_let_go_at_once() {
 
 #[tokio::test]
 async fn a_client_that_does_not_hear_the_goaway_is_closed_after_its_grace() {
-    let rig = Rig::new(server().idle_grace(SHORT)).await;
+    let rig = Rig::brief().await;
     let mut client = FrameClient::connect(&rig, 1).await;
     rig.drain.begin();
     assert_eq!(client.frame().await.last_stream(), ANY_STREAM);
@@ -267,9 +267,7 @@ async fn a_tunnel_outlives_the_grace_and_is_cut_at_its_deadline() {
     let response = within(sender.send_request(connect)).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let mut tunnel = TokioIo::new(within(hyper::upgrade::on(response)).await.unwrap());
-    let idle = rig.idle().await;
-    rig.drain.begin();
-    idle.closed().await;
+    rig.drain_past_grace().await;
     let (mut inner, signal) = rig.upgrade().await;
     assert!(signal.unwrap().is_draining());
     tunnel.write_all(b"ping").await.unwrap();

@@ -53,6 +53,8 @@ impl Accept for TcpListener {
     }
 }
 
+const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+
 /// A generation that serves on loopback.
 struct Rig {
     drain: Drain,
@@ -81,6 +83,20 @@ type Upgrade = (TokioIo<hyper::upgrade::Upgraded>, Option<Signal>);
 impl Rig {
     async fn new(server: Server) -> Self {
         Self::with_drain(server, Drain::new(LONG, LONG)).await
+    }
+
+    /// A generation whose graces are soon over.
+    async fn brief() -> Self {
+        Self::new(server().idle_grace(SHORT)).await
+    }
+
+    /// A generation on its way out, with one connection, which is idle.
+    async fn leaving() -> (Self, Client) {
+        let rig = Self::new(server()).await;
+        let client = rig.idle().await;
+        rig.drain.begin();
+        rig.until_counted("idle", 1).await;
+        (rig, client)
     }
 
     async fn with_drain(server: Server, drain: Drain) -> Self {
@@ -130,10 +146,31 @@ impl Rig {
     /// A connection that was used once.
     async fn idle(&self) -> Client {
         let mut client = self.connect().await;
-        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        client.send(GET).await;
         let response = client.response().await;
         assert!(!response.says_close() && response.body == "hello");
         client
+    }
+
+    /// A connection whose request is answered when the application is told to.
+    async fn busy(&self) -> Client {
+        let mut client = self.connect().await;
+        client.get("/slow").await;
+        self.app.begun.notified().await;
+        client
+    }
+
+    /// Begins the drain, and returns when the grace of whatever was idle then is over.
+    async fn drain_past_grace(&self) {
+        let idle = self.idle().await;
+        self.drain.begin();
+        idle.closed().await;
+    }
+
+    /// The last connection is closed, and the generation leaves.
+    async fn ends_with(self, client: Client) -> Report {
+        client.closed().await;
+        self.gone().await
     }
 
     fn counted(&self, class: &str) -> usize {
@@ -274,6 +311,12 @@ impl Client {
     async fn get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
             .await;
+    }
+
+    /// A request with a body of this length, of which this much is sent.
+    async fn post(&mut self, path: &str, length: usize, sent: &str) {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}");
+        self.send(format!("{head}\r\n\r\n{sent}")).await;
     }
 
     /// Reads until the bytes so far contain `end`, and takes them.

@@ -10,8 +10,6 @@ use tower_service::Service;
 use super::*;
 use crate::config::LINGER_DEADLINE;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-
 /// Yields what it was given, and then nothing more.
 struct Script(VecDeque<io::Result<Incoming<TcpStream>>>);
 
@@ -64,9 +62,7 @@ async fn a_drain_with_nothing_left_ends_at_once() {
 #[tokio::test]
 async fn nothing_is_accepted_once_the_drain_has_begun() {
     let rig = Rig::new(server()).await;
-    let mut busy = rig.connect().await;
-    busy.get("/slow").await;
-    rig.app.begun.notified().await;
+    let mut busy = rig.busy().await;
     rig.drain.begin();
     // The rig's listener is dropped together with the source.
     within(async { while TcpStream::connect(rig.address).await.is_ok() {} }).await;

@@ -13,8 +13,6 @@ use super::super::ledger::{Classes, Ledger};
 use super::super::sight::{Arrivals, Sight};
 use super::*;
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-
 /// A client that blocks its thread only for the handshake and when it reads.
 struct TlsClient {
     session: ClientConnection,
