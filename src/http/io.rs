@@ -190,6 +190,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
         let _ = timeout(LINGER_DEADLINE, shutdown).await;
     }
 
+    /// Whether the client may have sent, or be sending, more than was read: a body, or requests behind the answer that
+    /// was made the last one.
+    fn has_unread(&mut self) -> bool {
+        let may_pipeline = self.ledger.is_leaving() && !self.ledger.is_upgraded();
+        self.ledger.may_be_unread() || may_pipeline && self.look() != Arrivals::Nothing
+    }
+
     /// Reads on until the client closes, so that what it still sends does not make the kernel answer with a reset,
     /// which would discard the response on its way (RFC 9112, section 9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -272,11 +279,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Io<S> {
         if self.linger.is_none() {
             self.ledger.closing();
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.has_unread() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        if self.ledger.may_be_unread() {
-            ready!(self.poll_linger(cx));
-        }
-        Poll::Ready(Ok(()))
+        self.poll_linger(cx).map(Ok)
     }
 }
 

@@ -341,6 +341,15 @@ impl Client {
         }
     }
 
+    /// A body in chunks, of more than this length with what is between them.
+    async fn read_large(&mut self, length: usize) {
+        let mut body = std::mem::take(&mut self.unread);
+        while !body.ends_with(b"\r\n0\r\n\r\n") {
+            assert!(within(self.stream.read_buf(&mut body)).await.unwrap() > 0);
+        }
+        assert!(body.len() > length);
+    }
+
     async fn head(&mut self) -> String {
         self.read_to("\r\n\r\n").await
     }
