@@ -14,6 +14,9 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
+/// How much a client that says nothing of it has room for (RFC 9113, section 6.9.2).
+const WINDOW: usize = 65_535;
+
 /// No stream can have a higher number: a GOAWAY that names it forbids nothing yet.
 const ANY_STREAM: u32 = u32::MAX >> 1;
 
@@ -151,6 +154,37 @@ async fn a_client_that_does_not_hear_the_goaway_is_closed_after_its_grace() {
     rig.drain.begin();
     assert_eq!(client.frame().await.last_stream(), ANY_STREAM);
     assert!(rig.gone().await.took >= SHORT);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_client_has_not_made_room_for_outlives_the_grace() {
+    const SIZE: usize = 200_000;
+    let rig = Rig::brief().await;
+    let mut client = FrameClient::connect(&rig, 1).await;
+    client.get(1, "/stream").await;
+    while client.frame().await.kind != HEADERS {}
+    let mut feed = rig.feed();
+    feed.send_data(Bytes::from(vec![b'x'; SIZE])).await.unwrap();
+    drop(feed);
+    let mut received = 0;
+    while received < WINDOW {
+        received += client.frame().await.payload.len();
+    }
+    // The application is done, and the client is busy elsewhere for longer than a grace.
+    rig.drain.begin();
+    for _ in 0..3 {
+        Rig::brief().await.drain_past_grace().await;
+    }
+    let room = (SIZE as u32).to_be_bytes();
+    client.send(WINDOW_UPDATE, 0, 0, &room).await;
+    client.send(WINDOW_UPDATE, 0, 1, &room).await;
+    while received < SIZE {
+        let frame = client.frame().await;
+        if frame.kind == DATA {
+            received += frame.payload.len();
+        }
+    }
+    assert_eq!(received, SIZE);
 }
 
 #[tokio::test]
