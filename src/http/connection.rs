@@ -118,6 +118,7 @@ where
 mod tests {
     use tokio::io::{AsyncWriteExt, duplex};
 
+    use super::super::tests;
     use super::*;
     use crate::drain::Drain;
 
@@ -125,7 +126,7 @@ mod tests {
     async fn a_new_connection_is_not_closed_over_bytes_in_its_socket() {
         let long = Duration::from_secs(600);
         let drain = Drain::new(long, long);
-        let ledger = Arc::new(Ledger::new(Arc::new(Classes::new(&drain)), String::new()));
+        let ledger = tests::ledger(&drain);
         let mut presence = Presence::new(Arc::clone(&ledger), Duration::ZERO);
         let (mut client, server) = duplex(64);
         let mut io = Io::new(

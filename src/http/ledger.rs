@@ -337,13 +337,14 @@ impl fmt::Debug for Ledger {
 mod tests {
     use std::time::Duration;
 
+    use super::super::tests;
     use super::*;
 
     const HEAD: &[u8] = b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n";
 
-    fn ledger() -> Ledger {
-        let drain = Drain::new(Duration::from_secs(600), Duration::from_secs(600));
-        Ledger::new(Arc::new(Classes::new(&drain)), String::new())
+    fn ledger() -> Arc<Ledger> {
+        let long = Duration::from_secs(600);
+        tests::ledger(&Drain::new(long, long))
     }
 
     #[test]

@@ -193,7 +193,7 @@ mod tests {
     use tokio::io::{AsyncRead, ReadBuf};
     use tokio::time::sleep;
 
-    use super::super::ledger::Classes;
+    use super::super::tests;
     use super::*;
     use crate::drain::Drain;
 
@@ -202,8 +202,8 @@ mod tests {
 
     fn present() -> (Drain, Presence) {
         let drain = Drain::new(LONG, LONG);
-        let ledger = Ledger::new(Arc::new(Classes::new(&drain)), "peer".into());
-        (drain, Presence::new(Arc::new(ledger), GRACE))
+        let presence = Presence::new(tests::ledger(&drain), GRACE);
+        (drain, presence)
     }
 
     fn counts(drain: &Drain) -> Vec<&'static str> {

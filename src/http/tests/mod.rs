@@ -30,6 +30,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::accept::{Accept, Incoming};
+use super::io::Io;
+use super::ledger::{Classes, Ledger};
+use super::sight::Sight;
 use super::*;
 use crate::drain::{Drain, Report, Signal};
 
@@ -399,6 +402,19 @@ impl Client {
         within(self.stream.read_to_end(&mut rest)).await.unwrap();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     }
+}
+
+/// The ledger of a connection that nothing has happened on yet.
+pub(super) fn ledger(drain: &Drain) -> Arc<Ledger> {
+    let classes = Arc::new(Classes::new(drain));
+    Arc::new(Ledger::new(classes, "peer".into()))
+}
+
+/// A new connection below which nothing is seen, and that these bytes were read from.
+pub(super) fn io<S>(stream: S, read: &'static [u8]) -> Io<S> {
+    let ledger = ledger(&Drain::new(LONG, LONG));
+    let stream = Rewind::new(stream, read.into());
+    Io::new(stream, Sight::Socket(|_| false), ledger)
 }
 
 async fn within<F: Future>(future: F) -> F::Output {

@@ -8,9 +8,7 @@ use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-use super::super::io::Io;
-use super::super::ledger::{Classes, Ledger};
-use super::super::sight::{Arrivals, Sight};
+use super::super::sight::Arrivals;
 use super::*;
 
 /// A client that blocks its thread only for the handshake and when it reads.
@@ -165,8 +163,8 @@ async fn a_key_update_is_unclear_once() {
 #[tokio::test]
 async fn nothing_is_unclear_about_bytes_that_have_become_a_request() {
     let (mut client, server, sight) = pair().await;
-    let classes = Arc::new(Classes::new(&Drain::new(LONG, LONG)));
-    let mut io = Io::new(server, sight, Arc::new(Ledger::new(classes, String::new())));
+    let ledger = ledger(&Drain::new(LONG, LONG));
+    let mut io = Io::new(server, sight, ledger);
     let request = client.records(GET);
     client.send(&request);
     within(io.read_exact(&mut [0; GET.len()])).await.unwrap();
