@@ -1,6 +1,7 @@
 //! Servers under test: what they print, which of their generations live, and that none outlives its test.
 
 use std::ffi::OsString;
+use std::fmt::Debug;
 use std::fs;
 use std::io::{self, BufRead, BufReader, PipeReader};
 use std::net::SocketAddr;
@@ -196,6 +197,34 @@ impl Server {
         }
     }
 
+    /// Waits until this is the only generation, and has collected its children.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` with the whole log when `deadline` has passed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when this is dropped.
+    pub async fn wait_alone(&self, pid: u32, deadline: Duration) -> io::Result<()> {
+        let alone = async {
+            while let Some(other) = self.live().into_iter().find(|live| *live != pid) {
+                wait_gone(other, deadline).await?;
+            }
+            eventually(
+                "uncollected children",
+                || children(pid),
+                Vec::new(),
+                deadline,
+            )
+            .await
+        };
+        let outcome = time::timeout(deadline, alone).await;
+        outcome
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| self.explained(error.kind(), &format!("{pid} is not alone: {error}")))
+    }
+
     /// All that the generations have written, to standard output and error alike.
     pub fn log(&self) -> String {
         self.output.borrow().lines.join("\n")
@@ -335,6 +364,49 @@ pub fn descriptors(pid: u32) -> io::Result<Vec<String>> {
     Ok(found.into_iter().map(|(_, target)| target).collect())
 }
 
+/// Looks until what it sees is what is wanted: for a descriptor that another process closes, or a dead child that it
+/// collects. The kernel tells nobody of those; only `/proc` shows them.
+///
+/// # Errors
+///
+/// `TimedOut` with what was seen last when `deadline` has passed.
+///
+/// # Cancel safety
+///
+/// Nothing is lost when this is dropped.
+pub async fn eventually<T: PartialEq + Debug>(
+    what: &str,
+    mut look: impl FnMut() -> T,
+    wanted: T,
+    deadline: Duration,
+) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let seen = look();
+        if seen == wanted {
+            return Ok(());
+        }
+        if begun.elapsed() > deadline {
+            let what = format!("{what}: {seen:#?}, not {wanted:#?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
+        time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The children of a process, those included that have ended and that it has not collected.
+pub fn children(pid: u32) -> Vec<u32> {
+    processes()
+        .filter(|child| parent(*child) == Some(pid))
+        .collect()
+}
+
+/// `proc_pid_stat(5)`: the name in field 2 may have any character in it, the parent is field 4.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
 fn collect(reader: PipeReader, output: &watch::Sender<Output>) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -411,6 +483,7 @@ fn unique_run() -> OsString {
 }
 
 const LINES_MAX: usize = 100_000;
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const EXEC_DEADLINE: Duration = Duration::from_secs(5);
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 const KILL_ROUNDS_MAX: usize = 100;

@@ -12,10 +12,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::io::{Io, Peek, Rewind, peek_nothing};
+use super::io::{Io, Rewind};
 use super::ledger::{Classes, Ledger};
 use super::presence::{End, Presence};
 use super::service::Serve;
+use super::sight::{Arrivals, Sight, Wire};
 use super::sniff::{self, Protocol};
 use crate::drain::Guard;
 
@@ -43,6 +44,7 @@ pub(super) async fn shake_hands<S2, V>(
     guard: Guard,
     peer: String,
     handshake: impl Future<Output = io::Result<S2>>,
+    wire: Arc<Wire>,
     service: V,
 ) where
     S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -61,7 +63,7 @@ pub(super) async fn shake_hands<S2, V>(
                 settings,
                 presence,
                 Rewind::new(stream, Bytes::new()),
-                peek_nothing,
+                Sight::through(wire),
                 service,
             )
             .await;
@@ -75,13 +77,13 @@ pub(super) async fn serve<S, V>(
     settings: Arc<Settings>,
     mut presence: Presence,
     stream: Rewind<S>,
-    peek: Peek<S>,
+    sight: Sight<S>,
     service: V,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     V: Serve,
 {
-    let mut io = Io::new(stream, peek, presence.ledger());
+    let mut io = Io::new(stream, sight, presence.ledger());
     match first_words(&mut io, &mut presence).await {
         Some(Protocol::Http1) => super::http1::serve(&settings, &mut presence, io, service).await,
         Some(Protocol::Http2) => super::http2::serve(&settings, &mut presence, io, service).await,
@@ -101,9 +103,13 @@ where
         };
         match end {
             End::Finished(protocol) => return protocol.ok().flatten(),
+            End::Cut => return None,
             // Nothing was read, or the connection would not have been idle.
-            End::GraceOver if io.has_arrivals() => io.ledger().begun(),
-            End::GraceOver | End::Cut => return None,
+            End::GraceOver => match io.look() {
+                Arrivals::Nothing => return None,
+                Arrivals::Unclear => io.ledger().touch(),
+                Arrivals::Request => io.ledger().begun(),
+            },
         }
     }
 }
@@ -112,6 +118,7 @@ where
 mod tests {
     use tokio::io::{AsyncWriteExt, duplex};
 
+    use super::super::tests;
     use super::*;
     use crate::drain::Drain;
 
@@ -119,10 +126,14 @@ mod tests {
     async fn a_new_connection_is_not_closed_over_bytes_in_its_socket() {
         let long = Duration::from_secs(600);
         let drain = Drain::new(long, long);
-        let ledger = Arc::new(Ledger::new(Arc::new(Classes::new(&drain)), String::new()));
+        let ledger = tests::ledger(&drain);
         let mut presence = Presence::new(Arc::clone(&ledger), Duration::ZERO);
         let (mut client, server) = duplex(64);
-        let mut io = Io::new(Rewind::new(server, Bytes::new()), |_| true, ledger);
+        let mut io = Io::new(
+            Rewind::new(server, Bytes::new()),
+            Sight::Socket(|_| true),
+            ledger,
+        );
         drain.begin();
         let saying = async {
             tokio::time::sleep(long / 2).await;

@@ -17,6 +17,7 @@ use super::connection::Settings;
 use super::io::Io;
 use super::presence::{End, Presence};
 use super::service::{Serve, Tracked};
+use super::sight::Arrivals;
 
 type Connection<S, V> = UpgradeableConnection<TokioIo<Io<S>>, Tracked<V>>;
 
@@ -58,16 +59,22 @@ where
     io.uncounted().put_back(without_empty_lines(parts.read_buf));
     // What the last request's body may still reach into is not taken for a request: that would let one client of a
     // proxy speak in another one's name.
-    let is_request = match io.has_prefix() {
-        true => !io.ledger().had_body(),
-        false => !io.ledger().may_be_unread() && io.has_arrivals(),
+    let arrivals = match io.has_prefix() {
+        true if io.ledger().had_body() => Arrivals::Nothing,
+        true => Arrivals::Request,
+        false if io.ledger().may_be_unread() => Arrivals::Nothing,
+        false => io.look(),
     };
-    if is_request {
-        io.ledger().rewound();
-        return Some(io);
+    match arrivals {
+        Arrivals::Request => io.ledger().rewound(),
+        // Whatever it is, its sender is given another grace.
+        Arrivals::Unclear => io.ledger().touch(),
+        Arrivals::Nothing => {
+            io.close().await;
+            return None;
+        }
     }
-    io.close().await;
-    None
+    Some(io)
 }
 
 /// Some clients send an empty line after a request's body (RFC 9112, section 2.2).

@@ -3,19 +3,18 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::body::{Cut, cut};
 use super::ledger::Ledger;
+use super::sight::{Arrivals, Sight, Watch, Wire};
 use crate::config::LINGER_DEADLINE;
 use crate::drain::Guard;
 
@@ -24,11 +23,26 @@ use crate::drain::Guard;
 pub struct Rewind<S> {
     prefix: Bytes,
     stream: S,
+    watch: Option<Watch<S>>,
 }
 
 impl<S> Rewind<S> {
     pub(crate) fn new(stream: S, prefix: Bytes) -> Self {
-        Self { prefix, stream }
+        Self {
+            prefix,
+            stream,
+            watch: None,
+        }
+    }
+
+    /// Lets whoever serves what is wrapped around this socket look at it.
+    pub(super) fn watched(&mut self) -> Arc<Wire>
+    where
+        S: AsFd,
+    {
+        let wire = Arc::new(Wire::default());
+        self.watch = Some(Watch::new(Arc::clone(&wire)));
+        wire
     }
 
     /// The stream itself. Reading from it would miss what was put back.
@@ -54,7 +68,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.prefix.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+            let before = buf.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+            if let Some(watch) = &self.watch {
+                watch.observe(&self.stream, buf.filled().len() > before);
+            }
+            return read;
         }
         let length = self.prefix.len().min(buf.remaining());
         buf.put_slice(&self.prefix[..length]);
@@ -93,30 +112,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
     }
 }
 
-/// Asks the kernel whether bytes wait in a socket.
-pub(super) type Peek<S> = fn(&S) -> bool;
-
-/// A [`Peek`] that asks the kernel, and not the reactor, which may not have heard of the bytes yet.
-pub(super) fn peek_socket<S: AsFd>(stream: &S) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    // recv(2): MSG_DONTWAIT makes this call alone non-blocking.
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    matches!(
-        SockRef::from(stream).recv_with_flags(&mut byte, flags),
-        Ok(1..)
-    )
-}
-
-/// A [`Peek`] for streams whose socket is out of reach.
-pub(super) fn peek_nothing<S>(_: &S) -> bool {
-    false
-}
-
 /// What hyper reads from and writes to: keeps the [`Ledger`], lingers, and ends an upgraded connection when it is cut.
 pub(super) struct Io<S> {
     stream: Rewind<S>,
     ledger: Arc<Ledger>,
-    peek: Peek<S>,
+    sight: Sight<S>,
     tether: Option<Tether>,
     linger: Option<Pin<Box<Sleep>>>,
 }
@@ -140,11 +140,11 @@ impl Tether {
 }
 
 impl<S> Io<S> {
-    pub(super) fn new(stream: Rewind<S>, peek: Peek<S>, ledger: Arc<Ledger>) -> Self {
+    pub(super) fn new(stream: Rewind<S>, sight: Sight<S>, ledger: Arc<Ledger>) -> Self {
         Self {
             stream,
             ledger,
-            peek,
+            sight,
             tether: None,
             linger: None,
         }
@@ -157,11 +157,6 @@ impl<S> Io<S> {
     /// Whether bytes were put back that nobody has read since.
     pub(super) fn has_prefix(&self) -> bool {
         !self.stream.prefix.is_empty()
-    }
-
-    /// Whether bytes wait in the socket that the reactor may not have heard of yet.
-    pub(super) fn has_arrivals(&self) -> bool {
-        (self.peek)(&self.stream.stream)
     }
 
     /// The stream, for reads that the ledger does not count.
@@ -181,11 +176,25 @@ impl<S> Io<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Io<S> {
+    /// Looks at an idle connection before it is closed. Nothing of what is found is lost.
+    pub(super) fn look(&mut self) -> Arrivals {
+        self.sight.look(&mut self.stream)
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     /// Closes a connection whose client waits for nothing, so that it does not matter whether this works.
     pub(super) async fn close(mut self) {
         let shutdown = poll_fn(|cx| Pin::new(&mut self).poll_shutdown(cx));
         let _ = timeout(LINGER_DEADLINE, shutdown).await;
+    }
+
+    /// Whether the client may have sent, or be sending, more than was read: a body, or requests behind the answer that
+    /// was made the last one.
+    fn has_unread(&mut self) -> bool {
+        let may_pipeline = self.ledger.is_leaving() && !self.ledger.is_upgraded();
+        self.ledger.may_be_unread() || may_pipeline && self.look() != Arrivals::Nothing
     }
 
     /// Reads on until the client closes, so that what it still sends does not make the kernel answer with a reset,
@@ -218,7 +227,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         match &read {
-            Poll::Ready(Ok(())) => self.ledger.read(&buf.filled()[before..]),
+            Poll::Ready(Ok(())) => {
+                self.sight.cleared();
+                self.ledger.read(&buf.filled()[before..]);
+            }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.ledger.read_blocked(),
         }
@@ -267,11 +279,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Io<S> {
         if self.linger.is_none() {
             self.ledger.closing();
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.has_unread() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        if self.ledger.may_be_unread() {
-            ready!(self.poll_linger(cx));
-        }
-        Poll::Ready(Ok(()))
+        self.poll_linger(cx).map(Ok)
     }
 }
 
@@ -285,44 +297,16 @@ impl<S> fmt::Debug for Io<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::TcpListener;
-
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpStream;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
 
-    fn pair() -> (std::net::TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let server = listener.accept().unwrap().0;
-        server.set_nonblocking(true).unwrap();
-        (client, TcpStream::from_std(server).unwrap())
-    }
-
-    #[tokio::test]
-    async fn the_kernel_is_asked_and_not_the_reactor() {
-        let (mut client, server) = pair();
-        assert!(!peek_socket(&server));
-        // The client blocks this thread, so that the reactor cannot hear of the bytes before the look.
-        client.write_all(b"G").unwrap();
-        assert!(peek_socket(&server));
-    }
-
-    #[tokio::test]
-    async fn a_client_that_has_closed_has_sent_nothing() {
-        let (client, server) = pair();
-        drop(client);
-        assert!(!peek_socket(&server));
-    }
-
     #[tokio::test]
     async fn what_is_put_back_comes_before_what_was_not_read_yet() {
-        let (mut client, server) = pair();
+        let (mut client, server) = duplex(8);
         let mut stream = Rewind::new(server, Bytes::from("b"));
         stream.put_back(Bytes::from("a"));
-        client.write_all(b"c").unwrap();
+        client.write_all(b"c").await.unwrap();
         let mut read = [0; 3];
         stream.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"abc");

@@ -225,17 +225,14 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use bytes::Bytes;
     use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::Instant;
 
-    use super::super::io::{Rewind, peek_nothing};
-    use super::super::ledger::{Classes, Ledger};
+    use super::super::ledger::Ledger;
+    use super::super::tests;
     use super::*;
-    use crate::drain::Drain;
 
-    const LONG: Duration = Duration::from_secs(600);
     const PRI: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -245,13 +242,8 @@ mod tests {
 
     fn connection() -> (DuplexStream, LateAck<DuplexStream>, Arc<Ledger>) {
         let (client, server) = duplex(64 * 1024);
-        let classes = Classes::new(&Drain::new(LONG, LONG));
-        let ledger = Arc::new(Ledger::new(Arc::new(classes), String::new()));
-        let io = Io::new(
-            Rewind::new(server, Bytes::new()),
-            peek_nothing,
-            Arc::clone(&ledger),
-        );
+        let io = tests::io(server, b"");
+        let ledger = Arc::clone(io.ledger());
         (client, LateAck::new(io), ledger)
     }
 

@@ -158,7 +158,7 @@ impl Ledger {
         if bytes.is_empty() {
             return;
         }
-        self.touched.store(true, Relaxed);
+        self.touch();
         self.read_ahead.store(true, Relaxed);
         if matches!(self.phase(), EMPTY | BEGUN) {
             self.framing.search_head_end(bytes);
@@ -172,6 +172,11 @@ impl Ledger {
     }
 
     pub(super) fn wrote(&self) {
+        self.touch();
+    }
+
+    /// Something has happened that begins no request and yet is a sign of life.
+    pub(super) fn touch(&self) {
         self.touched.store(true, Relaxed);
     }
 
@@ -332,13 +337,14 @@ impl fmt::Debug for Ledger {
 mod tests {
     use std::time::Duration;
 
+    use super::super::tests;
     use super::*;
 
     const HEAD: &[u8] = b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n";
 
-    fn ledger() -> Ledger {
-        let drain = Drain::new(Duration::from_secs(600), Duration::from_secs(600));
-        Ledger::new(Arc::new(Classes::new(&drain)), String::new())
+    fn ledger() -> Arc<Ledger> {
+        let long = Duration::from_secs(600);
+        tests::ledger(&Drain::new(long, long))
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod listeners;
 mod presence;
 mod server;
 mod service;
+mod sight;
 mod sniff;
 
 pub use self::accept::{Accept, Incoming};

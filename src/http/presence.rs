@@ -115,10 +115,14 @@ impl Presence {
     }
 
     fn observe(&mut self) {
-        self.leaving = self.signal.is_quiesced();
-        self.ledger.set_leaving(self.leaving);
-        let activity = counted(&self.ledger, self.leaving);
-        if activity != self.counted_as {
+        loop {
+            self.leaving = self.signal.is_quiesced();
+            self.ledger.set_leaving(self.leaving);
+            let activity = counted(&self.ledger, self.leaving);
+            if activity == self.counted_as {
+                return;
+            }
+            // The signal of another class tells only of what comes after it was made, so that is looked at again.
             self.count_as(activity);
         }
     }
@@ -183,11 +187,13 @@ mod tests {
     use std::future::pending;
     use std::io::Write;
     use std::pin::pin;
+    use std::sync::Barrier;
 
+    use futures_util::FutureExt;
     use tokio::io::{AsyncRead, ReadBuf};
     use tokio::time::sleep;
 
-    use super::super::ledger::Classes;
+    use super::super::tests;
     use super::*;
     use crate::drain::Drain;
 
@@ -196,8 +202,8 @@ mod tests {
 
     fn present() -> (Drain, Presence) {
         let drain = Drain::new(LONG, LONG);
-        let ledger = Ledger::new(Arc::new(Classes::new(&drain)), "peer".into());
-        (drain, Presence::new(Arc::new(ledger), GRACE))
+        let presence = Presence::new(tests::ledger(&drain), GRACE);
+        (drain, presence)
     }
 
     fn counts(drain: &Drain) -> Vec<&'static str> {
@@ -331,6 +337,29 @@ mod tests {
         }
         drop(presence);
         drained.await;
+    }
+
+    /// Another thread begins the drain while this one finds that the connection does something else than before.
+    #[test]
+    fn a_drain_that_begins_while_a_connection_changes_its_class_is_noticed() {
+        const TRIALS: usize = 10_000;
+        for trial in 0..TRIALS {
+            let (drain, mut presence) = present();
+            let ledger = presence.ledger();
+            let start = Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    drain.begin();
+                });
+                ledger.request(None);
+                ledger.stream_begun();
+                start.wait();
+                presence.observe();
+            });
+            let is_noticed = presence.leaving || presence.signal.changed().now_or_never().is_some();
+            assert!(is_noticed, "in trial {trial}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,9 +13,10 @@ use tracing::{debug, warn};
 
 use super::accept::{Accept, Incoming};
 use super::connection::{self, Settings};
-use super::io::{Rewind, peek_socket};
+use super::io::Rewind;
 use super::ledger::Classes;
 use super::service::Serve;
+use super::sight::{Sight, peek_socket};
 use crate::config::{ACCEPT_PAUSE, HANDSHAKE_DEADLINE, IDLE_GRACE};
 use crate::drain::Drain;
 use crate::error::Result;
@@ -106,6 +107,9 @@ impl Server {
     /// Handshakes run beside each other, each in its connection's task and within
     /// [`handshake_deadline`](Self::handshake_deadline).
     ///
+    /// An idle connection is looked at before it is closed here too, as long as reading from the stream that the
+    /// handshake made reads from the one that it was given, in the same call.
+    ///
     /// # Cancel safety
     ///
     /// As [`serve`](Self::serve).
@@ -128,20 +132,14 @@ impl Server {
 
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
         let settings = self.settings(drain);
-        accept(drain, source, |incoming| {
-            let Incoming {
-                stream,
-                peer,
-                already_read,
-            } = incoming;
+        accept(drain, source, |peer, stream| {
             let presence = settings.present(peer);
-            let stream = Rewind::new(stream, already_read);
             let (settings, service) = (Arc::clone(&settings), service.clone());
             tokio::spawn(connection::serve(
                 settings,
                 presence,
                 stream,
-                peek_socket,
+                Sight::Socket(peek_socket),
                 service,
             ));
         })
@@ -162,17 +160,13 @@ impl Server {
         V: Serve,
     {
         let settings = self.settings(drain);
-        accept(drain, source, |incoming| {
-            let Incoming {
-                stream,
-                peer,
-                already_read,
-            } = incoming;
+        accept(drain, source, |peer, mut stream| {
             let guard = settings.classes.handshake.guard(peer.clone());
-            let shaking = handshake(Rewind::new(stream, already_read));
+            let wire = stream.watched();
+            let shaking = handshake(stream);
             let (settings, service) = (Arc::clone(&settings), service.clone());
             tokio::spawn(connection::shake_hands(
-                settings, guard, peer, shaking, service,
+                settings, guard, peer, shaking, wire, service,
             ));
         })
         .await;
@@ -223,7 +217,7 @@ impl Default for Server {
 async fn accept<A: Accept>(
     drain: &Drain,
     mut source: A,
-    mut begin: impl FnMut(Incoming<A::Stream>),
+    mut begin: impl FnMut(String, Rewind<A::Stream>),
 ) {
     let signal = drain.signal();
     let mut draining = pin!(signal.draining());
@@ -231,7 +225,9 @@ async fn accept<A: Accept>(
         tokio::select! {
             biased;
             () = &mut draining => break,
-            incoming = next(&mut source) => begin(incoming),
+            Incoming { stream, peer, already_read } = next(&mut source) => {
+                begin(peer, Rewind::new(stream, already_read));
+            }
         }
     }
     drop(source);

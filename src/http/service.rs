@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::BoxError;
-use super::body::{Body, Cut, cut};
+use super::body::{Cut, Outgoing, cut};
 use super::ledger::Ledger;
 
 /// The services that can be served: axum's router is one, and so is every tower stack around it.
@@ -59,7 +59,7 @@ impl<V> Tracked<V> {
 }
 
 impl<V: Serve> hyper::service::Service<Request<Incoming>> for Tracked<V> {
-    type Response = Response<Body<V::Body>>;
+    type Response = Response<Outgoing<V::Body>>;
     type Error = V::Error;
     type Future = Answer<V>;
 
@@ -89,7 +89,7 @@ pin_project! {
 }
 
 impl<V: Serve> Future for Answer<V> {
-    type Output = Result<Response<Body<V::Body>>, V::Error>;
+    type Output = Result<Response<Outgoing<V::Body>>, V::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -98,7 +98,7 @@ impl<V: Serve> Future for Answer<V> {
             return Poll::Pending;
         };
         let cut = in_flight.answered(&mut response, *this.is_connect);
-        Poll::Ready(Ok(response.map(|body| Body::new(body, in_flight, cut))))
+        Poll::Ready(Ok(response.map(|body| Outgoing::new(body, in_flight, cut))))
     }
 }
 

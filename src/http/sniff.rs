@@ -44,30 +44,15 @@ pub(super) async fn protocol<S: AsyncRead + Unpin>(io: &mut Io<S>) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
-    use super::super::io::{Rewind, peek_nothing};
-    use super::super::ledger::{Activity, Classes, Ledger};
+    use super::super::ledger::Activity;
+    use super::super::tests;
     use super::*;
-    use crate::drain::Drain;
 
-    fn io(prefix: &'static [u8]) -> (DuplexStream, Io<DuplexStream>) {
+    fn io(read: &'static [u8]) -> (DuplexStream, Io<DuplexStream>) {
         let (client, server) = duplex(64);
-        let long = std::time::Duration::from_secs(600);
-        let ledger = Ledger::new(
-            Arc::new(Classes::new(&Drain::new(long, long))),
-            String::new(),
-        );
-        (
-            client,
-            Io::new(
-                Rewind::new(server, prefix.into()),
-                peek_nothing,
-                Arc::new(ledger),
-            ),
-        )
+        (client, tests::io(server, read))
     }
 
     #[tokio::test]

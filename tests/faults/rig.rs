@@ -1,13 +1,12 @@
 //! A server under test, what it says, and who answers.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use handover_load::process::{self, descriptors};
+use handover_load::process::{self, descriptors, eventually};
 use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -131,10 +130,8 @@ impl Rig {
 
     /// Waits until this generation is all that is left, without a dead child that it has not collected.
     pub(crate) async fn assert_alone(&self, generation: Generation) {
-        eventually("other generations are gone", || {
-            self.server.live() == [generation.pid] && children(generation.pid).is_empty()
-        })
-        .await;
+        let alone = self.server.wait_alone(generation.pid, DEADLINE);
+        alone.await.unwrap();
     }
 
     pub(crate) async fn stop(self, last: Generation) {
@@ -196,41 +193,9 @@ async fn assert_table(
     expected: &[String],
     view: impl Fn(&[String]) -> Vec<String>,
 ) {
-    let begin = Instant::now();
-    loop {
-        let found = view(&descriptors(of.pid).unwrap());
-        if found == expected {
-            return;
-        }
-        assert!(
-            begin.elapsed() < DEADLINE,
-            "{expected:#?} has become {found:#?}"
-        );
-        time::sleep(TICK).await;
-    }
-}
-
-/// Waits until something that says nothing of itself has come true.
-pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < DEADLINE, "it never came true that {what}");
-        time::sleep(TICK).await;
-    }
-}
-
-/// The processes that a process has started, or that were left to it, and that it has not collected.
-fn children(of: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| parent(*pid) == Some(of)).collect()
-}
-
-/// The fourth field of proc_pid_stat(5); the second may have any character in it.
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit(')').next()?.split_whitespace();
-    fields.nth(1)?.parse().ok()
+    let look = || view(&descriptors(of.pid).unwrap());
+    let shown = eventually("descriptors", look, expected.to_vec(), DEADLINE).await;
+    shown.unwrap();
 }
 
 /// What a table of descriptors consists of, without what tells two of a kind apart.
@@ -269,5 +234,3 @@ pub(crate) fn testd() -> PathBuf {
     }
     directory.join("examples/testd")
 }
-
-const TICK: Duration = Duration::from_millis(2);

@@ -7,8 +7,8 @@ use handover_load::Signal;
 use handover_load::process::descriptors;
 
 use crate::support::{
-    DEADLINE, Service, Setup, assert_no_failure, eventually, free_address, gone, more_answers,
-    signal, successor,
+    DEADLINE, Service, Setup, assert_no_failure, free_address, gone, more_answers, signal,
+    successor, until_descriptors,
 };
 
 /// Spoils the next generation only, and expects all these words in the verdict.
@@ -28,7 +28,7 @@ async fn survives(setup: Setup, spoil: impl FnOnce(&Service), why: &[&str]) {
     more_answers(&load, 1).await;
     assert_no_failure(&load.stop().await);
     service.assert_alone(incumbent).await;
-    eventually("descriptors", || descriptors(incumbent).unwrap(), before).await;
+    until_descriptors(incumbent, before).await;
 
     service.heal();
     service.upgrade(1, 3).await;
@@ -182,7 +182,7 @@ async fn a_rollout_of_a_good_successor_after_many_bad_ones_keeps_nothing_of_them
         service.line(&format!("event 1 aborted {failed} ")).await;
     }
     service.assert_alone(incumbent).await;
-    eventually("descriptors", || descriptors(incumbent).unwrap(), before).await;
+    until_descriptors(incumbent, before).await;
     service.heal();
     service.upgrade(1, 12).await;
     service.assert_serving(12).await;

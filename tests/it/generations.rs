@@ -1,6 +1,7 @@
 //! Several generations at once: who is alive, who is waited for, and who is in the PID file.
 
 use std::fs;
+use std::path::Path;
 
 use handover_load::Signal;
 use handover_load::process::is_alive;
@@ -140,13 +141,7 @@ async fn an_upgrade_from_code_during_another_one_is_refused() {
 async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop() {
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join("testd.pid");
-    let named = || {
-        fs::read_to_string(&file)
-            .unwrap()
-            .trim()
-            .parse::<u32>()
-            .unwrap()
-    };
+    let named = || named_in(&file);
     let setup = Setup::new().with("TESTD_PID_FILE", file.display());
     let service = setup.start().await;
     assert_eq!(named(), service.pid());
@@ -172,13 +167,7 @@ async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop()
 async fn the_pid_file_names_the_incumbent_in_the_bake_and_after_a_rollback() {
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join("testd.pid");
-    let named = || {
-        fs::read_to_string(&file)
-            .unwrap()
-            .trim()
-            .parse::<u32>()
-            .unwrap()
-    };
+    let named = || named_in(&file);
     let setup = Setup::new()
         .with("TESTD_PID_FILE", file.display())
         .with("TESTD_BAKE_MS", 60_000);
@@ -209,4 +198,9 @@ async fn the_pid_file_names_a_successor_whose_incumbent_was_killed() {
     signal(service.pid(), Signal::KILL);
     service.line("event 2 Incumbent").await;
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("{successor}\n"));
+}
+
+/// The process that a pid file names.
+fn named_in(file: &Path) -> u32 {
+    fs::read_to_string(file).unwrap().trim().parse().unwrap()
 }

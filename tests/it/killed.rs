@@ -4,8 +4,8 @@ use handover_load::process::descriptors;
 use handover_load::{Load, Signal};
 
 use crate::support::{
-    DEADLINE, Service, Setup, assert_lost_only_what_was_in_flight, assert_no_failure, eventually,
-    gone, more_answers, signal,
+    DEADLINE, Service, Setup, assert_lost_only_what_was_in_flight, assert_no_failure, gone,
+    more_answers, signal, until_descriptors,
 };
 
 const LONG_MS: u32 = 60_000;
@@ -63,12 +63,7 @@ impl Stuck {
         assert_no_failure(&self.load.stop().await);
         let incumbent = self.service.pid();
         self.service.assert_alone(incumbent).await;
-        eventually(
-            "descriptors",
-            || descriptors(incumbent).unwrap(),
-            self.before,
-        )
-        .await;
+        until_descriptors(incumbent, self.before).await;
         self.service.heal();
         self.service.upgrade_again(incumbent).await;
     }
@@ -142,8 +137,7 @@ async fn a_successor_killed_in_the_bake_is_replaced_by_the_incumbent() {
     assert_lost_only_what_was_in_flight(&stuck.load.stop().await);
     let incumbent = stuck.service.pid();
     stuck.service.assert_alone(incumbent).await;
-    let table = || descriptors(incumbent).unwrap();
-    eventually("descriptors", table, stuck.before).await;
+    until_descriptors(incumbent, stuck.before).await;
     stuck.service.upgrade_again(incumbent).await;
 }
 

@@ -5,7 +5,7 @@ use handover_load::process::is_alive;
 
 use crate::support::{
     DEADLINE, Service, Setup, Upload, answer, assert_lost_only_what_was_in_flight,
-    assert_no_failure, eventually, get, gone, more_answers, signal,
+    assert_no_failure, get, gone, more_answers, signal,
 };
 
 const LONG_MS: u32 = 60_000;
@@ -183,7 +183,7 @@ async fn a_hundred_upgrade_signals_are_one_upgrade() {
     service.line("event 1 committed 2 ").await;
     gone(incumbent).await;
     let second = service.ready(2).await;
-    eventually("live generations", || service.server.live(), vec![second]).await;
+    service.assert_alone(second).await;
     service.assert_serving(2).await;
     service.upgrade(2, 3).await;
     service.assert_serving(3).await;

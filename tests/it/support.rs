@@ -1,6 +1,5 @@
 //! A testd with its settings, its plan and its clients.
 
-use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,19 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use handover_load::process::{is_alive, wait_gone};
+use handover_load::process::{descriptors, eventually, is_alive, wait_gone};
 use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// What bounds every wait.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
-/// How long until a fact without an event is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What a testd is started with.
 pub(crate) struct Setup {
@@ -176,13 +173,7 @@ impl Service {
 
     /// The only generation, without a child dead or alive, and the next upgrade can begin at once.
     pub(crate) async fn assert_alone(&self, pid: u32) {
-        eventually(
-            "children of the only generation",
-            || children(pid),
-            Vec::new(),
-        )
-        .await;
-        eventually("live generations", || self.server.live(), vec![pid]).await;
+        self.server.wait_alone(pid, DEADLINE).await.unwrap();
     }
 }
 
@@ -287,24 +278,11 @@ fn parsed(received: &str) -> Option<Answer> {
     })
 }
 
-/// Looks until what it sees is what is wanted.
-pub(crate) async fn eventually<T: PartialEq + Debug>(
-    what: &str,
-    mut look: impl FnMut() -> T,
-    wanted: T,
-) {
-    let begun = Instant::now();
-    loop {
-        let seen = look();
-        if seen == wanted {
-            return;
-        }
-        assert!(
-            begun.elapsed() < DEADLINE,
-            "{what}: {seen:?}, not {wanted:?}"
-        );
-        sleep(LOOK_AGAIN).await;
-    }
+/// Until a process has exactly these descriptors.
+pub(crate) async fn until_descriptors(pid: u32, wanted: Vec<String>) {
+    let look = || descriptors(pid).unwrap();
+    let shown = eventually("descriptors", look, wanted, DEADLINE).await;
+    shown.unwrap();
 }
 
 /// Sends a signal to a process that must be alive.
@@ -315,19 +293,6 @@ pub(crate) fn signal(pid: u32, with: Signal) {
 pub(crate) async fn gone(pid: u32) {
     wait_gone(pid, DEADLINE).await.unwrap();
     assert!(!is_alive(pid));
-}
-
-/// The children of a process, those included that it has not collected.
-pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|child| parent(*child) == Some(pid)).collect()
-}
-
-/// proc_pid_stat(5): the name in field 2 may have any character in it, the parent is field 4.
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// An address on loopback whose port nobody has: each process and each call has another one.

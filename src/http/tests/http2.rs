@@ -14,6 +14,9 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
+/// How much a client that says nothing of it has room for (RFC 9113, section 6.9.2).
+const WINDOW: usize = 65_535;
+
 /// No stream can have a higher number: a GOAWAY that names it forbids nothing yet.
 const ANY_STREAM: u32 = u32::MAX >> 1;
 
@@ -146,11 +149,42 @@ async fn an_idle_client_that_says_goodbye_is_let_go_at_once() {
 
 #[tokio::test]
 async fn a_client_that_does_not_hear_the_goaway_is_closed_after_its_grace() {
-    let rig = Rig::new(server().idle_grace(SHORT)).await;
+    let rig = Rig::brief().await;
     let mut client = FrameClient::connect(&rig, 1).await;
     rig.drain.begin();
     assert_eq!(client.frame().await.last_stream(), ANY_STREAM);
     assert!(rig.gone().await.took >= SHORT);
+}
+
+#[tokio::test]
+async fn an_answer_that_the_client_has_not_made_room_for_outlives_the_grace() {
+    const SIZE: usize = 200_000;
+    let rig = Rig::brief().await;
+    let mut client = FrameClient::connect(&rig, 1).await;
+    client.get(1, "/stream").await;
+    while client.frame().await.kind != HEADERS {}
+    let mut feed = rig.feed();
+    feed.send_data(Bytes::from(vec![b'x'; SIZE])).await.unwrap();
+    drop(feed);
+    let mut received = 0;
+    while received < WINDOW {
+        received += client.frame().await.payload.len();
+    }
+    // The application is done, and the client is busy elsewhere for longer than a grace.
+    rig.drain.begin();
+    for _ in 0..3 {
+        Rig::brief().await.drain_past_grace().await;
+    }
+    let room = (SIZE as u32).to_be_bytes();
+    client.send(WINDOW_UPDATE, 0, 0, &room).await;
+    client.send(WINDOW_UPDATE, 0, 1, &room).await;
+    while received < SIZE {
+        let frame = client.frame().await;
+        if frame.kind == DATA {
+            received += frame.payload.len();
+        }
+    }
+    assert_eq!(received, SIZE);
 }
 
 #[tokio::test]
@@ -267,9 +301,7 @@ async fn a_tunnel_outlives_the_grace_and_is_cut_at_its_deadline() {
     let response = within(sender.send_request(connect)).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let mut tunnel = TokioIo::new(within(hyper::upgrade::on(response)).await.unwrap());
-    let idle = rig.idle().await;
-    rig.drain.begin();
-    idle.closed().await;
+    rig.drain_past_grace().await;
     let (mut inner, signal) = rig.upgrade().await;
     assert!(signal.unwrap().is_draining());
     tunnel.write_all(b"ping").await.unwrap();

@@ -11,17 +11,21 @@ async fn upgraded(rig: &Rig) -> (Client, Upgrade) {
     (client, rig.upgrade().await)
 }
 
+async fn subscribed(rig: &Rig) -> Client {
+    let mut client = rig.connect().await;
+    client.send(EVENTS).await;
+    client.head().await;
+    client
+}
+
 #[tokio::test]
 async fn an_upgraded_connection_counts_until_the_application_ends_it() {
-    let rig = Rig::new(server().idle_grace(SHORT)).await;
+    let rig = Rig::brief().await;
     let (mut client, (mut stream, signal)) = upgraded(&rig).await;
     rig.until_counted("upgrade", 1).await;
     rig.until_counted("http1", 0).await;
-    let idle = rig.idle().await;
-    rig.drain.begin();
-    let signal = signal.unwrap();
-    within(signal.draining()).await;
-    idle.closed().await;
+    rig.drain_past_grace().await;
+    within(signal.unwrap().draining()).await;
     client.send("ping").await;
     within(stream.read_exact(&mut [0; 4])).await.unwrap();
     stream.write_all(b"bye!").await.unwrap();
@@ -83,15 +87,11 @@ async fn switching_protocols_on_the_way_out_does_not_say_close() {
 #[tokio::test]
 async fn an_event_stream_is_counted_as_one_and_ended_whole_at_its_deadline() {
     let rig = Rig::new(server().idle_grace(SHORT).stream_deadline(SHORT * 2)).await;
-    let mut client = rig.connect().await;
-    client.send(EVENTS).await;
-    client.head().await;
+    let mut client = subscribed(&rig).await;
     rig.until_counted("stream", 1).await;
     rig.until_counted("http1", 0).await;
     let mut feed = rig.feed();
-    let idle = rig.idle().await;
-    rig.drain.begin();
-    idle.closed().await;
+    rig.drain_past_grace().await;
     feed.send_data(Bytes::from("data: 1\n\n")).await.unwrap();
     client.read_to("data: 1\n\n\r\n").await;
     client.read_to("0\r\n\r\n").await;
@@ -106,9 +106,7 @@ async fn an_event_stream_is_counted_as_one_and_ended_whole_at_its_deadline() {
 #[tokio::test]
 async fn an_event_stream_that_the_application_ends_is_waited_for_no_longer() {
     let rig = Rig::new(server()).await;
-    let mut client = rig.connect().await;
-    client.send(EVENTS).await;
-    client.head().await;
+    let mut client = subscribed(&rig).await;
     rig.drain.quiesce();
     drop(rig.feed());
     client.read_to("0\r\n\r\n").await;
@@ -125,9 +123,7 @@ async fn an_event_stream_that_the_application_ends_is_waited_for_no_longer() {
 #[tokio::test]
 async fn a_client_that_leaves_its_event_stream_is_not_waited_for() {
     let rig = Rig::new(server()).await;
-    let mut client = rig.connect().await;
-    client.send(EVENTS).await;
-    client.head().await;
+    let client = subscribed(&rig).await;
     rig.until_counted("stream", 1).await;
     rig.drain.begin();
     drop(client);

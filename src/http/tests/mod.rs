@@ -4,6 +4,7 @@ mod http1;
 mod http2;
 mod long_lived;
 mod server;
+mod tls;
 
 use std::convert::Infallible;
 use std::io;
@@ -22,13 +23,16 @@ use http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use http_body_util::BodyExt;
 use http_body_util::channel::{Channel, Sender};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::accept::{Accept, Incoming};
+use super::io::Io;
+use super::ledger::{Classes, Ledger};
+use super::sight::Sight;
 use super::*;
 use crate::drain::{Drain, Report, Signal};
 
@@ -51,6 +55,8 @@ impl Accept for TcpListener {
         })
     }
 }
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// A generation that serves on loopback.
 struct Rig {
@@ -82,14 +88,52 @@ impl Rig {
         Self::with_drain(server, Drain::new(LONG, LONG)).await
     }
 
+    /// A generation whose graces are soon over.
+    async fn brief() -> Self {
+        Self::new(server().idle_grace(SHORT)).await
+    }
+
+    /// A generation on its way out, with one connection, which is idle.
+    async fn leaving() -> (Self, Client) {
+        let rig = Self::new(server()).await;
+        let client = rig.idle().await;
+        rig.drain.begin();
+        rig.until_counted("idle", 1).await;
+        (rig, client)
+    }
+
     async fn with_drain(server: Server, drain: Drain) -> Self {
+        Self::serving(drain, |drain, listener, router| async move {
+            server.serve_on(&drain, listener, router).await;
+        })
+        .await
+    }
+
+    /// Serves what a handshake makes of each connection.
+    async fn shaking<H, F, S>(server: Server, handshake: H) -> Self
+    where
+        H: Fn(Rewind<TcpStream>) -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let drain = Drain::new(LONG, LONG);
+        Self::serving(drain, |drain, listener, router| async move {
+            server
+                .serve_with_on(&drain, listener, handshake, router)
+                .await;
+        })
+        .await
+    }
+
+    async fn serving<F>(drain: Drain, serve: impl FnOnce(Drain, TcpListener, Router) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = Arc::new(App::default());
-        let server = tokio::spawn({
-            let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
-            async move { server.serve_on(&drain, listener, router).await }
-        });
+        let router = router(Arc::clone(&app));
+        let server = tokio::spawn(serve(drain.clone(), listener, router));
         Self {
             drain,
             address,
@@ -105,10 +149,31 @@ impl Rig {
     /// A connection that was used once.
     async fn idle(&self) -> Client {
         let mut client = self.connect().await;
-        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        client.send(GET).await;
         let response = client.response().await;
         assert!(!response.says_close() && response.body == "hello");
         client
+    }
+
+    /// A connection whose request is answered when the application is told to.
+    async fn busy(&self) -> Client {
+        let mut client = self.connect().await;
+        client.get("/slow").await;
+        self.app.begun.notified().await;
+        client
+    }
+
+    /// Begins the drain, and returns when the grace of whatever was idle then is over.
+    async fn drain_past_grace(&self) {
+        let idle = self.idle().await;
+        self.drain.begin();
+        idle.closed().await;
+    }
+
+    /// The last connection is closed, and the generation leaves.
+    async fn ends_with(self, client: Client) -> Report {
+        client.closed().await;
+        self.gone().await
     }
 
     fn counted(&self, class: &str) -> usize {
@@ -251,6 +316,12 @@ impl Client {
             .await;
     }
 
+    /// A request with a body of this length, of which this much is sent.
+    async fn post(&mut self, path: &str, length: usize, sent: &str) {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}");
+        self.send(format!("{head}\r\n\r\n{sent}")).await;
+    }
+
     /// Reads until the bytes so far contain `end`, and takes them.
     async fn read_to(&mut self, end: &str) -> String {
         loop {
@@ -271,6 +342,15 @@ impl Client {
                 String::from_utf8_lossy(&self.unread)
             );
         }
+    }
+
+    /// A body in chunks, of more than this length with what is between them.
+    async fn read_large(&mut self, length: usize) {
+        let mut body = std::mem::take(&mut self.unread);
+        while !body.ends_with(b"\r\n0\r\n\r\n") {
+            assert!(within(self.stream.read_buf(&mut body)).await.unwrap() > 0);
+        }
+        assert!(body.len() > length);
     }
 
     async fn head(&mut self) -> String {
@@ -322,6 +402,19 @@ impl Client {
         within(self.stream.read_to_end(&mut rest)).await.unwrap();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     }
+}
+
+/// The ledger of a connection that nothing has happened on yet.
+pub(super) fn ledger(drain: &Drain) -> Arc<Ledger> {
+    let classes = Arc::new(Classes::new(drain));
+    Arc::new(Ledger::new(classes, "peer".into()))
+}
+
+/// A new connection below which nothing is seen, and that these bytes were read from.
+pub(super) fn io<S>(stream: S, read: &'static [u8]) -> Io<S> {
+    let ledger = ledger(&Drain::new(LONG, LONG));
+    let stream = Rewind::new(stream, read.into());
+    Io::new(stream, Sight::Socket(|_| false), ledger)
 }
 
 async fn within<F: Future>(future: F) -> F::Output {

@@ -1,15 +1,14 @@
 use std::collections::VecDeque;
+use std::io::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::*;
 use crate::config::LINGER_DEADLINE;
-
-const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Yields what it was given, and then nothing more.
 struct Script(VecDeque<io::Result<Incoming<TcpStream>>>);
@@ -63,9 +62,7 @@ async fn a_drain_with_nothing_left_ends_at_once() {
 #[tokio::test]
 async fn nothing_is_accepted_once_the_drain_has_begun() {
     let rig = Rig::new(server()).await;
-    let mut busy = rig.connect().await;
-    busy.get("/slow").await;
-    rig.app.begun.notified().await;
+    let mut busy = rig.busy().await;
     rig.drain.begin();
     // The rig's listener is dropped together with the source.
     within(async { while TcpStream::connect(rig.address).await.is_ok() {} }).await;
@@ -159,33 +156,13 @@ async fn handshake(mut stream: Rewind<TcpStream>) -> io::Result<Shifted<Rewind<T
     }
 }
 
-async fn shaking_rig(server: Server) -> Rig {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (drain, app) = (Drain::new(LONG, LONG), Arc::new(App::default()));
-    let server = tokio::spawn({
-        let (drain, router) = (drain.clone(), router(Arc::clone(&app)));
-        async move {
-            server
-                .serve_with_on(&drain, listener, handshake, router)
-                .await
-        }
-    });
-    Rig {
-        drain,
-        address,
-        app,
-        server,
-    }
-}
-
 fn shifted(text: &str) -> Vec<u8> {
     text.bytes().map(|byte| byte + 1).collect()
 }
 
 #[tokio::test]
 async fn a_handshake_that_is_under_way_is_waited_for_and_its_request_answered() {
-    let rig = shaking_rig(server()).await;
+    let rig = Rig::shaking(server(), handshake).await;
     let mut client = rig.connect().await;
     rig.until_counted("handshake", 1).await;
     rig.drain.begin();
@@ -206,7 +183,7 @@ async fn a_handshake_that_is_under_way_is_waited_for_and_its_request_answered() 
 
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_given_up_and_keeps_nobody_waiting() {
-    let rig = shaking_rig(server().handshake_deadline(SHORT)).await;
+    let rig = Rig::shaking(server().handshake_deadline(SHORT), handshake).await;
     let silent = rig.connect().await;
     let mut wrong = rig.connect().await;
     wrong.send("?").await;
@@ -217,7 +194,7 @@ async fn a_handshake_that_takes_too_long_is_given_up_and_keeps_nobody_waiting() 
 
 #[tokio::test]
 async fn a_handshake_is_cut_by_a_second_stop() {
-    let rig = shaking_rig(server().handshake_deadline(LONG)).await;
+    let rig = Rig::shaking(server().handshake_deadline(LONG), handshake).await;
     let silent = rig.connect().await;
     rig.until_counted("handshake", 1).await;
     rig.drain.begin();
@@ -228,13 +205,89 @@ async fn a_handshake_is_cut_by_a_second_stop() {
 
 #[tokio::test]
 async fn an_idle_connection_behind_a_handshake_is_closed_after_its_grace() {
-    let rig = shaking_rig(server().idle_grace(SHORT)).await;
+    let rig = Rig::shaking(server().idle_grace(SHORT), handshake).await;
     let mut client = rig.connect().await;
     client.send("!").await;
     rig.until_counted("http1", 1).await;
     rig.drain.begin();
     client.closed().await;
     assert!(rig.gone().await.took >= SHORT);
+}
+
+/// A stream with a hook that runs whenever it was read in vain.
+struct Hooked<S, H>(S, H);
+
+impl<S: AsyncRead + Unpin, H: FnMut() + Unpin> AsyncRead for Hooked<S, H> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        if read.is_pending() {
+            (self.1)();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Hooked<S, H> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// Serves a connection that is new or idle, and sends a request over it when it is read in vain for the `nth` time on
+/// the way out.
+async fn answered_late(is_new: bool, nth: u32) {
+    let late = Arc::new(Mutex::new(None::<std::net::TcpStream>));
+    let handshake = {
+        let late = Arc::clone(&late);
+        move |stream| {
+            let (late, mut reads) = (Arc::clone(&late), 0);
+            let hook = move || {
+                if let Some(client) = &mut *late.lock().unwrap() {
+                    reads += 1;
+                    if reads == nth {
+                        client.write_all(GET.as_bytes()).unwrap();
+                    }
+                }
+            };
+            std::future::ready(Ok(Hooked(stream, hook)))
+        }
+    };
+    let rig = Rig::shaking(server().idle_grace(SHORT), handshake).await;
+    let mut client = match is_new {
+        true => rig.connect().await,
+        false => rig.idle().await,
+    };
+    rig.until_counted("http1", 1).await;
+    let socket = socket2::SockRef::from(&client.stream).try_clone().unwrap();
+    *late.lock().unwrap() = Some(socket.into());
+    rig.drain.begin();
+    assert!(client.response().await.says_close());
+    rig.gone().await;
+}
+
+#[tokio::test]
+async fn a_request_behind_a_handshake_is_answered_however_late_in_the_grace_it_comes() {
+    // When the connection learns of the drain, when its grace ends, and after the reactor's last turn.
+    for nth in 1..=3 {
+        answered_late(false, nth).await;
+        answered_late(true, nth).await;
+    }
 }
 
 async fn call(
