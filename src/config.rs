@@ -42,6 +42,8 @@ pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a server on its way out waits for requests that an HTTP/2 client sent before it saw that: 100 ms.
 pub const GOAWAY_SETTLE: Duration = Duration::from_millis(100);
+/// How long the end of event streams whose time is up may take to be written before their connection is cut: 100 ms.
+pub const STREAM_SETTLE: Duration = Duration::from_millis(100);
 /// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.
 pub const PIPELINED_MAX: u32 = 1_000;
 

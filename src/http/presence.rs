@@ -10,7 +10,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::ledger::{Activity, Ledger};
-use crate::config::LOOK_AGAIN;
+use crate::config::{LOOK_AGAIN, STREAM_SETTLE};
 use crate::drain::{Class, Guard, Signal};
 
 /// One connection's place in the drain. Holds exactly one guard from accept to close, so that a drain that begins at
@@ -28,6 +28,8 @@ pub(super) struct Presence {
     leaving: bool,
     /// When the connection was last seen to have become idle, or active while idle.
     idle_since: Instant,
+    /// When the time of its class was found to be up.
+    overdue_since: Option<Instant>,
 }
 
 /// Why a connection is no longer attended to.
@@ -54,6 +56,7 @@ impl Presence {
             idle_grace,
             leaving: false,
             idle_since: Instant::now(),
+            overdue_since: None,
         }
     }
 
@@ -98,7 +101,7 @@ impl Presence {
                     None => has_looked = false,
                 },
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
-                    if self.signal.time_left() == Some(Duration::ZERO) {
+                    if self.is_out_of_time() {
                         return End::Cut;
                     } else if !self.is_grace_over() {
                         has_looked = false;
@@ -155,11 +158,23 @@ impl Presence {
             Activity::Idle => self.idle_since.checked_add(self.idle_grace),
             _ => now.checked_add(LOOK_AGAIN),
         };
-        let cut = self
-            .signal
-            .time_left()
-            .and_then(|left| now.checked_add(left));
+        let cut = match (self.counted_as, self.overdue_since) {
+            (Activity::Streaming, Some(since)) => Some(since + STREAM_SETTLE),
+            _ => self
+                .signal
+                .time_left()
+                .and_then(|left| now.checked_add(left)),
+        };
         [look, cut].into_iter().flatten().min()
+    }
+
+    fn is_out_of_time(&mut self) -> bool {
+        if self.signal.time_left() != Some(Duration::ZERO) {
+            return false;
+        }
+        let since = *self.overdue_since.get_or_insert_with(Instant::now);
+        // Streams end by themselves now, those of HTTP/2 in tasks of their own.
+        self.counted_as != Activity::Streaming || since.elapsed() >= STREAM_SETTLE
     }
 
     fn is_grace_over(&mut self) -> bool {

@@ -289,6 +289,19 @@ async fn an_event_stream_ends_at_its_deadline_and_its_neighbour_goes_on() {
 }
 
 #[tokio::test]
+async fn an_event_stream_that_is_alone_on_its_connection_is_ended_whole() {
+    for _ in 0..5 {
+        let rig = Rig::new(server().idle_grace(SHORT).stream_deadline(SHORT)).await;
+        let mut client = FrameClient::connect(&rig, 1).await;
+        client.get(1, "/events").await;
+        rig.until_counted("stream", 1).await;
+        rig.drain.begin();
+        client.until_end_of(1).await;
+        rig.gone().await;
+    }
+}
+
+#[tokio::test]
 async fn a_tunnel_outlives_the_grace_and_is_cut_at_its_deadline() {
     let rig = Rig::new(server().idle_grace(SHORT).upgrade_deadline(SHORT * 4)).await;
     let mut sender = connect(rig.address).await;
