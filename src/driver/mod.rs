@@ -327,8 +327,10 @@ impl Driver {
 
     fn abandon(&mut self) {
         if let Some(up) = &mut self.up {
-            up.machine
-                .handle_stop("the application gave up before it was ready".to_owned());
+            up.machine.handle_stop(
+                Instant::now(),
+                "the application gave up before it was ready".to_owned(),
+            );
         }
         self.perform_upward();
     }
@@ -428,7 +430,8 @@ impl Driver {
     fn begin_stop(&mut self) {
         match &mut self.up {
             Some(up) if !up.machine.is_committed() => {
-                up.machine.handle_stop("it was told to stop".to_owned());
+                up.machine
+                    .handle_stop(Instant::now(), "it was told to stop".to_owned());
                 self.perform_upward();
             }
             _ => {

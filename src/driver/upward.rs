@@ -64,7 +64,7 @@ impl Driver {
                 up.machine.handle_closed(Instant::now());
             }
             Heard::Broken(reason) => {
-                up.machine.handle_broken(reason);
+                up.machine.handle_broken(Instant::now(), reason);
                 return self.hang_up();
             }
         }
@@ -115,7 +115,7 @@ impl Driver {
             _ => {}
         }
         if let Some(up) = &mut self.up {
-            up.machine.handle_message(message);
+            up.machine.handle_message(Instant::now(), message);
         }
     }
 
@@ -125,7 +125,7 @@ impl Driver {
                 Output::Send(message) => self.tell_incumbent(&message),
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
-                Output::ShutGates => self.shared.table.shut_all_except(&[]),
+                Output::ShutGates => self.shut_all_gates(),
                 Output::Promote { elders } => self.promote(elders),
                 Output::Drain { reason } => {
                     self.restore_stderr();
@@ -152,7 +152,7 @@ impl Driver {
             && !is_hangup(&error)
         {
             let reason = format!("telling the incumbent {:?}: {error}", message.name());
-            up.machine.handle_broken(reason);
+            up.machine.handle_broken(Instant::now(), reason);
         }
     }
 
@@ -165,7 +165,7 @@ impl Driver {
             Ok(()) => self.offered = Some(Ok(())),
             Err(error) => {
                 if let Some(up) = &mut self.up {
-                    up.machine.handle_stop(format!("{error:?}"));
+                    up.machine.handle_stop(Instant::now(), format!("{error:?}"));
                 }
             }
         }
@@ -191,7 +191,14 @@ impl Driver {
         lock(&self.shared.flipped).extend(more);
     }
 
+    /// The drain may be taken back as well, until the incumbent has said that it serves.
+    fn shut_all_gates(&self) {
+        self.shared.table.shut_all_except(&[]);
+        self.shared.drain.quiesce();
+    }
+
     fn open_gates(&mut self, regardless: bool) {
+        self.shared.drain.resume();
         let opened = match regardless {
             true => {
                 self.shared.table.open_all_regardless();

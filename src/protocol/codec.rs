@@ -166,10 +166,12 @@ mod tests {
             Message::Started,
             Message::Stop {
                 reason: "an operator asked for it".into(),
+                ends_service: false,
             },
             Message::Stopped {
                 reason: String::new(),
             },
+            Message::Reopened,
             Message::Commit {
                 elders: vec![Elder {
                     generation: 1,

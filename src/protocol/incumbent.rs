@@ -348,12 +348,14 @@ impl Incumbent {
         match &mut self.state {
             State::Serving | State::AwaitLaunch => self.leave(),
             State::Leaving => {}
-            State::AwaitStopped { why, .. } => why.stopping = true,
-            State::AwaitCommitted { stopping, .. } => {
-                // Behind the commit, so it is the new incumbent that is told.
+            State::AwaitStopped {
+                why: Why { stopping, .. },
+                ..
+            }
+            // Behind the commit, so it is the new incumbent that is told.
+            | State::AwaitCommitted { stopping, .. } => {
                 if !std::mem::replace(stopping, true) {
-                    let reason = "the service is stopping".to_owned();
-                    self.push(Output::Send(Message::Stop { reason }));
+                    self.push(Output::Send(stop(STOPPING.to_owned(), true)));
                 }
             }
             State::AwaitExit { why, killed, .. } => {
@@ -369,7 +371,7 @@ impl Incumbent {
                 }
                 self.report(why);
             }
-            _ => self.revert(now, "the service is stopping".to_owned(), true),
+            _ => self.revert(now, STOPPING.to_owned(), true),
         }
     }
 
@@ -492,6 +494,9 @@ impl Incumbent {
             (_, reason) => self.why(reason.unwrap_or_default(), false),
         };
         self.reopen(&why);
+        // Only now: until it hears this, the successor would serve again if this process died. A generation that stops
+        // serves whatever waits in its queues without the successor, too.
+        self.push(Output::Send(Message::Reopened));
         self.push(Output::Release);
         self.report(why);
     }
@@ -503,9 +508,7 @@ impl Incumbent {
             State::AwaitStopped { .. } | State::AwaitExit { .. } => {}
             State::AwaitCommitted { .. } => {}
             _ if why.flipped => {
-                self.push(Output::Send(Message::Stop {
-                    reason: why.reason.clone(),
-                }));
+                self.push(Output::Send(stop(why.reason.clone(), why.stopping)));
                 self.state = State::AwaitStopped {
                     why,
                     deadline: now + self.deadlines.flip,
@@ -628,6 +631,15 @@ impl Incumbent {
         self.outputs.push_back(output);
     }
 }
+
+fn stop(reason: String, ends_service: bool) -> Message {
+    Message::Stop {
+        reason,
+        ends_service,
+    }
+}
+
+const STOPPING: &str = "the service is stopping";
 
 /// Whether a successor that is given up gets the time to end by itself and to say why.
 enum Ending {

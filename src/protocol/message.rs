@@ -51,12 +51,17 @@ pub(crate) enum Message {
     Stop {
         /// For the successor's log.
         reason: String,
+        /// Whether nobody is to serve any more, whoever is left.
+        #[serde(default)]
+        ends_service: bool,
     },
-    /// Successor to incumbent: my gates are shut again.
+    /// Successor to incumbent: my gates are shut again, and I keep my sockets until I hear `reopened`.
     Stopped {
         /// Why, where it was the successor's own decision.
         reason: String,
     },
+    /// Incumbent to successor: my gates are open again; let go of your sockets.
+    Reopened,
     /// Incumbent to successor: the role is yours. A pidfd of each elder travels with it, in order.
     Commit {
         /// Older generations that still drain.
@@ -173,6 +178,7 @@ impl Message {
             Self::Started => "started",
             Self::Stop { .. } => "stop",
             Self::Stopped { .. } => "stopped",
+            Self::Reopened => "reopened",
             Self::Commit { .. } => "commit",
             Self::Committed => "committed",
             Self::Abort { .. } => "abort",

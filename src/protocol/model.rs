@@ -56,6 +56,12 @@ struct World {
     successor_knows: Knowledge,
     committed: bool,
     drained_uncommitted: bool,
+    /// The successor has shut its gates again.
+    reverted: bool,
+    /// The successor has been told to end the service, should it be the only one left.
+    ends_alone: bool,
+    may_let_go: bool,
+    let_go_early: bool,
     stopping: bool,
     rollback_asked: bool,
     upgrades_left: u8,
@@ -122,6 +128,10 @@ impl World {
             successor_knows: Knowledge::Nothing,
             committed: false,
             drained_uncommitted: false,
+            reverted: false,
+            ends_alone: false,
+            may_let_go: false,
+            let_go_early: false,
             stopping: false,
             rollback_asked: false,
             upgrades_left: upgrades,
@@ -198,9 +208,13 @@ impl World {
         use successor::Output;
         match output {
             Output::Send(message) => self.to_incumbent.push_back(message),
-            Output::Claim | Output::Drain { .. } | Output::Fail { .. } => {}
+            Output::Claim | Output::Fail { .. } => {}
+            Output::Drain { .. } => self.let_go_early |= !self.may_let_go,
             Output::OpenGates { .. } => self.opening = true,
-            Output::ShutGates => (self.successor_open, self.opening) = (false, false),
+            Output::ShutGates => {
+                (self.successor_open, self.opening) = (false, false);
+                self.reverted = true;
+            }
             Output::Promote { .. } => self.committed = true,
         }
     }
@@ -210,6 +224,7 @@ impl World {
         (self.successor_open, self.opening, self.extended) = (false, false, false);
         (self.killed, self.shutting, self.chunk) = (false, false, 0);
         (self.channel_held, self.committed) = (true, false);
+        (self.reverted, self.may_let_go, self.ends_alone) = (false, false, false);
         self.incumbent_knows = Knowledge::Nothing;
         self.successor_knows = Knowledge::Nothing;
         self.to_incumbent = VecDeque::from([hello()]);
@@ -232,10 +247,9 @@ impl World {
 
     fn successor_is_ready(&self) -> bool {
         self.opening
-            || self
-                .successor
-                .as_ref()
-                .is_some_and(|machine| machine.is_serving() || machine.awaits_start())
+            || self.successor.as_ref().is_some_and(|machine| {
+                machine.is_serving() || machine.awaits_start() || machine.awaits_reopened()
+            })
     }
 }
 
@@ -382,8 +396,12 @@ impl Model for Handover {
                 next.with_incumbent(|machine| machine.handle_stop(now()));
             }
             Action::StopSuccessor => {
-                next.stopping = next.committed;
-                next.with_successor(|machine| machine.handle_stop(String::new()));
+                next.stopping |= next.committed;
+                // What becomes of the service is for the incumbent to say, while there is one.
+                let alone = next.successor_knows == Knowledge::Ended;
+                next.may_let_go |= next.committed || alone;
+                next.ends_alone = true;
+                next.with_successor(|machine| machine.handle_stop(now(), String::new()));
             }
             Action::DeliverToIncumbent => {
                 let message = next.to_incumbent.pop_front()?;
@@ -391,7 +409,15 @@ impl Model for Handover {
             }
             Action::DeliverToSuccessor => {
                 let message = next.to_successor.pop_front()?;
-                next.with_successor(|machine| machine.handle_message(message));
+                next.may_let_go |= message == Message::Reopened;
+                next.ends_alone |= matches!(
+                    message,
+                    Message::Stop {
+                        ends_service: true,
+                        ..
+                    }
+                );
+                next.with_successor(|machine| machine.handle_message(now(), message));
             }
             Action::GarbageToIncumbent => {
                 next.to_incumbent.pop_front()?;
@@ -399,7 +425,7 @@ impl Model for Handover {
             }
             Action::GarbageToSuccessor => {
                 next.to_successor.pop_front()?;
-                next.with_successor(|machine| machine.handle_broken(String::new()));
+                next.with_successor(|machine| machine.handle_broken(now(), String::new()));
             }
             Action::ClosedToIncumbent => {
                 next.incumbent_knows = Knowledge::Closed;
@@ -415,6 +441,7 @@ impl Model for Handover {
             }
             Action::EndedToSuccessor => {
                 next.successor_knows = Knowledge::Ended;
+                next.may_let_go |= next.ends_alone;
                 next.with_successor(Successor::handle_incumbent_exit);
             }
             Action::IncumbentDies => {
@@ -432,11 +459,15 @@ impl Model for Handover {
                     machine.handle_timeout(deadline);
                 }
             }),
-            Action::SuccessorTimesOut => next.with_successor(|machine| {
-                if let Some(deadline) = machine.poll_timeout() {
-                    machine.handle_timeout(deadline);
-                }
-            }),
+            Action::SuccessorTimesOut => {
+                let waits = next.successor.as_ref();
+                next.may_let_go |= waits.is_some_and(Successor::awaits_reopened);
+                next.with_successor(|machine| {
+                    if let Some(deadline) = machine.poll_timeout() {
+                        machine.handle_timeout(deadline);
+                    }
+                });
+            }
             Action::GatesShut => {
                 (next.shutting, next.incumbent_open) = (false, false);
                 next.with_incumbent(|machine| machine.handle_gates_shut(now()));
@@ -504,6 +535,10 @@ impl Model for Handover {
                 },
             ),
             Property::always(
+                "a successor whose gates were open leaves when somebody else serves, or is silent for too long",
+                |_, world: &World| !world.let_go_early,
+            ),
+            Property::always(
                 "a successor that was given up is dead or dying",
                 |_, world: &World| {
                     let alive_and_open = world.successor.is_some() && world.successor_open;
@@ -530,6 +565,13 @@ impl Model for Handover {
                 "the successor serves alone after the incumbent's death",
                 |_, world: &World| {
                     world.incumbent.is_none() && world.successor_open && world.committed
+                },
+            ),
+            Property::sometimes(
+                "an incumbent dies in the middle of a rollback and the successor serves again",
+                |_, world: &World| {
+                    let alone = world.incumbent.is_none() && world.reverted;
+                    alone && world.successor_open && world.committed
                 },
             ),
             Property::sometimes(

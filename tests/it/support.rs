@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{self, Child, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use handover_load::process::{is_alive, wait_gone};
+use handover_load::process::{descriptors, is_alive, wait_gone};
 use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -317,6 +318,55 @@ pub(crate) async fn gone(pid: u32) {
     assert!(!is_alive(pid));
 }
 
+/// Keeps a server's process group tied to our session. The kernel sends SIGHUP and SIGCONT to a group that loses its
+/// last tie while one of it is stopped (setpgid(2)), which an upgrade and a thaw nobody asked for would be.
+pub(crate) struct Tether(Child);
+
+impl Tether {
+    pub(crate) fn of(group: u32) -> Self {
+        let mut idle = Command::new("sleep");
+        idle.arg("1000").process_group(group.cast_signed());
+        Self(idle.spawn().unwrap())
+    }
+}
+
+impl Drop for Tether {
+    fn drop(&mut self) {
+        // It may have been killed with the group.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Stops every thread of a process, as a debugger or an exhausted host would. It does nothing more when this returns.
+pub(crate) async fn freeze(pid: u32) {
+    signal(pid, Signal::STOP);
+    eventually("threads that run", || running_threads(pid), 0).await;
+}
+
+pub(crate) fn thaw(pid: u32) {
+    signal(pid, Signal::CONT);
+}
+
+fn running_threads(pid: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let states = tasks.filter_map(|task| stat(&task.path(), STATE));
+    states.filter(|state| state != "T").count()
+}
+
+/// How many clients are connected to a process.
+pub(crate) fn connections(pid: u32) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let held = descriptors(pid).unwrap();
+    let of_it = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_established = *fields.get(3)? == "01";
+        let socket = format!("socket:[{}]", fields.get(9)?);
+        (is_established && held.contains(&socket)).then_some(())
+    });
+    of_it.count()
+}
+
 /// The children of a process, those included that it has not collected.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
@@ -324,10 +374,17 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     pids.filter(|child| parent(*child) == Some(pid)).collect()
 }
 
-/// proc_pid_stat(5): the name in field 2 may have any character in it, the parent is field 4.
 fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    stat(&PathBuf::from(format!("/proc/{pid}")), PARENT)?
+        .parse()
+        .ok()
+}
+
+/// proc_pid_stat(5): the name in field 2 may have any character in it, so fields are counted from behind it.
+fn stat(of: &Path, field: usize) -> Option<String> {
+    let stat = fs::read_to_string(of.join("stat")).ok()?;
+    let behind_name = stat.rsplit_once(") ")?.1;
+    behind_name.split(' ').nth(field).map(str::to_owned)
 }
 
 /// An address on loopback whose port nobody has: each process and each call has another one.
@@ -383,6 +440,8 @@ fn number_at_the_end(line: &str) -> u32 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+const STATE: usize = 0;
+const PARENT: usize = 1;
 const PROGRAM: &str = "program";
 const PLAN: &str = "plan";
 const PORT: u16 = 4080;

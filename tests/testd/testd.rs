@@ -22,6 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use handover::http::Server;
 use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use self::passed::Passed;
@@ -55,6 +56,8 @@ async fn main() -> Outcome {
         None => tokio::spawn(tell(number, events, stall_of(is_successor))),
         Some(_) => tokio::spawn(tell_briefly(number, events)),
     };
+    let told = signal(SignalKind::user_defined2())?;
+    tokio::spawn(roll_back_when_told(generation.clone(), told));
     println!("ready {} pid {}", generation.number(), std::process::id());
     tokio::spawn({
         let plan = plan.clone();
@@ -184,6 +187,14 @@ async fn echo(number: u64, udp: UdpSocket) {
         let _ = udp
             .send_to(format!("{number} {text}").as_bytes(), peer)
             .await;
+    }
+}
+
+/// SIGUSR2 undoes the upgrade under way.
+async fn roll_back_when_told(generation: Serving, mut told: Signal) {
+    while told.recv().await.is_some() {
+        // Where the runtime shuts down there is nothing to undo.
+        let _ = generation.rollback("an operator asked for it");
     }
 }
 
