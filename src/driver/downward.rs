@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Driver;
-use super::elders::{Elder, collect};
+use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::{Collected, Upgraded};
+use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
 use crate::protocol::message::{
-    self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,
+    self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN, millis,
 };
 use crate::state::Offer as Outgoing;
 use crate::sys::process::{Pidfd, discard};
@@ -171,7 +171,7 @@ impl Driver {
                 Output::OpenGates => self.reopen_gates(),
                 Output::SendCommit => self.send_commit(),
                 Output::Kill => self.kill_successor(),
-                Output::Release => self.release_successor(),
+                Output::Release { millis } => self.release_successor(millis),
                 Output::Phase(phase) => self.enter(phase),
                 Output::Verdict(Verdict::Committed) => self.committed(),
                 Output::Verdict(Verdict::Aborted { phase, reason }) => {
@@ -317,13 +317,18 @@ impl Driver {
     }
 
     fn send_commit(&mut self) {
+        let now = Instant::now();
         let named = self.elders.iter().map(|elder| message::Elder {
             generation: elder.generation,
             pid: elder.pid,
+            millis: millis(elder.kill_at.saturating_duration_since(now)),
         });
         let elders = named.collect();
+        let millis = millis(deadlines(&self.config).life());
         match self.elders.descriptors() {
-            Ok(descriptors) => self.tell_successor(&Message::Commit { elders }, &descriptors),
+            Ok(descriptors) => {
+                self.tell_successor(&Message::Commit { millis, elders }, &descriptors);
+            }
             Err(error) => self
                 .incumbent
                 .handle_broken(Instant::now(), format!("naming its elders: {error}")),
@@ -361,12 +366,9 @@ impl Driver {
     }
 
     /// It drains by itself from here on; it still counts, and is still collected.
-    fn release_successor(&mut self) {
+    fn release_successor(&mut self, millis: u64) {
         let Some(down) = &mut self.down else { return };
-        let (generation, kill_at) = (
-            down.generation,
-            Instant::now() + self.config.hard_stop + self.config.exit,
-        );
+        let (generation, kill_at) = (down.generation, kill_at(Instant::now(), millis));
         if let Some(Link {
             process,
             pid,

@@ -561,6 +561,7 @@ fn deadlines(config: &Config) -> Deadlines {
         flip: config.flip,
         bake: config.bake,
         exit: config.exit,
+        hard_stop: config.hard_stop,
         standby: config.standby,
     }
 }

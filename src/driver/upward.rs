@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::Driver;
-use super::elders::Elder;
+use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
 use crate::channel::Channel;
@@ -25,7 +25,9 @@ pub(crate) struct Upward {
     pub(crate) pid: u32,
     generation: u64,
     offered: Vec<(Slot, OwnedFd)>,
-    elders: Vec<OwnedFd>,
+    /// How many milliseconds the incumbent may live once this generation has the role.
+    millis: u64,
+    elders: Vec<(message::Elder, OwnedFd)>,
     stderr: Option<(OwnedFd, OwnedFd)>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -45,6 +47,7 @@ impl Upward {
             pid,
             generation: 0,
             offered: Vec::new(),
+            millis: 0,
             elders: Vec::new(),
             stderr: None,
             failed: None,
@@ -109,7 +112,10 @@ impl Driver {
                 .offered
                 .extend(chunk.slots.iter().cloned().zip(descriptors)),
             Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
-            Message::Commit { .. } => up.elders = descriptors,
+            Message::Commit { millis, elders } => {
+                up.millis = *millis;
+                up.elders.extend(elders.iter().cloned().zip(descriptors));
+            }
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
@@ -126,7 +132,7 @@ impl Driver {
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
                 Output::ShutGates => self.shut_all_gates(),
-                Output::Promote { elders } => self.promote(elders),
+                Output::Promote => self.promote(),
                 Output::Drain { reason } => {
                     self.restore_stderr();
                     self.drain(reason, false);
@@ -219,22 +225,22 @@ impl Driver {
     }
 
     /// Everything that says "this is the service" moves here before the incumbent hears that it may leave.
-    fn promote(&mut self, elders: Vec<message::Elder>) {
+    fn promote(&mut self) {
         let Some(up) = &mut self.up else { return };
-        let kill_at = Instant::now() + self.config.hard_stop + self.config.exit;
-        for (elder, descriptor) in elders.into_iter().zip(up.elders.drain(..)) {
+        let now = Instant::now();
+        for (elder, descriptor) in up.elders.drain(..) {
             if let Ok(process) = Pidfd::adopt(descriptor) {
-                let message::Elder { generation, pid } = elder;
                 self.elders.add(Elder {
-                    generation,
-                    pid,
+                    generation: elder.generation,
+                    pid: elder.pid,
                     process,
-                    kill_at,
+                    kill_at: kill_at(now, elder.millis),
                 });
             }
         }
         if let Some(process) = up.process.take() {
             let (generation, pid) = (up.generation, up.pid);
+            let kill_at = kill_at(now, up.millis);
             self.elders.add(Elder {
                 generation,
                 pid,

@@ -170,12 +170,15 @@ mod tests {
             },
             Message::Stopped {
                 reason: String::new(),
+                millis: 905_000,
             },
             Message::Reopened,
             Message::Commit {
+                millis: 905_000,
                 elders: vec![Elder {
                     generation: 1,
                     pid: 4100,
+                    millis: 61_500,
                 }],
             },
             Message::Committed,

@@ -111,7 +111,10 @@ pub(crate) enum Output {
     /// SIGKILL the successor.
     Kill,
     /// Stop watching over the successor: it drains and leaves by itself.
-    Release,
+    Release {
+        /// How many milliseconds it may still live.
+        millis: u64,
+    },
     /// A phase begins.
     Phase(Phase),
     /// The upgrade has ended.
@@ -279,11 +282,13 @@ impl Incumbent {
                 self.push(Output::Verdict(Verdict::Committed));
                 self.push(Output::Drain { handed_over: true });
             }
-            (State::AwaitStopped { .. }, Message::Stopped { .. }) => self.on_stopped(None),
+            (State::AwaitStopped { .. }, Message::Stopped { millis, .. }) => {
+                self.on_stopped(None, millis);
+            }
             (
                 State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. },
-                Message::Stopped { reason },
-            ) => self.on_stopped(Some(reason)),
+                Message::Stopped { reason, millis },
+            ) => self.on_stopped(Some(reason), millis),
             (State::AwaitStopped { .. }, Message::Failed { reason }) => {
                 self.give_up(now, reason, Ending::ByItself);
             }
@@ -488,7 +493,7 @@ impl Incumbent {
     }
 
     /// The successor's gates are shut and it finishes by itself what it has begun.
-    fn on_stopped(&mut self, own_decision: Option<String>) {
+    fn on_stopped(&mut self, own_decision: Option<String>, millis: u64) {
         let why = match (&self.state, own_decision) {
             (State::AwaitStopped { why, .. }, _) => why.clone(),
             (_, reason) => self.why(reason.unwrap_or_default(), false),
@@ -497,7 +502,7 @@ impl Incumbent {
         // Only now: until it hears this, the successor would serve again if this process died. A generation that stops
         // serves whatever waits in its queues without the successor, too.
         self.push(Output::Send(Message::Reopened));
-        self.push(Output::Release);
+        self.push(Output::Release { millis });
         self.report(why);
     }
 
@@ -661,6 +666,7 @@ mod tests {
             flip: second,
             bake: Duration::ZERO,
             exit: second,
+            hard_stop: second,
             standby: None,
         });
         machine.state = State::AwaitCommitted {

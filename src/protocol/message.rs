@@ -59,11 +59,15 @@ pub(crate) enum Message {
     Stopped {
         /// Why, where it was the successor's own decision.
         reason: String,
+        /// Milliseconds that it may still live.
+        millis: u64,
     },
     /// Incumbent to successor: my gates are open again; let go of your sockets.
     Reopened,
     /// Incumbent to successor: the role is yours. A pidfd of each elder travels with it, in order.
     Commit {
+        /// Milliseconds that the speaker may still live once it has handed over.
+        millis: u64,
         /// Older generations that still drain.
         elders: Vec<Elder>,
     },
@@ -154,6 +158,8 @@ pub(crate) struct Elder {
     pub(crate) generation: u64,
     /// Its process.
     pub(crate) pid: u32,
+    /// Milliseconds that it may still live: by its own deadlines, which are not those of whoever watches over it.
+    pub(crate) millis: u64,
 }
 
 impl Message {
@@ -161,7 +167,7 @@ impl Message {
     pub(crate) fn descriptors(&self) -> usize {
         match self {
             Self::Offer(chunk) | Self::Start(chunk) => chunk.slots.len(),
-            Self::Commit { elders } => elders.len(),
+            Self::Commit { elders, .. } => elders.len(),
             _ => 0,
         }
     }
@@ -187,10 +193,13 @@ impl Message {
     }
 
     pub(crate) fn extend(by: Duration) -> Self {
-        Self::Extend {
-            millis: u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
-        }
+        Self::Extend { millis: millis(by) }
     }
+}
+
+/// As a message says how long something takes.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Chunk {

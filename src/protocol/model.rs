@@ -29,6 +29,7 @@ fn deadlines(standby: bool) -> Deadlines {
         flip: Duration::from_secs(1),
         bake: Duration::from_secs(10),
         exit: Duration::from_secs(5),
+        hard_stop: Duration::from_secs(900),
         standby: standby.then_some(Duration::from_secs(3600)),
     }
 }
@@ -173,11 +174,13 @@ impl World {
             })),
             Output::OpenGates => (self.incumbent_open, self.shutting) = (true, false),
             Output::SendCommit => {
-                self.to_successor
-                    .push_back(Message::Commit { elders: Vec::new() });
+                self.to_successor.push_back(Message::Commit {
+                    millis: 0,
+                    elders: Vec::new(),
+                });
             }
             Output::Kill => self.killed = true,
-            Output::Release => {}
+            Output::Release { .. } => {}
             Output::Verdict(verdict) => {
                 self.channel_held = verdict == Verdict::Committed;
                 self.verdicts.push(match verdict {
@@ -215,7 +218,7 @@ impl World {
                 (self.successor_open, self.opening) = (false, false);
                 self.reverted = true;
             }
-            Output::Promote { .. } => self.committed = true,
+            Output::Promote => self.committed = true,
         }
     }
 

@@ -13,7 +13,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::deadlines::Deadlines;
-use super::message::{Elder, Message, VERSION, VERSION_MIN};
+use super::message::{Message, VERSION, VERSION_MIN, millis};
 
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -71,11 +71,8 @@ pub(crate) enum Output {
     },
     /// Shut every gate, and keep the sockets; this has happened when the next output is asked for.
     ShutGates,
-    /// This generation is the incumbent now.
-    Promote {
-        /// Older generations that still drain. Empty when the incumbent died before it could tell.
-        elders: Vec<Elder>,
-    },
+    /// This generation is the incumbent now, and watches over the elders that it has been told of.
+    Promote,
     /// Finish what is in flight and leave.
     Drain {
         /// Why.
@@ -172,9 +169,9 @@ impl Successor {
             }
             (State::AwaitStart, Message::Start(chunk)) if chunk.last => self.open(),
             (State::AwaitStart, Message::Start(_)) => {}
-            (State::Baking, Message::Commit { elders }) => {
+            (State::Baking, Message::Commit { .. }) => {
                 // The role's tokens move before the answer: the incumbent may leave the moment it has it.
-                self.promote(elders);
+                self.promote();
                 self.push(Output::Send(Message::Committed));
             }
             (
@@ -233,7 +230,7 @@ impl Successor {
         match &mut self.state {
             State::AwaitHello { .. } | State::AwaitOffer { .. } => self.claim(),
             State::AwaitStart => self.open(),
-            State::Baking => self.promote(Vec::new()),
+            State::Baking => self.promote(),
             State::AwaitReopened {
                 ends_service: true,
                 reason,
@@ -273,7 +270,7 @@ impl Successor {
         }
         self.state = State::Baking;
         if self.alone {
-            self.promote(Vec::new());
+            self.promote();
         } else {
             self.push(Output::Send(Message::Started));
         }
@@ -340,10 +337,10 @@ impl Successor {
         });
     }
 
-    fn promote(&mut self, elders: Vec<Elder>) {
+    fn promote(&mut self) {
         self.state = State::Committed;
         self.unexplained = None;
-        self.push(Output::Promote { elders });
+        self.push(Output::Promote);
     }
 
     /// Shuts the gates, and keeps the sockets until the incumbent says that it serves.
@@ -355,12 +352,13 @@ impl Successor {
         };
         self.unexplained = None;
         self.push(Output::ShutGates);
-        self.push(Output::Send(Message::Stopped { reason }));
+        let millis = millis(self.deadlines.life());
+        self.push(Output::Send(Message::Stopped { reason, millis }));
     }
 
     /// The only one left, and nobody is to serve: what waits in the queues is the last that it takes.
     fn end_service(&mut self, reason: String) {
-        self.promote(Vec::new());
+        self.promote();
         self.leave(reason);
     }
 
@@ -405,6 +403,7 @@ mod tests {
             flip: SECOND,
             bake: SECOND,
             exit: SECOND,
+            hard_stop: SECOND,
             standby: None,
         };
         let mut machine = Successor::new(deadlines, Instant::now());
@@ -423,7 +422,13 @@ mod tests {
         let mut machine = baking();
         machine.handle_message(now, stop(ends_service));
         let reason = "why".into();
-        let told = [Output::ShutGates, Output::Send(Message::Stopped { reason })];
+        let told = [
+            Output::ShutGates,
+            Output::Send(Message::Stopped {
+                reason,
+                millis: 2_000,
+            }),
+        ];
         assert_eq!(outputs(&mut machine), told);
         machine
     }
@@ -442,7 +447,8 @@ mod tests {
         let now = Instant::now();
         let mut machine = reverting(now, false);
         // The incumbent had said this before it heard that the gates are shut.
-        machine.handle_message(now, Message::Commit { elders: Vec::new() });
+        let (millis, elders) = (0, Vec::new());
+        machine.handle_message(now, Message::Commit { millis, elders });
         machine.handle_message(now, stop(false));
         machine.handle_closed(now);
         machine.handle_broken(now, "garbage".into());
@@ -466,8 +472,7 @@ mod tests {
     #[test]
     fn a_service_that_is_to_end_ends_with_its_last_generation() {
         let now = Instant::now();
-        let promote = Output::Promote { elders: Vec::new() };
-        let end = [promote, drain("why")];
+        let end = [Output::Promote, drain("why")];
 
         let mut told_at_first = reverting(now, true);
         told_at_first.handle_incumbent_exit();

@@ -97,6 +97,70 @@ async fn a_request_that_outstays_the_drain_deadline_is_cut_off_and_named() {
     assert!(request.finish().await.is_err());
 }
 
+/// It never leaves by itself, and none of the others has so short a deadline.
+const HANGS: &str = "hard-stop=100\nbefore-leave=hang";
+
+#[tokio::test]
+async fn an_elder_that_hangs_is_killed_at_its_own_hard_stop_whatever_that_of_the_others_is() {
+    let setup = Setup::new().with("TESTD_EXIT_MS", 100);
+    let service = setup.start().await;
+    let first = Upload::begin(service.web).await;
+    service.plan(HANGS);
+    let two = service.upgrade(1, 2).await;
+    let second = Upload::begin(service.web).await;
+    service.heal();
+    signal(two, Signal::HUP);
+    let three = service.ready(3).await;
+    service
+        .line("generation 2 outstayed its hard stop and was killed")
+        .await;
+    service.line("event 3 ElderGone { generation: 2").await;
+    assert!(second.finish().await.is_err());
+    assert_eq!(first.finish().await.unwrap(), answer(1, "upload 4\n"));
+    service.line("event 3 ElderGone { generation: 1").await;
+    service.assert_alone(three).await;
+}
+
+#[tokio::test]
+async fn an_elder_that_hangs_is_killed_at_its_own_hard_stop_by_a_generation_that_came_later() {
+    let setup = Setup::new().with("TESTD_EXIT_MS", 100);
+    // Long enough for the second generation to be gone by then.
+    fs::write(
+        setup.room.path().join("plan"),
+        "hard-stop=2000\nbefore-leave=hang",
+    )
+    .unwrap();
+    let service = setup.start().await;
+    service.heal();
+    let two = service.upgrade(1, 2).await;
+    service.upgrade(2, 3).await;
+    gone(two).await;
+    let killed = service.line("generation 1 outstayed its hard stop").await;
+    assert!(killed.starts_with("event 3 "), "{killed}");
+    gone(service.pid()).await;
+}
+
+#[tokio::test]
+async fn a_successor_that_hangs_after_its_stop_is_killed_at_its_own_hard_stop() {
+    let setup = Setup::new()
+        .with("TESTD_EXIT_MS", 100)
+        .with("TESTD_BAKE_MS", 60_000);
+    let service = setup.start().await;
+    service.plan(HANGS);
+    signal(service.pid(), Signal::HUP);
+    let successor = service.ready(2).await;
+    service.line("event 1 phase 2 baking").await;
+    let request = Upload::begin(service.web).await;
+    signal(successor, Signal::TERM);
+    service.line("event 1 rolled-back 2 ").await;
+    service
+        .line("generation 2 outstayed its hard stop and was killed")
+        .await;
+    assert!(request.finish().await.is_err());
+    service.assert_serving(1).await;
+    service.assert_alone(service.pid()).await;
+}
+
 #[tokio::test]
 async fn an_upgrade_from_code_gets_its_verdict_as_a_value() {
     let service = Setup::new().start().await;

@@ -40,7 +40,7 @@ async fn main() -> Outcome {
     let is_successor = setting("HANDOVER_CHANNEL").is_some();
     let plan = Plan::read();
     plan.act("before-start").await;
-    let mut starting = builder().start().await?;
+    let mut starting = builder(&plan).start().await?;
     plan.act("after-start").await;
     if let Some(extension) = plan.millis("extend") {
         starting.extend(extension);
@@ -66,13 +66,14 @@ async fn main() -> Outcome {
     sockets
         .serve(&generation, &app::app(&generation, passed))
         .await;
+    plan.act("before-leave").await;
     // The verdict by which it leaves is told before it does.
     telling.await?;
     println!("left {}", generation.number());
     Ok(())
 }
 
-fn builder() -> Builder {
+fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
     let durations: [(&str, SetDuration); 8] = [
         ("TESTD_BAKE_MS", Builder::bake),
@@ -88,6 +89,9 @@ fn builder() -> Builder {
         if let Some(duration) = millis(name) {
             builder = set(builder, duration);
         }
+    }
+    if let Some(duration) = plan.millis("hard-stop") {
+        builder = builder.hard_stop(duration);
     }
     if let Some(count) = setting("TESTD_GENERATIONS").and_then(|count| count.parse().ok()) {
         builder = builder.generations_max(count);
