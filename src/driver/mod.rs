@@ -6,6 +6,7 @@
 mod downward;
 mod elders;
 mod link;
+mod parts;
 pub(crate) mod shared;
 mod upward;
 

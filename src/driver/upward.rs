@@ -112,7 +112,7 @@ impl Driver {
                 .offered
                 .extend(chunk.slots.iter().cloned().zip(descriptors)),
             Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
-            Message::Commit { millis, elders } => {
+            Message::Commit { millis, elders, .. } => {
                 up.millis = *millis;
                 up.elders.extend(elders.iter().cloned().zip(descriptors));
             }

@@ -51,7 +51,10 @@ enum State {
     AwaitShut {
         deadline: Instant,
     },
+    /// State of the flip that does not fit into one message goes on with each receipt.
     AwaitStarted {
+        chunk: u32,
+        last: bool,
         deadline: Instant,
     },
     Baking {
@@ -59,6 +62,8 @@ enum State {
     },
     /// The successor may have the role already: there is no way back but its death.
     AwaitCommitted {
+        chunk: u32,
+        last: bool,
         stopping: bool,
         deadline: Instant,
     },
@@ -102,11 +107,11 @@ pub(crate) enum Output {
         /// Indexes of the offered slots that the successor does not want.
         unclaimed: Vec<u32>,
     },
-    /// Collect the state of the flip and send `start` with it.
+    /// Send the next chunk of the start with the state of the flip, then `handle_chunk_sent`.
     SendStart,
     /// Open every gate, whatever it takes.
     OpenGates,
-    /// Send the role with the list of elders.
+    /// Send the next chunk of the role with the list of elders, then `handle_chunk_sent`.
     SendCommit,
     /// SIGKILL the successor.
     Kill,
@@ -198,7 +203,7 @@ impl Incumbent {
             | State::AwaitReady { deadline, .. }
             | State::Standby { deadline, .. }
             | State::AwaitShut { deadline }
-            | State::AwaitStarted { deadline }
+            | State::AwaitStarted { deadline, .. }
             | State::Baking { deadline }
             | State::AwaitCommitted { deadline, .. }
             | State::AwaitStopped { deadline, .. }
@@ -239,10 +244,12 @@ impl Incumbent {
         }));
     }
 
-    /// A chunk of the offer is on its way.
+    /// A chunk of the offer, of the start or of the commit is on its way.
     pub(crate) fn handle_chunk_sent(&mut self, index: u32, is_last: bool) {
-        if let State::AwaitHello { chunk, last, .. } | State::AwaitReceived { chunk, last, .. } =
-            &mut self.state
+        if let State::AwaitHello { chunk, last, .. }
+        | State::AwaitReceived { chunk, last, .. }
+        | State::AwaitStarted { chunk, last, .. }
+        | State::AwaitCommitted { chunk, last, .. } = &mut self.state
         {
             (*chunk, *last) = (index, is_last);
         }
@@ -263,6 +270,18 @@ impl Incumbent {
             ) if *chunk == received => {
                 self.on_received(*last, offered, *deadline);
             }
+            (
+                State::AwaitStarted {
+                    chunk, last: false, ..
+                },
+                Message::Received { chunk: received },
+            ) if *chunk == received => self.push(Output::SendStart),
+            (
+                State::AwaitCommitted {
+                    chunk, last: false, ..
+                },
+                Message::Received { chunk: received },
+            ) if *chunk == received => self.push(Output::SendCommit),
             (State::AwaitReady { offered, .. }, Message::Ready { unclaimed })
                 if unclaimed.iter().all(|slot| slot < offered) =>
             {
@@ -329,6 +348,8 @@ impl Incumbent {
     pub(crate) fn handle_gates_shut(&mut self, now: Instant) {
         if let State::AwaitShut { .. } = self.state {
             self.state = State::AwaitStarted {
+                chunk: 0,
+                last: false,
                 deadline: now + self.deadlines.flip,
             };
             self.push(Output::SendStart);
@@ -485,6 +506,8 @@ impl Incumbent {
 
     fn on_baked(&mut self, now: Instant) {
         self.state = State::AwaitCommitted {
+            chunk: 0,
+            last: false,
             stopping: false,
             deadline: now + self.deadlines.flip,
         };
@@ -670,6 +693,8 @@ mod tests {
             standby: None,
         });
         machine.state = State::AwaitCommitted {
+            chunk: 0,
+            last: true,
             stopping: false,
             deadline: now + second,
         };

@@ -45,6 +45,8 @@ struct World {
     incumbent_open: bool,
     shutting: bool,
     chunk: u32,
+    start_chunk: u32,
+    commit_chunk: u32,
     channel_held: bool,
     successor: Option<Successor>,
     successor_open: bool,
@@ -117,6 +119,8 @@ impl World {
             incumbent_open: true,
             shutting: false,
             chunk: 0,
+            start_chunk: 0,
+            commit_chunk: 0,
             channel_held: false,
             successor: None,
             successor_open: false,
@@ -168,16 +172,25 @@ impl World {
                 self.chunk += 1;
             }
             Output::ShutGates { .. } => self.shutting = true,
-            Output::SendStart => self.to_successor.push_back(Message::Start(Chunk {
-                last: true,
-                ..Chunk::default()
-            })),
+            Output::SendStart => {
+                let (chunk, last) = (self.start_chunk, self.start_chunk + 1 == CHUNKS);
+                let slots = Vec::new();
+                self.to_successor
+                    .push_back(Message::Start(Chunk { chunk, last, slots }));
+                machine.handle_chunk_sent(chunk, last);
+                self.start_chunk += 1;
+            }
             Output::OpenGates => (self.incumbent_open, self.shutting) = (true, false),
             Output::SendCommit => {
+                let (chunk, last) = (self.commit_chunk, self.commit_chunk + 1 == CHUNKS);
                 self.to_successor.push_back(Message::Commit {
+                    chunk,
+                    last,
                     millis: 0,
                     elders: Vec::new(),
                 });
+                machine.handle_chunk_sent(chunk, last);
+                self.commit_chunk += 1;
             }
             Output::Kill => self.killed = true,
             Output::Release { .. } => {}
@@ -225,7 +238,8 @@ impl World {
     fn launch(&mut self) {
         self.successor = Some(Successor::new(deadlines(false), now()));
         (self.successor_open, self.opening, self.extended) = (false, false, false);
-        (self.killed, self.shutting, self.chunk) = (false, false, 0);
+        (self.killed, self.shutting) = (false, false);
+        (self.chunk, self.start_chunk, self.commit_chunk) = (0, 0, 0);
         (self.channel_held, self.committed) = (true, false);
         (self.reverted, self.may_let_go, self.ends_alone) = (false, false, false);
         self.incumbent_knows = Knowledge::Nothing;

@@ -38,10 +38,14 @@ enum State {
     },
     /// The application claims sockets and warms up.
     Warming,
-    AwaitStart,
+    AwaitStart {
+        chunk: u32,
+    },
     AwaitOpen,
-    /// Serving, and the incumbent is warm.
-    Baking,
+    /// Serving, and the incumbent is warm until the last chunk of the commit is here.
+    Baking {
+        chunk: u32,
+    },
     /// Serving, and nobody can take that back.
     Committed,
     /// Its gates are shut again, but the incumbent may die before it has opened its own.
@@ -106,12 +110,12 @@ impl Successor {
     /// Whether its gates are open by the machine's word.
     #[cfg(test)]
     pub(crate) fn is_serving(&self) -> bool {
-        matches!(self.state, State::Baking | State::Committed)
+        matches!(self.state, State::Baking { .. } | State::Committed)
     }
 
     #[cfg(test)]
     pub(crate) fn awaits_start(&self) -> bool {
-        self.state == State::AwaitStart
+        matches!(self.state, State::AwaitStart { .. })
     }
 
     /// Whether it would serve again, if the incumbent died.
@@ -167,15 +171,30 @@ impl Successor {
                     };
                 }
             }
-            (State::AwaitStart, Message::Start(chunk)) if chunk.last => self.open(),
-            (State::AwaitStart, Message::Start(_)) => {}
-            (State::Baking, Message::Commit { .. }) => {
+            (State::AwaitStart { chunk }, Message::Start(start)) if start.chunk == *chunk => {
+                if start.last {
+                    self.open();
+                } else {
+                    *chunk += 1;
+                    self.push(Output::Send(Message::Received { chunk: start.chunk }));
+                }
+            }
+            (
+                State::Baking { chunk: next },
+                Message::Commit {
+                    chunk, last: false, ..
+                },
+            ) if chunk == *next => {
+                *next += 1;
+                self.push(Output::Send(Message::Received { chunk }));
+            }
+            (State::Baking { chunk: next }, Message::Commit { chunk, .. }) if chunk == *next => {
                 // The role's tokens move before the answer: the incumbent may leave the moment it has it.
                 self.promote();
                 self.push(Output::Send(Message::Committed));
             }
             (
-                State::AwaitOpen | State::Baking,
+                State::AwaitOpen | State::Baking { .. },
                 Message::Stop {
                     reason,
                     ends_service,
@@ -206,7 +225,7 @@ impl Successor {
         match self.state {
             State::Committed | State::AwaitReopened { .. } | State::Stopped | State::Failed => {}
             // The incumbent has its reasons to believe us dead as well; it opens its gates when we say that we stop.
-            State::AwaitOpen | State::Baking => self.revert(now, reason, false),
+            State::AwaitOpen | State::Baking { .. } => self.revert(now, reason, false),
             _ => self.fail(reason),
         }
     }
@@ -229,8 +248,8 @@ impl Successor {
         self.alone = true;
         match &mut self.state {
             State::AwaitHello { .. } | State::AwaitOffer { .. } => self.claim(),
-            State::AwaitStart => self.open(),
-            State::Baking => self.promote(),
+            State::AwaitStart { .. } => self.open(),
+            State::Baking { .. } => self.promote(),
             State::AwaitReopened {
                 ends_service: true,
                 reason,
@@ -259,7 +278,7 @@ impl Successor {
         if self.alone {
             return self.open();
         }
-        self.state = State::AwaitStart;
+        self.state = State::AwaitStart { chunk: 0 };
         self.push(Output::Send(Message::Ready { unclaimed }));
     }
 
@@ -268,7 +287,7 @@ impl Successor {
         if self.state != State::AwaitOpen {
             return;
         }
-        self.state = State::Baking;
+        self.state = State::Baking { chunk: 0 };
         if self.alone {
             self.promote();
         } else {
@@ -287,8 +306,8 @@ impl Successor {
     pub(crate) fn handle_stop(&mut self, now: Instant, reason: String) {
         match &mut self.state {
             State::Stopped | State::Failed => {}
-            State::AwaitOpen | State::Baking if self.alone => self.end_service(reason),
-            State::AwaitOpen | State::Baking => self.revert(now, reason, true),
+            State::AwaitOpen | State::Baking { .. } if self.alone => self.end_service(reason),
+            State::AwaitOpen | State::Baking { .. } => self.revert(now, reason, true),
             State::AwaitReopened { ends_service, .. } => *ends_service = true,
             State::Committed => {
                 self.push(Output::ShutGates);
@@ -407,7 +426,7 @@ mod tests {
             standby: None,
         };
         let mut machine = Successor::new(deadlines, Instant::now());
-        machine.state = State::Baking;
+        machine.state = State::Baking { chunk: 0 };
         machine
     }
 
@@ -416,6 +435,28 @@ mod tests {
             reason: "why".into(),
             ends_service,
         }
+    }
+
+    fn commit(chunk: u32, last: bool) -> Message {
+        Message::Commit {
+            chunk,
+            last,
+            millis: 0,
+            elders: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_role_is_taken_with_the_last_chunk_of_the_commit_and_not_before() {
+        let now = Instant::now();
+        let mut machine = baking();
+        machine.handle_message(now, commit(0, false));
+        let received = Output::Send(Message::Received { chunk: 0 });
+        assert_eq!(outputs(&mut machine), [received]);
+        assert!(!machine.is_committed());
+        machine.handle_message(now, commit(1, true));
+        let taken = [Output::Promote, Output::Send(Message::Committed)];
+        assert_eq!(outputs(&mut machine), taken);
     }
 
     fn reverting(now: Instant, ends_service: bool) -> Successor {
@@ -447,8 +488,7 @@ mod tests {
         let now = Instant::now();
         let mut machine = reverting(now, false);
         // The incumbent had said this before it heard that the gates are shut.
-        let (millis, elders) = (0, Vec::new());
-        machine.handle_message(now, Message::Commit { millis, elders });
+        machine.handle_message(now, commit(0, true));
         machine.handle_message(now, stop(false));
         machine.handle_closed(now);
         machine.handle_broken(now, "garbage".into());

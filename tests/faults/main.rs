@@ -88,6 +88,31 @@ async fn an_offer_that_is_too_much_in_flight_goes_on_in_smaller_chunks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_or_commit_that_is_too_much_in_flight_goes_on_in_smaller_chunks() {
+    for message in [START, COMMIT] {
+        let fault = Series::too_many_references(Mode::Once).fault(message);
+        let (rig, first, switch) = Rig::start(|server, directory| {
+            server.env("TESTD_FLIP_BLOBS", "9");
+            Switch::install(&fault, directory.path(), server)
+        })
+        .await;
+        switch.arm();
+        rig.ask_for_upgrade(first);
+        let verdict = rig.verdict(first, 2).await;
+        assert!(
+            matches!(verdict, Verdict::Committed(_)),
+            "{fault}: {verdict:?}"
+        );
+        assert_eq!(switch.failed(), 1, "{fault}");
+        let second = rig.ready(2).await;
+        let whole = "9 of 9 blobs were passed";
+        rig.server.wait_for_line(whole, DEADLINE).await.unwrap();
+        rig.assert_served_by(second).await;
+        rig.stop(second).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_offer_of_which_nothing_can_be_in_flight_is_given_up_with_the_reason() {
     let series = Series::too_many_references(Mode::Ever);
     let verdict = scenario_with(series.fault(OFFER), MORE).await.unwrap();
@@ -393,6 +418,9 @@ const FAILURES_MAX: usize = 50;
 const MORE: &str = "60";
 /// The message of an incumbent that carries its sockets, after its greeting.
 const OFFER: u32 = 2;
+/// Those behind it, in a handover of one offer.
+const START: u32 = 3;
+const COMMIT: u32 = 4;
 /// Scenarios at a time.
 const AT_ONCE: usize = 3;
 /// A handover with more calls than this is one that never ends.
