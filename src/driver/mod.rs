@@ -327,6 +327,10 @@ impl Driver {
     }
 
     fn abandon(&mut self) {
+        if self.up.is_none() && self.role == Role::Starting {
+            // Whoever starts in its place must find the addresses free, though this process lives on.
+            return self.shared.table.retire();
+        }
         if let Some(up) = &mut self.up {
             up.machine.handle_stop(
                 Instant::now(),

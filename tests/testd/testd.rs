@@ -16,6 +16,7 @@ mod passed;
 mod plan;
 
 use std::error::Error;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ async fn main() -> Outcome {
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
     plan.act("before-ready").await;
+    if plan.get("give-up").is_some() {
+        drop(starting);
+        return pending().await;
+    }
     let events = starting.events();
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
