@@ -97,6 +97,8 @@ async fn a_request_that_outstays_the_drain_deadline_is_cut_off_and_named() {
     assert!(request.finish().await.is_err());
 }
 
+/// Long enough to stop a successor in, short enough to wait for.
+const BAKE_MS: u32 = 2_000;
 /// It never leaves by itself, and none of the others has so short a deadline.
 const HANGS: &str = "hard-stop=100\nbefore-leave=hang";
 
@@ -201,17 +203,17 @@ async fn an_upgrade_from_code_during_another_one_is_refused() {
 }
 
 #[tokio::test]
-async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop() {
+async fn the_pid_file_names_the_incumbent_after_abort_rollback_success_and_is_gone_after_the_stop()
+{
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join("testd.pid");
     let named = || {
-        fs::read_to_string(&file)
-            .unwrap()
-            .trim()
-            .parse::<u32>()
-            .unwrap()
+        let text = fs::read_to_string(&file).unwrap();
+        text.trim().parse::<u32>().unwrap()
     };
-    let setup = Setup::new().with("TESTD_PID_FILE", file.display());
+    let setup = Setup::new()
+        .with("TESTD_PID_FILE", file.display())
+        .with("TESTD_BAKE_MS", BAKE_MS);
     let service = setup.start().await;
     assert_eq!(named(), service.pid());
 
@@ -221,43 +223,23 @@ async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop()
     assert_eq!(named(), service.pid());
 
     service.heal();
-    let successor = service.upgrade(1, 3).await;
+    signal(service.pid(), Signal::HUP);
+    service.line("event 1 phase 3 baking").await;
+    assert_eq!(named(), service.pid());
+    let successor = service.ready(3).await;
+    signal(successor, Signal::TERM);
+    service.line("event 1 rolled-back 3 ").await;
+    gone(successor).await;
+    assert_eq!(named(), service.pid());
+
+    let successor = service.upgrade(1, 4).await;
     assert_eq!(named(), successor);
     gone(service.pid()).await;
     assert_eq!(named(), successor);
 
     signal(successor, Signal::TERM);
     service.server.wait_all_gone(DEADLINE).await.unwrap();
-    assert!(!file.exists());
     assert_eq!(fs::read_dir(room.path()).unwrap().count(), 0);
-}
-
-#[tokio::test]
-async fn the_pid_file_names_the_incumbent_in_the_bake_and_after_a_rollback() {
-    let room = tempfile::tempdir().unwrap();
-    let file = room.path().join("testd.pid");
-    let named = || {
-        fs::read_to_string(&file)
-            .unwrap()
-            .trim()
-            .parse::<u32>()
-            .unwrap()
-    };
-    let setup = Setup::new()
-        .with("TESTD_PID_FILE", file.display())
-        .with("TESTD_BAKE_MS", 60_000);
-    let service = setup.start().await;
-    signal(service.pid(), Signal::HUP);
-    service.line("event 1 phase 2 baking").await;
-    let successor = service.ready(2).await;
-    assert_eq!(named(), service.pid());
-    signal(successor, Signal::TERM);
-    service.line("event 1 rolled-back 2 ").await;
-    gone(successor).await;
-    assert_eq!(named(), service.pid());
-    signal(service.pid(), Signal::TERM);
-    service.server.wait_all_gone(DEADLINE).await.unwrap();
-    assert!(!file.exists());
 }
 
 #[tokio::test]
