@@ -12,6 +12,7 @@ mod upward;
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -133,18 +134,23 @@ impl Driver {
     pub(crate) async fn succeed(&mut self, channel: OwnedFd) -> Result<()> {
         let doing = || Error::new(ErrorKind::Protocol, "greeting the incumbent");
         let pid = descriptors::peer_pid(channel.as_fd()).map_err(|error| doing().because(error))?;
-        // Its process number is its own for as long as its end of the channel is open, which the greeting proves.
-        let process = match Pidfd::open(pid) {
+        let process = Pidfd::open(pid);
+        let channel =
+            Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
+        // The number is the incumbent's own for as long as its end of the channel is open, which the greeting proves.
+        // Where it does not, the number may be another process's by now: a child whose parent is somebody else has
+        // lost its own. One that lives and gave this successor up has said so, and that is read first.
+        let orphaned = match channel.try_send(&self.hello(), &[]) {
+            Ok(()) => false,
+            Err(error) if is_hangup(&error) => parent_id() != pid,
+            Err(error) => return Err(doing().because(error).with_peer(pid)),
+        };
+        let process = match process {
+            _ if orphaned => None,
             Ok(process) => Some(process),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
             Err(error) => return Err(doing().because(error).with_peer(pid)),
         };
-        let channel =
-            Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
-        match channel.try_send(&self.hello(), &[]) {
-            Err(error) if !is_hangup(&error) => return Err(doing().because(error).with_peer(pid)),
-            _ => {}
-        }
         let machine = Successor::new(deadlines(&self.config), Instant::now());
         let is_dead = process.is_none();
         self.up = Some(Upward::new(machine, channel, process, pid));

@@ -10,7 +10,9 @@ mod rig;
 mod shim;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Write;
+use std::process::{Child, Command};
 use std::sync::Arc;
 
 use handover_load::Signal;
@@ -23,7 +25,7 @@ use self::rig::{
     DEADLINE, Generation, Rig, Verdict, ask, assert_descriptors, assert_kinds, assert_nothing_lost,
     assert_only_its_own_lost, kinds,
 };
-use self::shim::{Fault, Mode, Role, Switch};
+use self::shim::{Fault, Mode, Role, Switch, library};
 
 /// The calls of a function in one role, each of which fails in its turn.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +211,36 @@ async fn an_incumbent_out_of_descriptors_serves_after_a_rollback_as_soon_as_it_h
     rig.stop(first).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_whose_dead_incumbent_s_number_is_a_stranger_s_serves_at_once() {
+    let mut stranger = Stranger::new();
+    let (rig, first, plan) = Rig::start(|server, directory| {
+        let plan = directory.path().join("plan");
+        server
+            .env("LD_PRELOAD", library())
+            .env("PEER", stranger.0.id().to_string())
+            .env("TESTD_PLAN", &plan)
+            // Beyond every deadline of this test.
+            .env("TESTD_EXIT_MS", "60000");
+        plan
+    })
+    .await;
+    fs::write(&plan, "before-start=hold").unwrap();
+    rig.ask_for_upgrade(first);
+    let held = "held before-start pid ";
+    let held = rig.server.wait_for_line(held, DEADLINE).await.unwrap();
+    let successor = held.rsplit(' ').next().unwrap().parse().unwrap();
+    process::signal(first.pid, Signal::KILL).unwrap();
+    process::wait_gone(first.pid, DEADLINE).await.unwrap();
+    process::signal(successor, Signal::USR1).unwrap();
+    let second = rig.ready(2).await;
+    assert_eq!(second.pid, successor);
+    assert_eq!(ask(rig.address).await, 2);
+    rig.stop(second).await;
+    // It was neither waited for nor killed.
+    assert!(stranger.0.try_wait().unwrap().is_none());
+}
+
 fn all_series() -> Vec<Series> {
     use Role::{Incumbent, Successor};
     let both = [
@@ -317,6 +349,22 @@ async fn scenario_with(fault: Fault, more: &str) -> Option<Verdict> {
         "{fault} failed {failed} times"
     );
     (failed > 0).then_some(verdict)
+}
+
+/// A process that has nothing to do with anything.
+struct Stranger(Child);
+
+impl Stranger {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// How many sockets are in a table twice.
