@@ -1,5 +1,6 @@
 //! A testd with its settings, its plan and its clients.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::fs;
 use std::io;
@@ -49,6 +50,9 @@ pub(crate) struct Answer {
 
 /// A request that is being answered for as long as its client wants.
 pub(crate) struct Upload(TcpStream);
+
+/// A request of a client that is connected, whoever will accept it.
+pub(crate) struct Asked(TcpStream);
 
 impl Setup {
     /// Commits with the flip, listens on an address that no other test uses, and its program can be replaced.
@@ -208,6 +212,18 @@ impl Upload {
     }
 }
 
+impl Asked {
+    pub(crate) async fn begin(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&request("/")).await.unwrap();
+        Self(stream)
+    }
+
+    pub(crate) async fn answer(self) -> io::Result<Answer> {
+        exchange(self.0, b"").await
+    }
+}
+
 pub(crate) fn answer(generation: u64, text: &str) -> Answer {
     Answer {
         generation,
@@ -352,6 +368,14 @@ fn running_threads(pid: u32) -> usize {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let states = tasks.filter_map(|task| stat(&task.path(), STATE));
     states.filter(|state| state != "T").count()
+}
+
+/// How many sockets a process has twice.
+pub(crate) fn duplicates(pid: u32) -> usize {
+    let table = descriptors(pid).unwrap();
+    let sockets = table.iter().filter(|target| target.starts_with("socket:"));
+    let different: BTreeSet<_> = sockets.clone().collect();
+    sockets.count() - different.len()
 }
 
 /// How many clients are connected to a process.
