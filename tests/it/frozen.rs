@@ -5,12 +5,12 @@ use handover_load::{Load, Signal};
 use crate::support::{
     Asked, DEADLINE, Service, Setup, Tether, answer, assert_lost_only_what_was_in_flight,
     assert_no_failure, connections, duplicates, eventually, freeze, get, gone, more_answers,
-    signal, thaw,
+    settled, signal, thaw,
 };
 
 const LONG_MS: u32 = 60_000;
 
-/// An upgrade that is taken back, but whose successor has not heard of that yet.
+/// An upgrade under load, in which one side has not heard yet what the other has decided.
 struct Moment {
     service: Service,
     load: Load,
@@ -106,6 +106,7 @@ async fn a_stop_of_the_incumbent_in_a_rollback_ends_both_and_finishes_what_they_
     let moment = Moment::of_rollback().await;
     let waiting = Asked::begin(moment.service.web).await;
     signal(moment.incumbent, Signal::TERM);
+    settled(moment.incumbent).await;
     thaw(moment.successor);
     let answered = waiting.answer().await.unwrap();
     assert_eq!(answered.text, "hello\n");
@@ -171,6 +172,7 @@ async fn a_stop_of_the_incumbent_at_the_commit_ends_both_and_finishes_what_they_
     let moment = Moment::of_commit().await;
     let waiting = Asked::begin(moment.service.web).await;
     signal(moment.incumbent, Signal::TERM);
+    settled(moment.incumbent).await;
     thaw(moment.successor);
     let answered = waiting.answer().await.unwrap();
     assert_eq!(answered.text, "hello\n");

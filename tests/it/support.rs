@@ -1,5 +1,6 @@
 //! A testd with its settings, its plan and its clients.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::fs;
@@ -358,6 +359,29 @@ impl Drop for Tether {
 pub(crate) async fn freeze(pid: u32) {
     signal(pid, Signal::STOP);
     eventually("threads that run", || running_threads(pid), 0).await;
+}
+
+/// Until a process has done all that it was given to do: between two looks every thread has slept, and none has run. A
+/// thread is awake from the signal on that is sent to it, and until it has woken whoever goes on.
+pub(crate) async fn settled(pid: u32) {
+    let last = RefCell::new(Vec::new());
+    let rests = || {
+        let now = activity(pid);
+        let rests = now == *last.borrow() && now.iter().all(|text| text.contains("State:\tS"));
+        last.replace(now);
+        rests
+    };
+    eventually("threads at rest", rests, true).await;
+}
+
+/// Of every thread: its state, and how often it has run.
+fn activity(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let wanted = |line: &&str| line.starts_with("State:") || line.contains("ctxt_switches:");
+    texts
+        .map(|text| text.lines().filter(wanted).collect())
+        .collect()
 }
 
 pub(crate) fn thaw(pid: u32) {
