@@ -20,7 +20,8 @@ pub const HARD_STOP: Duration = Duration::from_secs(15 * 60);
 pub const GENERATIONS_MAX: usize = 3;
 /// How long an upgrade waits for an older generation to leave when too many are alive, before it is refused: 60 s.
 pub const CAPACITY_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a killed process may take to be gone, and a closed channel to be explained by its peer's death: 5 s.
+/// How long a killed process may take to be gone, and a closed channel or an incumbent that is silent after a rollback to
+/// be explained by its death: 5 s.
 pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long an idle HTTP/1 connection is kept open for one more request once its generation is on its way out: 5 s.
 pub const IDLE_GRACE: Duration = Duration::from_secs(5);

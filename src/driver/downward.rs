@@ -1,24 +1,23 @@
 //! The link to the successor that takes over from this generation.
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::Driver;
-use super::elders::{Elder, collect};
+use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::parts::{Part, Parts};
 use super::shared::{Collected, Upgraded};
+use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
-use crate::protocol::message::{
-    self, Chunk, DESCRIPTORS_MAX, Hello, Message, Slot, VERSION, VERSION_MIN,
-};
+use crate::protocol::message::{self, Hello, Message, Slot, VERSION, VERSION_MIN, millis};
 use crate::state::Offer as Outgoing;
 use crate::sys::process::{Pidfd, discard};
 
@@ -46,18 +45,16 @@ pub(crate) struct Link {
     pid: u32,
     ended: Option<String>,
     relay: Option<Relay>,
-    offer: Option<Offer>,
+    passing: Passing,
     slots: Vec<Slot>,
 }
 
-/// What is still to be passed.
-#[derive(Debug)]
-struct Offer {
-    rest: VecDeque<(Slot, Arc<OwnedFd>)>,
-    /// Kept until the successor has them for certain.
-    in_flight: Vec<(Slot, Arc<OwnedFd>)>,
-    chunk: u32,
-    per_chunk: usize,
+/// What goes with descriptors, each from its first chunk on.
+#[derive(Debug, Default)]
+struct Passing {
+    offer: Option<Parts<Slot>>,
+    start: Option<Parts<Slot>>,
+    commit: Option<Parts<message::Elder>>,
 }
 
 impl Downward {
@@ -164,14 +161,14 @@ impl Driver {
         while let Some(output) = self.incumbent.poll_output() {
             match output {
                 Output::Launch => self.launch(),
-                Output::Send(message) => self.tell_successor(&message, &[]),
+                Output::Send(message) => self.tell_successor(&message),
                 Output::SendChunk => self.send_chunk(),
                 Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
                 Output::SendStart => self.send_start(),
                 Output::OpenGates => self.reopen_gates(),
                 Output::SendCommit => self.send_commit(),
                 Output::Kill => self.kill_successor(),
-                Output::Release => self.release_successor(),
+                Output::Release { millis } => self.release_successor(millis),
                 Output::Phase(phase) => self.enter(phase),
                 Output::Verdict(Verdict::Committed) => self.committed(),
                 Output::Verdict(Verdict::Aborted { phase, reason }) => {
@@ -214,43 +211,25 @@ impl Driver {
             pid: std::process::id(),
             descriptors: u32::try_from(self.shared.table.names().len()).unwrap_or(u32::MAX),
         });
-        self.tell_successor(&hello, &[]);
+        self.tell_successor(&hello);
     }
 
-    /// Sends the next part of the table. A full in-flight quota (ETOOMANYREFS, unix(7)) is met with smaller parts.
     fn send_chunk(&mut self) {
         if self.down.as_ref().is_some_and(|down| down.hooks.is_some()) {
             return;
         }
-        if let Err(reason) = self.try_send_chunk() {
-            self.incumbent.handle_broken(Instant::now(), reason);
+        if let Err(error) = self.prepare_offer() {
+            let reason = format!("{error:?}");
+            return self.incumbent.handle_broken(Instant::now(), reason);
         }
-    }
-
-    fn try_send_chunk(&mut self) -> std::result::Result<(), String> {
-        self.prepare_offer().map_err(|error| format!("{error:?}"))?;
-        let Some(link) = self.down.as_mut().and_then(|down| down.link.as_mut()) else {
-            return Ok(());
+        let Some((passing, channel)) = self.passing() else {
+            return;
         };
-        let (Some(offer), Some(channel)) = (&mut link.offer, &link.channel) else {
-            return Ok(());
-        };
-        offer.take_next();
-        loop {
-            let (message, last) = offer.message();
-            match channel.try_send(&message, &offer.descriptors()) {
-                Ok(()) => {
-                    self.incumbent.handle_chunk_sent(offer.chunk, last);
-                    offer.chunk += 1;
-                    return Ok(());
-                }
-                Err(error)
-                    if error.raw_os_error() == Some(libc::ETOOMANYREFS) && offer.shrink() => {}
-                // A dead successor is explained better by its end than by a broken pipe.
-                Err(error) if is_hangup(&error) => return Ok(()),
-                Err(error) => return Err(format!("passing sockets to it: {error}")),
-            }
-        }
+        let sent = passing
+            .offer
+            .as_mut()
+            .map(|offer| offer.send_next(channel, |part| Message::Offer(part.into())));
+        self.chunk_sent("passing sockets to it", sent);
     }
 
     fn prepare_offer(&mut self) -> Result<()> {
@@ -260,7 +239,7 @@ impl Driver {
         let Some(link) = &mut down.link else {
             return Ok(());
         };
-        if link.offer.is_some() {
+        if link.passing.offer.is_some() {
             return Ok(());
         }
         let failed =
@@ -273,12 +252,7 @@ impl Driver {
             table.extend(shareable(relay.slots().map_err(failed)?));
         }
         link.slots = table.iter().map(|(slot, _)| slot.clone()).collect();
-        link.offer = Some(Offer {
-            rest: table.into(),
-            in_flight: Vec::new(),
-            chunk: 0,
-            per_chunk: DESCRIPTORS_MAX,
-        });
+        link.passing.offer = Some(Parts::new(table));
         Ok(())
     }
 
@@ -299,39 +273,108 @@ impl Driver {
     }
 
     fn send_start(&mut self) {
-        let Some(down) = &mut self.down else { return };
-        let slots = match down.state.take().map(Outgoing::into_slots).transpose() {
-            Ok(slots) => slots.unwrap_or_default(),
-            Err(error) => {
-                let reason = format!("passing the state of the flip: {error:?}");
-                return self.incumbent.handle_broken(Instant::now(), reason);
-            }
-        };
-        let (slots, descriptors): (Vec<_>, Vec<_>) = slots.into_iter().unzip();
-        let mut descriptors = descriptors.into_iter();
-        for chunk in Chunk::split(slots, DESCRIPTORS_MAX) {
-            let its: Vec<_> = descriptors.by_ref().take(chunk.slots.len()).collect();
-            self.tell_successor(&Message::Start(chunk), &its);
+        if let Err(error) = self.prepare_start() {
+            let reason = format!("passing the state of the flip: {error:?}");
+            return self.incumbent.handle_broken(Instant::now(), reason);
         }
+        let Some((passing, channel)) = self.passing() else {
+            return;
+        };
+        let sent = passing
+            .start
+            .as_mut()
+            .map(|start| start.send_next(channel, |part| Message::Start(part.into())));
+        self.chunk_sent("passing the state of the flip", sent);
         // After the word that others wait for, since it wakes every connection.
         self.shared.drain.quiesce();
     }
 
+    fn prepare_start(&mut self) -> Result<()> {
+        let Some(down) = &mut self.down else {
+            return Ok(());
+        };
+        let Some(link) = down
+            .link
+            .as_mut()
+            .filter(|link| link.passing.start.is_none())
+        else {
+            return Ok(());
+        };
+        let state = down.state.take().unwrap_or_default();
+        link.passing.start = Some(Parts::new(shareable(state.into_slots()?)));
+        Ok(())
+    }
+
+    /// A service without its list of elders is better than no upgrade: each of them leaves by its own deadline.
     fn send_commit(&mut self) {
+        if let Err(error) = self.prepare_commit() {
+            let reason = format!("naming its elders: {error}");
+            return self.incumbent.handle_broken(Instant::now(), reason);
+        }
+        let millis = millis(deadlines(&self.config).life());
+        let message = |part: Part<message::Elder>| Message::Commit {
+            chunk: part.chunk,
+            last: part.last,
+            millis,
+            elders: part.items,
+        };
+        let Some((passing, channel)) = self.passing() else {
+            return;
+        };
+        let Some(commit) = &mut passing.commit else {
+            return;
+        };
+        let mut unsent = Vec::new();
+        let mut sent = commit.send_next(channel, message);
+        if is_over_quota(&sent) {
+            unsent = commit.cut_short();
+            sent = commit.send_next(channel, message);
+        }
+        for elder in unsent {
+            let generation = elder.generation;
+            self.shared.warn(format!(
+                "generation {generation} drains unwatched: too many descriptors are in flight"
+            ));
+        }
+        self.chunk_sent("telling it \"commit\"", Some(sent));
+    }
+
+    fn prepare_commit(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        let Some(link) = self.down.as_mut().and_then(|down| down.link.as_mut()) else {
+            return Ok(());
+        };
+        if link.passing.commit.is_some() {
+            return Ok(());
+        }
         let named = self.elders.iter().map(|elder| message::Elder {
             generation: elder.generation,
             pid: elder.pid,
+            millis: millis(elder.kill_at.saturating_duration_since(now)),
         });
-        let elders = named.collect();
-        match self.elders.descriptors() {
-            Ok(descriptors) => self.tell_successor(&Message::Commit { elders }, &descriptors),
-            Err(error) => self
-                .incumbent
-                .handle_broken(Instant::now(), format!("naming its elders: {error}")),
+        let descriptors = self.elders.descriptors()?.into_iter().map(Arc::new);
+        link.passing.commit = Some(Parts::new(named.zip(descriptors)));
+        Ok(())
+    }
+
+    fn passing(&mut self) -> Option<(&mut Passing, &Channel)> {
+        let link = self.down.as_mut()?.link.as_mut()?;
+        Some((&mut link.passing, link.channel.as_ref()?))
+    }
+
+    fn chunk_sent(&mut self, doing: &str, sent: Option<io::Result<(u32, bool)>>) {
+        match sent {
+            Some(Ok((chunk, last))) => self.incumbent.handle_chunk_sent(chunk, last),
+            // A dead successor is explained better by its end than by a broken pipe.
+            Some(Err(error)) if !is_hangup(&error) => {
+                let reason = format!("{doing}: {error}");
+                self.incumbent.handle_broken(Instant::now(), reason);
+            }
+            Some(Err(_)) | None => {}
         }
     }
 
-    fn tell_successor(&mut self, message: &Message, descriptors: &[OwnedFd]) {
+    fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()
@@ -339,8 +382,7 @@ impl Driver {
         else {
             return;
         };
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = channel.try_send(message, &borrowed)
+        if let Err(error) = channel.try_send(message, &[])
             && !is_hangup(&error)
         {
             let reason = format!("telling it {:?}: {error}", message.name());
@@ -362,12 +404,9 @@ impl Driver {
     }
 
     /// It drains by itself from here on; it still counts, and is still collected.
-    fn release_successor(&mut self) {
+    fn release_successor(&mut self, millis: u64) {
         let Some(down) = &mut self.down else { return };
-        let (generation, kill_at) = (
-            down.generation,
-            Instant::now() + self.config.hard_stop + self.config.exit,
-        );
+        let (generation, kill_at) = (down.generation, kill_at(Instant::now(), millis));
         if let Some(Link {
             process,
             pid,
@@ -482,8 +521,13 @@ impl Driver {
         match message {
             Message::Ready { .. } => down.ready_at = Some(now),
             Message::Received { .. } => {
-                if let Some(offer) = down.link.as_mut().and_then(|link| link.offer.as_mut()) {
-                    offer.in_flight.clear();
+                if let Some(link) = &mut down.link {
+                    link.passing.arrived();
+                }
+            }
+            Message::Started => {
+                if let Some(link) = &mut down.link {
+                    link.passing.start = None;
                 }
             }
             _ => {}
@@ -502,6 +546,15 @@ impl Driver {
         if let Some(link) = self.down.as_mut().and_then(|down| down.link.as_mut()) {
             change(link);
         }
+    }
+}
+
+impl Passing {
+    /// Only one of them is on its way at a time.
+    fn arrived(&mut self) {
+        self.offer.iter_mut().for_each(Parts::arrived);
+        self.start.iter_mut().for_each(Parts::arrived);
+        self.commit.iter_mut().for_each(Parts::arrived);
     }
 }
 
@@ -526,7 +579,7 @@ impl Link {
             pid,
             ended: None,
             relay,
-            offer: None,
+            passing: Passing::default(),
             slots: Vec::new(),
         })
     }
@@ -552,60 +605,13 @@ impl Link {
     }
 }
 
+fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
+    let error = sent.as_ref().err();
+    error.and_then(io::Error::raw_os_error) == Some(libc::ETOOMANYREFS)
+}
+
 fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
     slots
         .into_iter()
         .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))
-}
-
-impl Offer {
-    fn take_next(&mut self) {
-        let slots = self
-            .rest
-            .iter()
-            .take(self.per_chunk)
-            .map(|(slot, _)| slot.clone())
-            .collect();
-        let fitting = Chunk::split(slots, self.per_chunk)
-            .first()
-            .map_or(0, |chunk| chunk.slots.len());
-        self.in_flight = self.rest.drain(..fitting).collect();
-    }
-
-    fn message(&self) -> (Message, bool) {
-        let slots = self
-            .in_flight
-            .iter()
-            .map(|(slot, _)| slot.clone())
-            .collect();
-        let last = self.rest.is_empty();
-        (
-            Message::Offer(Chunk {
-                chunk: self.chunk,
-                last,
-                slots,
-            }),
-            last,
-        )
-    }
-
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.in_flight
-            .iter()
-            .map(|(_, descriptor)| descriptor.as_fd())
-            .collect()
-    }
-
-    /// Halves the chunk at hand and those to come. `false` if it cannot get smaller.
-    fn shrink(&mut self) -> bool {
-        let half = self.in_flight.len() / 2;
-        if half == 0 {
-            return false;
-        }
-        self.per_chunk = half;
-        for slot in self.in_flight.drain(half..).rev() {
-            self.rest.push_front(slot);
-        }
-        true
-    }
 }

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sys::process::{Pidfd, Reaped};
 
@@ -19,6 +19,11 @@ pub(crate) struct Elder {
     pub(crate) process: Pidfd,
     /// When it has outstayed even its own hard stop and is killed.
     pub(crate) kill_at: Instant,
+}
+
+/// The end of a life of which another process has said how long it may be.
+pub(crate) fn kill_at(now: Instant, millis: u64) -> Instant {
+    now + Duration::from_millis(millis).min(LIFE_MAX)
 }
 
 impl Elders {
@@ -94,5 +99,20 @@ pub(crate) fn collect(process: &Pidfd) -> Option<String> {
     match process.reap() {
         Ok(Reaped::Exited(how)) => Some(how),
         Ok(Reaped::Running | Reaped::NotOurs) | Err(_) => None,
+    }
+}
+
+/// Near enough to be added to any instant, and longer than any deadline that can be set.
+const LIFE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_life_that_another_process_calls_endless_can_still_be_counted() {
+        let now = Instant::now();
+        assert_eq!(kill_at(now, u64::MAX), now + LIFE_MAX);
+        assert_eq!(kill_at(now, 1_500), now + Duration::from_millis(1_500));
     }
 }

@@ -6,11 +6,13 @@
 mod downward;
 mod elders;
 mod link;
+mod parts;
 pub(crate) mod shared;
 mod upward;
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,18 +131,23 @@ impl Driver {
     pub(crate) async fn succeed(&mut self, channel: OwnedFd) -> Result<()> {
         let doing = || Error::new(ErrorKind::Protocol, "greeting the incumbent");
         let pid = descriptors::peer_pid(channel.as_fd()).map_err(|error| doing().because(error))?;
-        // Its process number is its own for as long as its end of the channel is open, which the greeting proves.
-        let process = match Pidfd::open(pid) {
+        let process = Pidfd::open(pid);
+        let channel =
+            Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
+        // The number is the incumbent's own for as long as its end of the channel is open, which the greeting proves.
+        // Where it does not, the number may be another process's by now: a child whose parent is somebody else has
+        // lost its own. One that lives and gave this successor up has said so, and that is read first.
+        let orphaned = match channel.try_send(&self.hello(), &[]) {
+            Ok(()) => false,
+            Err(error) if is_hangup(&error) => parent_id() != pid,
+            Err(error) => return Err(doing().because(error).with_peer(pid)),
+        };
+        let process = match process {
+            _ if orphaned => None,
             Ok(process) => Some(process),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => None,
             Err(error) => return Err(doing().because(error).with_peer(pid)),
         };
-        let channel =
-            Channel::new(channel).map_err(|error| doing().because(error).with_peer(pid))?;
-        match channel.try_send(&self.hello(), &[]) {
-            Err(error) if !is_hangup(&error) => return Err(doing().because(error).with_peer(pid)),
-            _ => {}
-        }
         let machine = Successor::new(deadlines(&self.config), Instant::now());
         let is_dead = process.is_none();
         self.up = Some(Upward::new(machine, channel, process, pid));
@@ -200,10 +207,11 @@ impl Driver {
     pub(crate) fn abandon(&mut self) {
         match &mut self.up {
             Some(up) => {
-                up.machine
-                    .handle_stop("the application gave up before it was ready".to_owned());
+                let reason = "the application gave up before it was ready".to_owned();
+                up.machine.handle_stop(Instant::now(), reason);
                 self.perform_upward();
             }
+            // Whoever starts in its place must find the addresses free, though this process lives on.
             None => self.shared.table.retire(),
         }
     }
@@ -438,7 +446,8 @@ impl Driver {
     fn begin_stop(&mut self) {
         match &mut self.up {
             Some(up) if !up.machine.is_committed() => {
-                up.machine.handle_stop("it was told to stop".to_owned());
+                up.machine
+                    .handle_stop(Instant::now(), "it was told to stop".to_owned());
                 self.perform_upward();
             }
             _ => {
@@ -561,6 +570,7 @@ fn deadlines(config: &Config) -> Deadlines {
         flip: config.flip,
         bake: config.bake,
         exit: config.exit,
+        hard_stop: config.hard_stop,
         standby: config.standby,
     }
 }

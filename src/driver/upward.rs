@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::Driver;
-use super::elders::Elder;
+use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
 use crate::channel::Channel;
@@ -25,7 +25,9 @@ pub(crate) struct Upward {
     pub(crate) pid: u32,
     generation: u64,
     offered: Vec<(Slot, OwnedFd)>,
-    elders: Vec<OwnedFd>,
+    /// How many milliseconds the incumbent may live once this generation has the role.
+    millis: u64,
+    elders: Vec<(message::Elder, OwnedFd)>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -45,6 +47,7 @@ impl Upward {
             pid,
             generation: 0,
             offered: Vec::new(),
+            millis: 0,
             elders: Vec::new(),
             stderr: None,
             failed: None,
@@ -64,7 +67,7 @@ impl Driver {
                 up.machine.handle_closed(Instant::now());
             }
             Heard::Broken(reason) => {
-                up.machine.handle_broken(reason);
+                up.machine.handle_broken(Instant::now(), reason);
                 return self.hang_up();
             }
         }
@@ -109,13 +112,16 @@ impl Driver {
                 .offered
                 .extend(chunk.slots.iter().cloned().zip(descriptors)),
             Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
-            Message::Commit { .. } => up.elders = descriptors,
+            Message::Commit { millis, elders, .. } => {
+                up.millis = *millis;
+                up.elders.extend(elders.iter().cloned().zip(descriptors));
+            }
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
         }
         if let Some(up) = &mut self.up {
-            up.machine.handle_message(message);
+            up.machine.handle_message(Instant::now(), message);
         }
     }
 
@@ -125,8 +131,8 @@ impl Driver {
                 Output::Send(message) => self.tell_incumbent(&message),
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
-                Output::ShutGates => self.shared.table.shut_all_except(&[]),
-                Output::Promote { elders } => self.promote(elders),
+                Output::ShutGates => self.shut_all_gates(),
+                Output::Promote => self.promote(),
                 Output::Drain { reason } => {
                     self.restore_stderr();
                     self.drain(reason, false);
@@ -152,7 +158,7 @@ impl Driver {
             && !is_hangup(&error)
         {
             let reason = format!("telling the incumbent {:?}: {error}", message.name());
-            up.machine.handle_broken(reason);
+            up.machine.handle_broken(Instant::now(), reason);
         }
     }
 
@@ -165,7 +171,7 @@ impl Driver {
             Ok(()) => self.answer = Some(Ok(())),
             Err(error) => {
                 if let Some(up) = &mut self.up {
-                    up.machine.handle_stop(format!("{error:?}"));
+                    up.machine.handle_stop(Instant::now(), format!("{error:?}"));
                 }
             }
         }
@@ -196,7 +202,14 @@ impl Driver {
         lock(&self.shared.flipped).extend(more);
     }
 
+    /// The drain may be taken back as well, until the incumbent has said that it serves.
+    fn shut_all_gates(&self) {
+        self.shared.table.shut_all_except(&[]);
+        self.shared.drain.quiesce();
+    }
+
     fn open_gates(&mut self, regardless: bool) {
+        self.shared.drain.resume();
         let opened = match regardless {
             true => {
                 self.shared.table.open_all_regardless();
@@ -217,22 +230,22 @@ impl Driver {
     }
 
     /// Everything that says "this is the service" moves here before the incumbent hears that it may leave.
-    fn promote(&mut self, elders: Vec<message::Elder>) {
+    fn promote(&mut self) {
         let Some(up) = &mut self.up else { return };
-        let kill_at = Instant::now() + self.config.hard_stop + self.config.exit;
-        for (elder, descriptor) in elders.into_iter().zip(up.elders.drain(..)) {
+        let now = Instant::now();
+        for (elder, descriptor) in up.elders.drain(..) {
             if let Ok(process) = Pidfd::adopt(descriptor) {
-                let message::Elder { generation, pid } = elder;
                 self.elders.add(Elder {
-                    generation,
-                    pid,
+                    generation: elder.generation,
+                    pid: elder.pid,
                     process,
-                    kill_at,
+                    kill_at: kill_at(now, elder.millis),
                 });
             }
         }
         if let Some(process) = up.process.take() {
             let (generation, pid) = (up.generation, up.pid);
+            let kill_at = kill_at(now, up.millis);
             self.elders.add(Elder {
                 generation,
                 pid,

@@ -33,6 +33,8 @@ pub(crate) struct Table(Mutex<Inner>);
 struct Inner {
     held: Vec<Held>,
     paths: Vec<BoundPath>,
+    /// Nothing is held any more, and nothing will be.
+    retired: bool,
 }
 
 // What a starting generation does.
@@ -180,9 +182,13 @@ impl Table {
             .for_each(|(_, gate)| gate.open_regardless());
     }
 
-    /// Closes every socket for good, whatever is in its queue. Waiting calls of `accept` wait for ever.
+    /// Closes every socket for good, whatever is in its queue, and refuses every claim from now on. Waiting calls of
+    /// `accept` wait for ever.
     pub(crate) fn retire(&self) {
-        let held = mem::take(&mut self.lock().held);
+        let mut inner = self.lock();
+        inner.retired = true;
+        let held = mem::take(&mut inner.held);
+        drop(inner);
         held.iter()
             .filter_map(Held::gate)
             .for_each(|gate| gate.retire());
@@ -280,8 +286,10 @@ impl Table {
         let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime));
         let mut inner = self.lock();
         let mut held = inner.held.iter_mut();
-        if let Some(held) = held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
-            held.claim = Claim::Gated(gate.clone());
+        match held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
+            Some(held) => held.claim = Claim::Gated(gate.clone()),
+            // Retired since the claim.
+            None => return Err(too_late(name)),
         }
         Ok(gate)
     }
@@ -356,6 +364,9 @@ impl Inner {
     }
 
     fn refuse(&self, request: &Request<'_>) -> Result<()> {
+        if self.retired {
+            return Err(too_late(request.name));
+        }
         if !(1..=NAME_MAX).contains(&request.name.len()) {
             return Err(listen_error(format!("naming a socket {:?}", request.name))
                 .because("a name has 1 to 255 bytes"));
@@ -382,6 +393,10 @@ impl Inner {
     fn take_all(&mut self) -> (Vec<Held>, Vec<BoundPath>) {
         (mem::take(&mut self.held), mem::take(&mut self.paths))
     }
+}
+
+fn too_late(name: &str) -> Error {
+    listen_error(format!("claiming {name:?}")).because("this generation will not serve any more")
 }
 
 async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
@@ -873,6 +888,38 @@ mod tests {
         }
         assert_eq!(fs::read(&file).unwrap(), b"precious");
         fs::symlink_metadata(&link).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_table_that_has_retired_binds_and_claims_nothing() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("sock");
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let address = web.local_addr();
+        table.retire();
+        drop(web);
+        let again = table.tcp("web", &[address], &options()).unwrap_err();
+        assert!(cause(&again).contains("will not serve"), "{again:?}");
+        assert!(table.std_udp("dns", &at(LOOPBACK), &options()).is_err());
+        assert!(table.unix("api", &path, &options()).await.is_err());
+        assert!(!path.exists());
+        assert!(net::TcpListener::bind(address).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_waits_while_the_table_retires_is_refused() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("sock");
+        let directory = fs::File::open(dir.path()).unwrap();
+        let locked = nix::fcntl::Flock::lock(directory, nix::fcntl::FlockArg::LockExclusive);
+        let (table, options) = (Table::default(), options());
+        let mut binding = pin!(table.unix("api", &path, &options));
+        assert!(poll_once(binding.as_mut()).await.is_pending());
+        table.retire();
+        drop(locked.unwrap());
+        assert!(within(binding).await.is_err());
+        assert!(std_unix::UnixStream::connect(&path).is_err());
     }
 
     #[tokio::test]

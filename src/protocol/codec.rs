@@ -1,8 +1,10 @@
 //! Messages to bytes and back. Any bytes are either a message or an error; memory is bounded by the datagram.
 
-use super::message::{Message, Slot};
+use serde::Serialize;
 
-/// The longest datagram either side sends; a [chunk](super::message::Chunk::split) stays below it.
+use super::message::Message;
+
+/// The longest datagram either side sends; what is cut to be [fitting](super::message::fitting) stays below it.
 pub(crate) const DATAGRAM_MAX: usize = 128 * 1024;
 
 /// Writes a message as the body of one datagram.
@@ -17,10 +19,10 @@ pub(crate) fn decode(body: &[u8]) -> Result<Message, serde_json::Error> {
     serde_json::from_slice(body)
 }
 
-/// How many bytes a slot adds to a chunk.
-pub(super) fn length(slot: &Slot) -> usize {
+/// How many bytes a slot or elder adds to a chunk.
+pub(super) fn length(item: &impl Serialize) -> usize {
     // One more for the comma. What cannot be written takes no room; see `encode` for why that does not happen.
-    serde_json::to_vec(slot).map_or(0, |text| text.len() + 1)
+    serde_json::to_vec(item).map_or(0, |text| text.len() + 1)
 }
 
 /// Panics if these bytes show the codec to be wrong: what is read must be written to something that reads the same.
@@ -41,7 +43,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::super::message::{Chunk, Elder, Hello, SlotKind};
+    use super::super::message::{Chunk, Elder, Hello, Slot, SlotKind};
     use super::*;
 
     #[test]
@@ -166,14 +168,21 @@ mod tests {
             Message::Started,
             Message::Stop {
                 reason: "an operator asked for it".into(),
+                ends_service: false,
             },
             Message::Stopped {
                 reason: String::new(),
+                millis: 905_000,
             },
+            Message::Reopened,
             Message::Commit {
+                chunk: 0,
+                last: true,
+                millis: 905_000,
                 elders: vec![Elder {
                     generation: 1,
                     pid: 4100,
+                    millis: 61_500,
                 }],
             },
             Message::Committed,

@@ -13,8 +13,17 @@ pub(crate) struct Deadlines {
     pub(crate) flip: Duration,
     /// Flip to commit.
     pub(crate) bake: Duration,
-    /// A killed process to its end; a closed channel to its explanation.
+    /// A killed process to its end; a closed channel, or silence after a rollback, to its explanation.
     pub(crate) exit: Duration,
+    /// A drain's begin to the moment in which it leaves whatever is in flight.
+    pub(crate) hard_stop: Duration,
     /// How long a successor may be held in standby. `None` flips as soon as it is ready.
     pub(crate) standby: Option<Duration>,
+}
+
+impl Deadlines {
+    /// How long this generation may live once its gates are shut: a little longer than it gives itself.
+    pub(crate) fn life(&self) -> Duration {
+        self.hard_stop + self.exit
+    }
 }

@@ -51,7 +51,10 @@ enum State {
     AwaitShut {
         deadline: Instant,
     },
+    /// State of the flip that does not fit into one message goes on with each receipt.
     AwaitStarted {
+        chunk: u32,
+        last: bool,
         deadline: Instant,
     },
     Baking {
@@ -59,6 +62,8 @@ enum State {
     },
     /// The successor may have the role already: there is no way back but its death.
     AwaitCommitted {
+        chunk: u32,
+        last: bool,
         stopping: bool,
         deadline: Instant,
     },
@@ -102,16 +107,19 @@ pub(crate) enum Output {
         /// Indexes of the offered slots that the successor does not want.
         unclaimed: Vec<u32>,
     },
-    /// Collect the state of the flip and send `start` with it.
+    /// Send the next chunk of the start with the state of the flip, then `handle_chunk_sent`.
     SendStart,
     /// Open every gate, whatever it takes.
     OpenGates,
-    /// Send the role with the list of elders.
+    /// Send the next chunk of the role with the list of elders, then `handle_chunk_sent`.
     SendCommit,
     /// SIGKILL the successor.
     Kill,
     /// Stop watching over the successor: it drains and leaves by itself.
-    Release,
+    Release {
+        /// How many milliseconds it may still live.
+        millis: u64,
+    },
     /// A phase begins.
     Phase(Phase),
     /// The upgrade has ended.
@@ -195,7 +203,7 @@ impl Incumbent {
             | State::AwaitReady { deadline, .. }
             | State::Standby { deadline, .. }
             | State::AwaitShut { deadline }
-            | State::AwaitStarted { deadline }
+            | State::AwaitStarted { deadline, .. }
             | State::Baking { deadline }
             | State::AwaitCommitted { deadline, .. }
             | State::AwaitStopped { deadline, .. }
@@ -236,10 +244,12 @@ impl Incumbent {
         }));
     }
 
-    /// A chunk of the offer is on its way.
+    /// A chunk of the offer, of the start or of the commit is on its way.
     pub(crate) fn handle_chunk_sent(&mut self, index: u32, is_last: bool) {
-        if let State::AwaitHello { chunk, last, .. } | State::AwaitReceived { chunk, last, .. } =
-            &mut self.state
+        if let State::AwaitHello { chunk, last, .. }
+        | State::AwaitReceived { chunk, last, .. }
+        | State::AwaitStarted { chunk, last, .. }
+        | State::AwaitCommitted { chunk, last, .. } = &mut self.state
         {
             (*chunk, *last) = (index, is_last);
         }
@@ -260,6 +270,18 @@ impl Incumbent {
             ) if *chunk == received => {
                 self.on_received(*last, offered, *deadline);
             }
+            (
+                State::AwaitStarted {
+                    chunk, last: false, ..
+                },
+                Message::Received { chunk: received },
+            ) if *chunk == received => self.push(Output::SendStart),
+            (
+                State::AwaitCommitted {
+                    chunk, last: false, ..
+                },
+                Message::Received { chunk: received },
+            ) if *chunk == received => self.push(Output::SendCommit),
             (State::AwaitReady { offered, .. }, Message::Ready { unclaimed })
                 if unclaimed.iter().all(|slot| slot < offered) =>
             {
@@ -279,11 +301,13 @@ impl Incumbent {
                 self.push(Output::Verdict(Verdict::Committed));
                 self.push(Output::Drain { handed_over: true });
             }
-            (State::AwaitStopped { .. }, Message::Stopped { .. }) => self.on_stopped(None),
+            (State::AwaitStopped { .. }, Message::Stopped { millis, .. }) => {
+                self.on_stopped(None, millis);
+            }
             (
                 State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. },
-                Message::Stopped { reason },
-            ) => self.on_stopped(Some(reason)),
+                Message::Stopped { reason, millis },
+            ) => self.on_stopped(Some(reason), millis),
             (State::AwaitStopped { .. }, Message::Failed { reason }) => {
                 self.give_up(now, reason, Ending::ByItself);
             }
@@ -324,6 +348,8 @@ impl Incumbent {
     pub(crate) fn handle_gates_shut(&mut self, now: Instant) {
         if let State::AwaitShut { .. } = self.state {
             self.state = State::AwaitStarted {
+                chunk: 0,
+                last: false,
                 deadline: now + self.deadlines.flip,
             };
             self.push(Output::SendStart);
@@ -348,12 +374,14 @@ impl Incumbent {
         match &mut self.state {
             State::Serving | State::AwaitLaunch => self.leave(),
             State::Leaving => {}
-            State::AwaitStopped { why, .. } => why.stopping = true,
-            State::AwaitCommitted { stopping, .. } => {
-                // Behind the commit, so it is the new incumbent that is told.
+            State::AwaitStopped {
+                why: Why { stopping, .. },
+                ..
+            }
+            // Behind the commit, so it is the new incumbent that is told.
+            | State::AwaitCommitted { stopping, .. } => {
                 if !std::mem::replace(stopping, true) {
-                    let reason = "the service is stopping".to_owned();
-                    self.push(Output::Send(Message::Stop { reason }));
+                    self.push(Output::Send(stop(STOPPING.to_owned(), true)));
                 }
             }
             State::AwaitExit { why, killed, .. } => {
@@ -369,7 +397,7 @@ impl Incumbent {
                 }
                 self.report(why);
             }
-            _ => self.revert(now, "the service is stopping".to_owned(), true),
+            _ => self.revert(now, STOPPING.to_owned(), true),
         }
     }
 
@@ -478,6 +506,8 @@ impl Incumbent {
 
     fn on_baked(&mut self, now: Instant) {
         self.state = State::AwaitCommitted {
+            chunk: 0,
+            last: false,
             stopping: false,
             deadline: now + self.deadlines.flip,
         };
@@ -486,13 +516,16 @@ impl Incumbent {
     }
 
     /// The successor's gates are shut and it finishes by itself what it has begun.
-    fn on_stopped(&mut self, own_decision: Option<String>) {
+    fn on_stopped(&mut self, own_decision: Option<String>, millis: u64) {
         let why = match (&self.state, own_decision) {
             (State::AwaitStopped { why, .. }, _) => why.clone(),
             (_, reason) => self.why(reason.unwrap_or_default(), false),
         };
         self.reopen(&why);
-        self.push(Output::Release);
+        // Only now: until it hears this, the successor would serve again if this process died. A generation that stops
+        // serves whatever waits in its queues without the successor, too.
+        self.push(Output::Send(Message::Reopened));
+        self.push(Output::Release { millis });
         self.report(why);
     }
 
@@ -503,9 +536,7 @@ impl Incumbent {
             State::AwaitStopped { .. } | State::AwaitExit { .. } => {}
             State::AwaitCommitted { .. } => {}
             _ if why.flipped => {
-                self.push(Output::Send(Message::Stop {
-                    reason: why.reason.clone(),
-                }));
+                self.push(Output::Send(stop(why.reason.clone(), why.stopping)));
                 self.state = State::AwaitStopped {
                     why,
                     deadline: now + self.deadlines.flip,
@@ -629,6 +660,15 @@ impl Incumbent {
     }
 }
 
+fn stop(reason: String, ends_service: bool) -> Message {
+    Message::Stop {
+        reason,
+        ends_service,
+    }
+}
+
+const STOPPING: &str = "the service is stopping";
+
 /// Whether a successor that is given up gets the time to end by itself and to say why.
 enum Ending {
     ByItself,
@@ -649,9 +689,12 @@ mod tests {
             flip: second,
             bake: Duration::ZERO,
             exit: second,
+            hard_stop: second,
             standby: None,
         });
         machine.state = State::AwaitCommitted {
+            chunk: 0,
+            last: true,
             stopping: false,
             deadline: now + second,
         };

@@ -4,7 +4,6 @@
 //! ignores fields it does not know, so a field can be added; a message or field that the other side must understand
 //! needs a new version number on the day it is added. docs/PROTOCOL.md lists them all.
 
-use std::mem;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +27,8 @@ pub(crate) enum Message {
     Hello(Hello),
     /// Incumbent to successor: one chunk of the table; its descriptors travel with it, one for each slot, in order.
     Offer(Chunk),
-    /// Successor to incumbent: the chunk and all its descriptors have arrived, the sender need not keep them for it.
+    /// Successor to incumbent: the chunk and all its descriptors have arrived, the sender need not keep them for it. Not
+    /// said of the last chunk of a `start` or `commit`, which has an answer of its own.
     Received {
         /// Which chunk.
         chunk: u32,
@@ -43,7 +43,8 @@ pub(crate) enum Message {
         /// Indexes, over all chunks, of the offered slots that it does not want; its copies are closed already.
         unclaimed: Vec<u32>,
     },
-    /// Incumbent to successor: my gates are shut, open yours. State of the flip travels with it.
+    /// Incumbent to successor: my gates are shut, open yours once the last one of these is here. State of the flip
+    /// travels with it.
     Start(Chunk),
     /// Successor to incumbent: my gates are open.
     Started,
@@ -51,14 +52,28 @@ pub(crate) enum Message {
     Stop {
         /// For the successor's log.
         reason: String,
+        /// Whether nobody is to serve any more, whoever is left.
+        #[serde(default)]
+        ends_service: bool,
     },
-    /// Successor to incumbent: my gates are shut again.
+    /// Successor to incumbent: my gates are shut again, and I keep my sockets until I hear `reopened`.
     Stopped {
         /// Why, where it was the successor's own decision.
         reason: String,
+        /// Milliseconds that it may still live.
+        millis: u64,
     },
-    /// Incumbent to successor: the role is yours. A pidfd of each elder travels with it, in order.
+    /// Incumbent to successor: my gates are open again; let go of your sockets.
+    Reopened,
+    /// Incumbent to successor: the role is yours, once the last one of these is here. A pidfd of each elder travels
+    /// with it, in order.
     Commit {
+        /// Position of this part of the list, from 0.
+        chunk: u32,
+        /// Whether this is the last one.
+        last: bool,
+        /// Milliseconds that the speaker may still live once it has handed over.
+        millis: u64,
         /// Older generations that still drain.
         elders: Vec<Elder>,
     },
@@ -149,6 +164,8 @@ pub(crate) struct Elder {
     pub(crate) generation: u64,
     /// Its process.
     pub(crate) pid: u32,
+    /// Milliseconds that it may still live: by its own deadlines, which are not those of whoever watches over it.
+    pub(crate) millis: u64,
 }
 
 impl Message {
@@ -156,7 +173,7 @@ impl Message {
     pub(crate) fn descriptors(&self) -> usize {
         match self {
             Self::Offer(chunk) | Self::Start(chunk) => chunk.slots.len(),
-            Self::Commit { elders } => elders.len(),
+            Self::Commit { elders, .. } => elders.len(),
             _ => 0,
         }
     }
@@ -173,6 +190,7 @@ impl Message {
             Self::Started => "started",
             Self::Stop { .. } => "stop",
             Self::Stopped { .. } => "stopped",
+            Self::Reopened => "reopened",
             Self::Commit { .. } => "commit",
             Self::Committed => "committed",
             Self::Abort { .. } => "abort",
@@ -181,41 +199,29 @@ impl Message {
     }
 
     pub(crate) fn extend(by: Duration) -> Self {
-        Self::Extend {
-            millis: u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
-        }
+        Self::Extend { millis: millis(by) }
     }
 }
 
-impl Chunk {
-    /// Cuts a table into chunks of at most so many slots, each of which fits into one datagram. The last one says so;
-    /// an empty table is one empty chunk.
-    pub(crate) fn split(slots: Vec<Slot>, per_chunk: usize) -> Vec<Self> {
-        let slots_max = per_chunk.clamp(1, DESCRIPTORS_MAX);
-        let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for slot in slots {
-            let length = codec::length(&slot);
-            let full = part.len() == slots_max || bytes + length > CHUNK_BYTES_MAX;
-            if full && !part.is_empty() {
-                parts.push(mem::take(&mut part));
-                bytes = 0;
-            }
-            bytes += length;
-            part.push(slot);
-        }
-        parts.push(part);
-        Self::numbered(parts)
-    }
+/// As a message says how long something takes.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
-    fn numbered(parts: Vec<Vec<Slot>>) -> Vec<Self> {
-        let count = parts.len();
-        let chunk = |(slots, chunk): (Vec<Slot>, u32)| Self {
-            chunk,
-            last: chunk as usize + 1 == count,
-            slots,
-        };
-        parts.into_iter().zip(0..).map(chunk).collect()
-    }
+/// How many of these items, from the first on, go into one message; at least one, if there is any.
+pub(crate) fn fitting<'a, T: Serialize + 'a>(
+    items: impl IntoIterator<Item = &'a T>,
+    per_chunk: usize,
+) -> usize {
+    let items_max = per_chunk.clamp(1, DESCRIPTORS_MAX);
+    let sums = items.into_iter().scan(0, |bytes, item| {
+        *bytes += codec::length(item);
+        Some(*bytes)
+    });
+    let fitting = (0..items_max).zip(sums);
+    fitting
+        .take_while(|(index, bytes)| *index == 0 || *bytes <= CHUNK_BYTES_MAX)
+        .count()
 }
 
 #[cfg(test)]
@@ -223,37 +229,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_split_table_is_the_same_table_in_order() {
+    fn as_many_fit_as_are_asked_for_and_as_one_message_can_have_descriptors() {
         let slots: Vec<Slot> = (0..600).map(|n| slot(&n.to_string())).collect();
-        for per_chunk in [1, 7, DESCRIPTORS_MAX, usize::MAX] {
-            let chunks = Chunk::split(slots.clone(), per_chunk);
-            for (chunk, index) in chunks.iter().zip(0..) {
-                assert_eq!(chunk.chunk, index);
-                assert!((1..=per_chunk.min(DESCRIPTORS_MAX)).contains(&chunk.slots.len()));
-                assert_eq!(chunk.last, chunk.chunk as usize + 1 == chunks.len());
-            }
-            let joined: Vec<Slot> = chunks.into_iter().flat_map(|chunk| chunk.slots).collect();
-            assert_eq!(joined, slots);
-        }
+        assert_eq!(fitting(&slots, 7), 7);
+        assert_eq!(fitting(&slots, 0), 1);
+        assert_eq!(fitting(&slots, usize::MAX), DESCRIPTORS_MAX);
+        assert_eq!(fitting(&slots[..3], DESCRIPTORS_MAX), 3);
+        assert_eq!(fitting(&slots[..0], DESCRIPTORS_MAX), 0);
     }
 
     #[test]
     fn names_that_grow_when_written_still_fit_into_a_datagram() {
-        let slots = vec![slot(&"\u{1}".repeat(255)); 2 * DESCRIPTORS_MAX];
-        let chunks = Chunk::split(slots, DESCRIPTORS_MAX);
-        assert!(chunks.len() > 2);
-        for chunk in chunks {
-            assert!(codec::encode(&Message::Offer(chunk)).len() <= codec::DATAGRAM_MAX);
-        }
-    }
-
-    #[test]
-    fn an_empty_table_is_one_last_chunk() {
-        let chunks = Chunk::split(Vec::new(), 0);
-        let [only] = chunks.as_slice() else {
-            panic!("{chunks:?}");
+        let slots = vec![slot(&"\u{1}".repeat(255)); DESCRIPTORS_MAX];
+        let count = fitting(&slots, DESCRIPTORS_MAX);
+        assert!((1..DESCRIPTORS_MAX).contains(&count));
+        let chunk = Chunk {
+            slots: slots[..count].to_vec(),
+            ..Chunk::default()
         };
-        assert!(only.last && only.slots.is_empty());
+        let length = codec::encode(&Message::Offer(chunk)).len();
+        assert!((codec::DATAGRAM_MAX / 2..=codec::DATAGRAM_MAX).contains(&length));
     }
 
     fn slot(name: &str) -> Slot {

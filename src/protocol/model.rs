@@ -29,6 +29,7 @@ fn deadlines(standby: bool) -> Deadlines {
         flip: Duration::from_secs(1),
         bake: Duration::from_secs(10),
         exit: Duration::from_secs(5),
+        hard_stop: Duration::from_secs(900),
         standby: standby.then_some(Duration::from_secs(3600)),
     }
 }
@@ -44,6 +45,8 @@ struct World {
     incumbent_open: bool,
     shutting: bool,
     chunk: u32,
+    start_chunk: u32,
+    commit_chunk: u32,
     channel_held: bool,
     successor: Option<Successor>,
     successor_open: bool,
@@ -56,6 +59,12 @@ struct World {
     successor_knows: Knowledge,
     committed: bool,
     drained_uncommitted: bool,
+    /// The successor has shut its gates again.
+    reverted: bool,
+    /// The successor has been told to end the service, should it be the only one left.
+    ends_alone: bool,
+    may_let_go: bool,
+    let_go_early: bool,
     stopping: bool,
     rollback_asked: bool,
     upgrades_left: u8,
@@ -110,6 +119,8 @@ impl World {
             incumbent_open: true,
             shutting: false,
             chunk: 0,
+            start_chunk: 0,
+            commit_chunk: 0,
             channel_held: false,
             successor: None,
             successor_open: false,
@@ -122,6 +133,10 @@ impl World {
             successor_knows: Knowledge::Nothing,
             committed: false,
             drained_uncommitted: false,
+            reverted: false,
+            ends_alone: false,
+            may_let_go: false,
+            let_go_early: false,
             stopping: false,
             rollback_asked: false,
             upgrades_left: upgrades,
@@ -157,17 +172,28 @@ impl World {
                 self.chunk += 1;
             }
             Output::ShutGates { .. } => self.shutting = true,
-            Output::SendStart => self.to_successor.push_back(Message::Start(Chunk {
-                last: true,
-                ..Chunk::default()
-            })),
+            Output::SendStart => {
+                let (chunk, last) = (self.start_chunk, self.start_chunk + 1 == CHUNKS);
+                let slots = Vec::new();
+                self.to_successor
+                    .push_back(Message::Start(Chunk { chunk, last, slots }));
+                machine.handle_chunk_sent(chunk, last);
+                self.start_chunk += 1;
+            }
             Output::OpenGates => (self.incumbent_open, self.shutting) = (true, false),
             Output::SendCommit => {
-                self.to_successor
-                    .push_back(Message::Commit { elders: Vec::new() });
+                let (chunk, last) = (self.commit_chunk, self.commit_chunk + 1 == CHUNKS);
+                self.to_successor.push_back(Message::Commit {
+                    chunk,
+                    last,
+                    millis: 0,
+                    elders: Vec::new(),
+                });
+                machine.handle_chunk_sent(chunk, last);
+                self.commit_chunk += 1;
             }
             Output::Kill => self.killed = true,
-            Output::Release => {}
+            Output::Release { .. } => {}
             Output::Verdict(verdict) => {
                 self.channel_held = verdict == Verdict::Committed;
                 self.verdicts.push(match verdict {
@@ -198,18 +224,24 @@ impl World {
         use successor::Output;
         match output {
             Output::Send(message) => self.to_incumbent.push_back(message),
-            Output::Claim | Output::Drain { .. } | Output::Fail { .. } => {}
+            Output::Claim | Output::Fail { .. } => {}
+            Output::Drain { .. } => self.let_go_early |= !self.may_let_go,
             Output::OpenGates { .. } => self.opening = true,
-            Output::ShutGates => (self.successor_open, self.opening) = (false, false),
-            Output::Promote { .. } => self.committed = true,
+            Output::ShutGates => {
+                (self.successor_open, self.opening) = (false, false);
+                self.reverted = true;
+            }
+            Output::Promote => self.committed = true,
         }
     }
 
     fn launch(&mut self) {
         self.successor = Some(Successor::new(deadlines(false), now()));
         (self.successor_open, self.opening, self.extended) = (false, false, false);
-        (self.killed, self.shutting, self.chunk) = (false, false, 0);
+        (self.killed, self.shutting) = (false, false);
+        (self.chunk, self.start_chunk, self.commit_chunk) = (0, 0, 0);
         (self.channel_held, self.committed) = (true, false);
+        (self.reverted, self.may_let_go, self.ends_alone) = (false, false, false);
         self.incumbent_knows = Knowledge::Nothing;
         self.successor_knows = Knowledge::Nothing;
         self.to_incumbent = VecDeque::from([hello()]);
@@ -232,10 +264,9 @@ impl World {
 
     fn successor_is_ready(&self) -> bool {
         self.opening
-            || self
-                .successor
-                .as_ref()
-                .is_some_and(|machine| machine.is_serving() || machine.awaits_start())
+            || self.successor.as_ref().is_some_and(|machine| {
+                machine.is_serving() || machine.awaits_start() || machine.awaits_reopened()
+            })
     }
 }
 
@@ -382,8 +413,12 @@ impl Model for Handover {
                 next.with_incumbent(|machine| machine.handle_stop(now()));
             }
             Action::StopSuccessor => {
-                next.stopping = next.committed;
-                next.with_successor(|machine| machine.handle_stop(String::new()));
+                next.stopping |= next.committed;
+                // What becomes of the service is for the incumbent to say, while there is one.
+                let alone = next.successor_knows == Knowledge::Ended;
+                next.may_let_go |= next.committed || alone;
+                next.ends_alone = true;
+                next.with_successor(|machine| machine.handle_stop(now(), String::new()));
             }
             Action::DeliverToIncumbent => {
                 let message = next.to_incumbent.pop_front()?;
@@ -391,7 +426,15 @@ impl Model for Handover {
             }
             Action::DeliverToSuccessor => {
                 let message = next.to_successor.pop_front()?;
-                next.with_successor(|machine| machine.handle_message(message));
+                next.may_let_go |= message == Message::Reopened;
+                next.ends_alone |= matches!(
+                    message,
+                    Message::Stop {
+                        ends_service: true,
+                        ..
+                    }
+                );
+                next.with_successor(|machine| machine.handle_message(now(), message));
             }
             Action::GarbageToIncumbent => {
                 next.to_incumbent.pop_front()?;
@@ -399,7 +442,7 @@ impl Model for Handover {
             }
             Action::GarbageToSuccessor => {
                 next.to_successor.pop_front()?;
-                next.with_successor(|machine| machine.handle_broken(String::new()));
+                next.with_successor(|machine| machine.handle_broken(now(), String::new()));
             }
             Action::ClosedToIncumbent => {
                 next.incumbent_knows = Knowledge::Closed;
@@ -415,6 +458,7 @@ impl Model for Handover {
             }
             Action::EndedToSuccessor => {
                 next.successor_knows = Knowledge::Ended;
+                next.may_let_go |= next.ends_alone;
                 next.with_successor(Successor::handle_incumbent_exit);
             }
             Action::IncumbentDies => {
@@ -432,11 +476,15 @@ impl Model for Handover {
                     machine.handle_timeout(deadline);
                 }
             }),
-            Action::SuccessorTimesOut => next.with_successor(|machine| {
-                if let Some(deadline) = machine.poll_timeout() {
-                    machine.handle_timeout(deadline);
-                }
-            }),
+            Action::SuccessorTimesOut => {
+                let waits = next.successor.as_ref();
+                next.may_let_go |= waits.is_some_and(Successor::awaits_reopened);
+                next.with_successor(|machine| {
+                    if let Some(deadline) = machine.poll_timeout() {
+                        machine.handle_timeout(deadline);
+                    }
+                });
+            }
             Action::GatesShut => {
                 (next.shutting, next.incumbent_open) = (false, false);
                 next.with_incumbent(|machine| machine.handle_gates_shut(now()));
@@ -504,6 +552,10 @@ impl Model for Handover {
                 },
             ),
             Property::always(
+                "a successor whose gates were open leaves when somebody else serves, or is silent for too long",
+                |_, world: &World| !world.let_go_early,
+            ),
+            Property::always(
                 "a successor that was given up is dead or dying",
                 |_, world: &World| {
                     let alive_and_open = world.successor.is_some() && world.successor_open;
@@ -530,6 +582,13 @@ impl Model for Handover {
                 "the successor serves alone after the incumbent's death",
                 |_, world: &World| {
                     world.incumbent.is_none() && world.successor_open && world.committed
+                },
+            ),
+            Property::sometimes(
+                "an incumbent dies in the middle of a rollback and the successor serves again",
+                |_, world: &World| {
+                    let alone = world.incumbent.is_none() && world.reverted;
+                    alone && world.successor_open && world.committed
                 },
             ),
             Property::sometimes(

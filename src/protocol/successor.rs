@@ -2,16 +2,18 @@
 //!
 //! The same four kinds of methods as [`super::incumbent`]. The machine upholds:
 //!
-//! - I1: if the incumbent dies, a ready successor opens its gates without being told.
+//! - I1: if the incumbent dies, a ready successor opens its gates without being told; so does one that has just shut
+//!   them again, until the incumbent has said that its own are open.
 //! - I3: its gates open only when told to start, or when the incumbent is dead. A closed channel alone proves nothing:
 //!   an incumbent that lives has given this successor up and serves on.
 //! - I6: a wait for the incumbent ends with the incumbent's process; every other wait has a deadline.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::deadlines::Deadlines;
-use super::message::{Elder, Message, VERSION, VERSION_MIN};
+use super::message::{Message, VERSION, VERSION_MIN, millis};
 
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,12 +38,23 @@ enum State {
     },
     /// The application claims sockets and warms up.
     Warming,
-    AwaitStart,
+    AwaitStart {
+        chunk: u32,
+    },
     AwaitOpen,
-    /// Serving, and the incumbent is warm.
-    Baking,
+    /// Serving, and the incumbent is warm until the last chunk of the commit is here.
+    Baking {
+        chunk: u32,
+    },
     /// Serving, and nobody can take that back.
     Committed,
+    /// Its gates are shut again, but the incumbent may die before it has opened its own.
+    AwaitReopened {
+        reason: String,
+        /// Whether the service is to end with this generation, should it be the only one left.
+        ends_service: bool,
+        deadline: Instant,
+    },
     /// Its gates are shut for good; it finishes what it has begun and leaves.
     Stopped,
     /// It never served and never will.
@@ -60,13 +73,10 @@ pub(crate) enum Output {
         /// Nobody else is left to serve: open them whatever it takes.
         regardless: bool,
     },
-    /// Shut every gate; this has happened when the next output is asked for.
+    /// Shut every gate, and keep the sockets; this has happened when the next output is asked for.
     ShutGates,
-    /// This generation is the incumbent now.
-    Promote {
-        /// Older generations that still drain. Empty when the incumbent died before it could tell.
-        elders: Vec<Elder>,
-    },
+    /// This generation is the incumbent now, and watches over the elders that it has been told of.
+    Promote,
     /// Finish what is in flight and leave.
     Drain {
         /// Why.
@@ -100,12 +110,18 @@ impl Successor {
     /// Whether its gates are open by the machine's word.
     #[cfg(test)]
     pub(crate) fn is_serving(&self) -> bool {
-        matches!(self.state, State::Baking | State::Committed)
+        matches!(self.state, State::Baking { .. } | State::Committed)
     }
 
     #[cfg(test)]
     pub(crate) fn awaits_start(&self) -> bool {
-        self.state == State::AwaitStart
+        matches!(self.state, State::AwaitStart { .. })
+    }
+
+    /// Whether it would serve again, if the incumbent died.
+    #[cfg(test)]
+    pub(crate) fn awaits_reopened(&self) -> bool {
+        matches!(self.state, State::AwaitReopened { .. })
     }
 
     #[cfg(test)]
@@ -119,15 +135,17 @@ impl Successor {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let awaited = match self.state {
-            State::AwaitHello { deadline } | State::AwaitOffer { deadline, .. } => Some(deadline),
+            State::AwaitHello { deadline }
+            | State::AwaitOffer { deadline, .. }
+            | State::AwaitReopened { deadline, .. } => Some(deadline),
             _ => None,
         };
         awaited.into_iter().chain(self.unexplained).min()
     }
 
     /// The incumbent said something; its descriptors are in the driver's table already.
-    pub(crate) fn handle_message(&mut self, message: Message) {
-        match (&self.state, message) {
+    pub(crate) fn handle_message(&mut self, now: Instant, message: Message) {
+        match (&mut self.state, message) {
             (State::Committed | State::Stopped | State::Failed, _) => {}
             (State::AwaitHello { deadline }, Message::Hello(hello)) => {
                 let deadline = *deadline;
@@ -153,37 +171,70 @@ impl Successor {
                     };
                 }
             }
-            (State::AwaitStart, Message::Start(chunk)) if chunk.last => self.open(),
-            (State::AwaitStart, Message::Start(_)) => {}
-            (State::Baking, Message::Commit { elders }) => {
+            (State::AwaitStart { chunk }, Message::Start(start)) if start.chunk == *chunk => {
+                if start.last {
+                    self.open();
+                } else {
+                    *chunk += 1;
+                    self.push(Output::Send(Message::Received { chunk: start.chunk }));
+                }
+            }
+            (
+                State::Baking { chunk: next },
+                Message::Commit {
+                    chunk, last: false, ..
+                },
+            ) if chunk == *next => {
+                *next += 1;
+                self.push(Output::Send(Message::Received { chunk }));
+            }
+            (State::Baking { chunk: next }, Message::Commit { chunk, .. }) if chunk == *next => {
                 // The role's tokens move before the answer: the incumbent may leave the moment it has it.
-                self.promote(elders);
+                self.promote();
                 self.push(Output::Send(Message::Committed));
             }
-            (State::AwaitOpen | State::Baking, Message::Stop { reason }) => self.stop(reason),
-            (_, Message::Abort { reason }) => self.fail(reason),
+            (
+                State::AwaitOpen | State::Baking { .. },
+                Message::Stop {
+                    reason,
+                    ends_service,
+                },
+            ) => self.revert(now, reason, ends_service),
+            (State::AwaitReopened { reason, .. }, Message::Reopened) => {
+                let reason = mem::take(reason);
+                self.leave(reason);
+            }
+            (
+                State::AwaitReopened { ends_service, .. },
+                Message::Stop {
+                    ends_service: ends, ..
+                },
+            ) => *ends_service |= ends,
+            // What it said before it learned that the gates are shut.
+            (State::AwaitReopened { .. }, _) => {}
+            (_, Message::Abort { reason }) => self.handle_broken(now, reason),
             (_, message) => {
-                self.fail(format!(
-                    "the incumbent said {:?} out of turn",
-                    message.name()
-                ));
+                let reason = format!("the incumbent said {:?} out of turn", message.name());
+                self.handle_broken(now, reason);
             }
         }
     }
 
     /// The channel brought something that is no message, or lost descriptors.
-    pub(crate) fn handle_broken(&mut self, reason: String) {
+    pub(crate) fn handle_broken(&mut self, now: Instant, reason: String) {
         match self.state {
-            State::Committed | State::Stopped | State::Failed => {}
+            State::Committed | State::AwaitReopened { .. } | State::Stopped | State::Failed => {}
             // The incumbent has its reasons to believe us dead as well; it opens its gates when we say that we stop.
-            State::AwaitOpen | State::Baking => self.stop(reason),
+            State::AwaitOpen | State::Baking { .. } => self.revert(now, reason, false),
             _ => self.fail(reason),
         }
     }
 
     /// The incumbent's end of the channel is closed. Whether it died is not known yet.
     pub(crate) fn handle_closed(&mut self, now: Instant) {
-        if !self.alone && !self.is_settled() && self.unexplained.is_none() {
+        // Once the gates are shut again, the one wait covers both: a death, and a channel closed by one who lives.
+        let waits_already = matches!(self.state, State::AwaitReopened { .. });
+        if !self.alone && !self.is_settled() && !waits_already && self.unexplained.is_none() {
             self.unexplained = Some(now + self.deadlines.exit);
         }
     }
@@ -195,10 +246,19 @@ impl Successor {
             return;
         }
         self.alone = true;
-        match self.state {
+        match &mut self.state {
             State::AwaitHello { .. } | State::AwaitOffer { .. } => self.claim(),
-            State::AwaitStart => self.open(),
-            State::Baking => self.promote(Vec::new()),
+            State::AwaitStart { .. } => self.open(),
+            State::Baking { .. } => self.promote(),
+            State::AwaitReopened {
+                ends_service: true,
+                reason,
+                ..
+            } => {
+                let reason = mem::take(reason);
+                self.end_service(reason);
+            }
+            State::AwaitReopened { .. } => self.open(),
             _ => {}
         }
     }
@@ -218,7 +278,7 @@ impl Successor {
         if self.alone {
             return self.open();
         }
-        self.state = State::AwaitStart;
+        self.state = State::AwaitStart { chunk: 0 };
         self.push(Output::Send(Message::Ready { unclaimed }));
     }
 
@@ -227,9 +287,9 @@ impl Successor {
         if self.state != State::AwaitOpen {
             return;
         }
-        self.state = State::Baking;
+        self.state = State::Baking { chunk: 0 };
         if self.alone {
-            self.promote(Vec::new());
+            self.promote();
         } else {
             self.push(Output::Send(Message::Started));
         }
@@ -243,10 +303,16 @@ impl Successor {
     }
 
     /// The application gives up, or is told to stop, before or after the flip.
-    pub(crate) fn handle_stop(&mut self, reason: String) {
-        match self.state {
+    pub(crate) fn handle_stop(&mut self, now: Instant, reason: String) {
+        match &mut self.state {
             State::Stopped | State::Failed => {}
-            State::AwaitOpen | State::Baking | State::Committed => self.stop(reason),
+            State::AwaitOpen | State::Baking { .. } if self.alone => self.end_service(reason),
+            State::AwaitOpen | State::Baking { .. } => self.revert(now, reason, true),
+            State::AwaitReopened { ends_service, .. } => *ends_service = true,
+            State::Committed => {
+                self.push(Output::ShutGates);
+                self.leave(reason);
+            }
             _ => self.fail(reason),
         }
     }
@@ -254,9 +320,20 @@ impl Successor {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.unexplained.is_some_and(|deadline| now >= deadline) {
             self.unexplained = None;
-            self.handle_broken("the incumbent closed the channel and lives on".to_owned());
+            self.handle_broken(now, CLOSED.to_owned());
         } else if self.poll_timeout().is_some_and(|deadline| now >= deadline) {
-            self.fail("the incumbent did not offer its sockets in time".to_owned());
+            self.on_timeout();
+        }
+    }
+
+    fn on_timeout(&mut self) {
+        match &self.state {
+            // It lives and has the sockets: it serves when it goes on.
+            State::AwaitReopened { reason, .. } => {
+                let reason = format!("{reason}; the incumbent did not say in time that it serves");
+                self.leave(reason);
+            }
+            _ => self.fail("the incumbent did not offer its sockets in time".to_owned()),
         }
     }
 
@@ -279,22 +356,34 @@ impl Successor {
         });
     }
 
-    fn promote(&mut self, elders: Vec<Elder>) {
+    fn promote(&mut self) {
         self.state = State::Committed;
         self.unexplained = None;
-        self.push(Output::Promote { elders });
+        self.push(Output::Promote);
     }
 
-    fn stop(&mut self, reason: String) {
-        let was_committed = self.is_committed();
-        self.state = State::Stopped;
+    /// Shuts the gates, and keeps the sockets until the incumbent says that it serves.
+    fn revert(&mut self, now: Instant, reason: String, ends_service: bool) {
+        self.state = State::AwaitReopened {
+            reason: reason.clone(),
+            ends_service,
+            deadline: now + self.deadlines.exit,
+        };
         self.unexplained = None;
         self.push(Output::ShutGates);
-        if !was_committed {
-            self.tell(Message::Stopped {
-                reason: reason.clone(),
-            });
-        }
+        let millis = millis(self.deadlines.life());
+        self.push(Output::Send(Message::Stopped { reason, millis }));
+    }
+
+    /// The only one left, and nobody is to serve: what waits in the queues is the last that it takes.
+    fn end_service(&mut self, reason: String) {
+        self.promote();
+        self.leave(reason);
+    }
+
+    fn leave(&mut self, reason: String) {
+        self.state = State::Stopped;
+        self.unexplained = None;
         self.push(Output::Drain { reason });
     }
 
@@ -315,5 +404,129 @@ impl Successor {
 
     fn push(&mut self, output: Output) {
         self.outputs.push_back(output);
+    }
+}
+
+const CLOSED: &str = "the incumbent closed the channel and lives on";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn baking() -> Successor {
+        let deadlines = Deadlines {
+            start: SECOND,
+            start_max: SECOND,
+            flip: SECOND,
+            bake: SECOND,
+            exit: SECOND,
+            hard_stop: SECOND,
+            standby: None,
+        };
+        let mut machine = Successor::new(deadlines, Instant::now());
+        machine.state = State::Baking { chunk: 0 };
+        machine
+    }
+
+    fn stop(ends_service: bool) -> Message {
+        Message::Stop {
+            reason: "why".into(),
+            ends_service,
+        }
+    }
+
+    fn commit(chunk: u32, last: bool) -> Message {
+        Message::Commit {
+            chunk,
+            last,
+            millis: 0,
+            elders: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_role_is_taken_with_the_last_chunk_of_the_commit_and_not_before() {
+        let now = Instant::now();
+        let mut machine = baking();
+        machine.handle_message(now, commit(0, false));
+        let received = Output::Send(Message::Received { chunk: 0 });
+        assert_eq!(outputs(&mut machine), [received]);
+        assert!(!machine.is_committed());
+        machine.handle_message(now, commit(1, true));
+        let taken = [Output::Promote, Output::Send(Message::Committed)];
+        assert_eq!(outputs(&mut machine), taken);
+    }
+
+    fn reverting(now: Instant, ends_service: bool) -> Successor {
+        let mut machine = baking();
+        machine.handle_message(now, stop(ends_service));
+        let reason = "why".into();
+        let told = [
+            Output::ShutGates,
+            Output::Send(Message::Stopped {
+                reason,
+                millis: 2_000,
+            }),
+        ];
+        assert_eq!(outputs(&mut machine), told);
+        machine
+    }
+
+    fn drain(reason: &str) -> Output {
+        let reason = reason.into();
+        Output::Drain { reason }
+    }
+
+    fn outputs(machine: &mut Successor) -> Vec<Output> {
+        std::iter::from_fn(|| machine.poll_output()).collect()
+    }
+
+    #[test]
+    fn a_successor_that_is_rolled_back_lets_go_when_the_incumbent_serves_and_not_before() {
+        let now = Instant::now();
+        let mut machine = reverting(now, false);
+        // The incumbent had said this before it heard that the gates are shut.
+        machine.handle_message(now, commit(0, true));
+        machine.handle_message(now, stop(false));
+        machine.handle_closed(now);
+        machine.handle_broken(now, "garbage".into());
+        assert_eq!(outputs(&mut machine), []);
+        machine.handle_message(now, Message::Reopened);
+        assert_eq!(outputs(&mut machine), [drain("why")]);
+    }
+
+    #[test]
+    fn a_successor_that_is_rolled_back_does_not_wait_for_ever() {
+        let now = Instant::now();
+        let mut machine = reverting(now, false);
+        assert_eq!(machine.poll_timeout(), Some(now + SECOND));
+        machine.handle_timeout(now + SECOND);
+        let reason = "why; the incumbent did not say in time that it serves";
+        assert_eq!(outputs(&mut machine), [drain(reason)]);
+        machine.handle_incumbent_exit();
+        assert_eq!(outputs(&mut machine), []);
+    }
+
+    #[test]
+    fn a_service_that_is_to_end_ends_with_its_last_generation() {
+        let now = Instant::now();
+        let end = [Output::Promote, drain("why")];
+
+        let mut told_at_first = reverting(now, true);
+        told_at_first.handle_incumbent_exit();
+        assert_eq!(outputs(&mut told_at_first), end);
+
+        let mut told_later = reverting(now, false);
+        told_later.handle_message(now, stop(true));
+        told_later.handle_message(now, stop(false));
+        told_later.handle_incumbent_exit();
+        assert_eq!(outputs(&mut told_later), end);
+
+        let mut told_by_itself = reverting(now, false);
+        told_by_itself.handle_stop(now, "signal".into());
+        told_by_itself.handle_incumbent_exit();
+        assert_eq!(outputs(&mut told_by_itself), end);
     }
 }

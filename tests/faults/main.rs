@@ -10,7 +10,9 @@ mod rig;
 mod shim;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Write;
+use std::process::{Child, Command};
 use std::sync::Arc;
 
 use handover_load::Signal;
@@ -23,7 +25,7 @@ use self::rig::{
     DEADLINE, Generation, Rig, Verdict, ask, assert_descriptors, assert_kinds, assert_nothing_lost,
     assert_only_its_own_lost, kinds,
 };
-use self::shim::{Fault, Mode, Role, Switch};
+use self::shim::{Fault, Mode, Role, Switch, library};
 
 /// The calls of a function in one role, each of which fails in its turn.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +87,31 @@ async fn an_offer_that_is_too_much_in_flight_goes_on_in_smaller_chunks() {
     let series = Series::too_many_references(Mode::Once);
     let verdict = scenario_with(series.fault(OFFER), MORE).await.unwrap();
     assert!(matches!(verdict, Verdict::Committed(_)), "{verdict:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_or_commit_that_is_too_much_in_flight_goes_on_in_smaller_chunks() {
+    for message in [START, COMMIT] {
+        let fault = Series::too_many_references(Mode::Once).fault(message);
+        let (rig, first, switch) = Rig::start(|server, directory| {
+            server.env("TESTD_FLIP_BLOBS", "9");
+            Switch::install(&fault, directory.path(), server)
+        })
+        .await;
+        switch.arm();
+        rig.ask_for_upgrade(first);
+        let verdict = rig.verdict(first, 2).await;
+        assert!(
+            matches!(verdict, Verdict::Committed(_)),
+            "{fault}: {verdict:?}"
+        );
+        assert_eq!(switch.failed(), 1, "{fault}");
+        let second = rig.ready(2).await;
+        let whole = "9 of 9 blobs were passed";
+        rig.server.wait_for_line(whole, DEADLINE).await.unwrap();
+        rig.assert_served_by(second).await;
+        rig.stop(second).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,6 +209,36 @@ async fn an_incumbent_out_of_descriptors_serves_after_a_rollback_as_soon_as_it_h
     assert_only_its_own_lost(&load.stop().await);
     assert_descriptors(first, &before).await;
     rig.stop(first).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_whose_dead_incumbent_s_number_is_a_stranger_s_serves_at_once() {
+    let mut stranger = Stranger::new();
+    let (rig, first, plan) = Rig::start(|server, directory| {
+        let plan = directory.path().join("plan");
+        server
+            .env("LD_PRELOAD", library())
+            .env("PEER", stranger.0.id().to_string())
+            .env("TESTD_PLAN", &plan)
+            // Beyond every deadline of this test.
+            .env("TESTD_EXIT_MS", "60000");
+        plan
+    })
+    .await;
+    fs::write(&plan, "before-start=hold").unwrap();
+    rig.ask_for_upgrade(first);
+    let held = "held before-start pid ";
+    let held = rig.server.wait_for_line(held, DEADLINE).await.unwrap();
+    let successor = held.rsplit(' ').next().unwrap().parse().unwrap();
+    process::signal(first.pid, Signal::KILL).unwrap();
+    process::wait_gone(first.pid, DEADLINE).await.unwrap();
+    process::signal(successor, Signal::USR1).unwrap();
+    let second = rig.ready(2).await;
+    assert_eq!(second.pid, successor);
+    assert_eq!(ask(rig.address).await, 2);
+    rig.stop(second).await;
+    // It was neither waited for nor killed.
+    assert!(stranger.0.try_wait().unwrap().is_none());
 }
 
 fn all_series() -> Vec<Series> {
@@ -294,6 +351,22 @@ async fn scenario_with(fault: Fault, more: &str) -> Option<Verdict> {
     (failed > 0).then_some(verdict)
 }
 
+/// A process that has nothing to do with anything.
+struct Stranger(Child);
+
+impl Stranger {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 /// How many sockets are in a table twice.
 fn duplicates(table: &[String]) -> usize {
     let sockets = table.iter().filter(|target| target.starts_with("socket:"));
@@ -393,6 +466,9 @@ const FAILURES_MAX: usize = 50;
 const MORE: &str = "60";
 /// The message of an incumbent that carries its sockets, after its greeting.
 const OFFER: u32 = 2;
+/// Those behind it, in a handover of one offer.
+const START: u32 = 3;
+const COMMIT: u32 = 4;
 /// Scenarios at a time.
 const AT_ONCE: usize = 3;
 /// A handover with more calls than this is one that never ends.

@@ -3,6 +3,7 @@
  * FAULT=FUNCTION:N:once|ever:ERRNO:incumbent|successor
  * FAULT_ARMED=PATH   calls count, and fail, only while this file exists
  * FAULT_LOG=PATH     one line for each failure; with `once`, its existence says that the failure has been
+ * PEER=PID           whom a successor finds at the other end of its channel, if not who is there
  * SPAWN_CLOCK=PATH   one line for each posix_spawn: how many nanoseconds it took
  *
  * A process is a successor if it was started with HANDOVER_CHANNEL, for the rest of its life. Its calls count from the
@@ -129,8 +130,12 @@ int epoll_ctl(int epoll, int operation, int descriptor, struct epoll_event *even
 }
 
 int getsockopt(int socket, int level, int name, void *value, socklen_t *length) {
-  if (level == SOL_SOCKET && name == SO_PEERCRED) has_begun = 1;
-  return REAL(getsockopt)(socket, level, name, value, length);
+  int result = REAL(getsockopt)(socket, level, name, value, length);
+  if (level != SOL_SOCKET || name != SO_PEERCRED) return result;
+  has_begun = 1;
+  const char *peer = getenv("PEER");
+  if (peer != NULL && result == 0) ((struct ucred *)value)->pid = atoi(peer);
+  return result;
 }
 
 int fcntl(int descriptor, int command, ...) {

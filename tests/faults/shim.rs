@@ -101,7 +101,7 @@ impl fmt::Display for Role {
     }
 }
 
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     static COMPILED: OnceLock<TempDir> = OnceLock::new();
     COMPILED.get_or_init(compile).path().join(LIBRARY)
 }

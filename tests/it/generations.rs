@@ -98,6 +98,72 @@ async fn a_request_that_outstays_the_drain_deadline_is_cut_off_and_named() {
     assert!(request.finish().await.is_err());
 }
 
+/// Long enough to stop a successor in, short enough to wait for.
+const BAKE_MS: u32 = 2_000;
+/// It never leaves by itself, and none of the others has so short a deadline.
+const HANGS: &str = "hard-stop=100\nbefore-leave=hang";
+
+#[tokio::test]
+async fn an_elder_that_hangs_is_killed_at_its_own_hard_stop_whatever_that_of_the_others_is() {
+    let setup = Setup::new().with("TESTD_EXIT_MS", 100);
+    let service = setup.start().await;
+    let first = Upload::begin(service.web).await;
+    service.plan(HANGS);
+    let two = service.upgrade(1, 2).await;
+    let second = Upload::begin(service.web).await;
+    service.heal();
+    signal(two, Signal::HUP);
+    let three = service.ready(3).await;
+    service
+        .line("generation 2 outstayed its hard stop and was killed")
+        .await;
+    service.line("event 3 ElderGone { generation: 2").await;
+    assert!(second.finish().await.is_err());
+    assert_eq!(first.finish().await.unwrap(), answer(1, "upload 4\n"));
+    service.line("event 3 ElderGone { generation: 1").await;
+    service.assert_alone(three).await;
+}
+
+#[tokio::test]
+async fn an_elder_that_hangs_is_killed_at_its_own_hard_stop_by_a_generation_that_came_later() {
+    let setup = Setup::new().with("TESTD_EXIT_MS", 100);
+    // Long enough for the second generation to be gone by then.
+    fs::write(
+        setup.room.path().join("plan"),
+        "hard-stop=2000\nbefore-leave=hang",
+    )
+    .unwrap();
+    let service = setup.start().await;
+    service.heal();
+    let two = service.upgrade(1, 2).await;
+    service.upgrade(2, 3).await;
+    gone(two).await;
+    let killed = service.line("generation 1 outstayed its hard stop").await;
+    assert!(killed.starts_with("event 3 "), "{killed}");
+    gone(service.pid()).await;
+}
+
+#[tokio::test]
+async fn a_successor_that_hangs_after_its_stop_is_killed_at_its_own_hard_stop() {
+    let setup = Setup::new()
+        .with("TESTD_EXIT_MS", 100)
+        .with("TESTD_BAKE_MS", 60_000);
+    let service = setup.start().await;
+    service.plan(HANGS);
+    signal(service.pid(), Signal::HUP);
+    let successor = service.ready(2).await;
+    service.line("event 1 phase 2 baking").await;
+    let request = Upload::begin(service.web).await;
+    signal(successor, Signal::TERM);
+    service.line("event 1 rolled-back 2 ").await;
+    service
+        .line("generation 2 outstayed its hard stop and was killed")
+        .await;
+    assert!(request.finish().await.is_err());
+    service.assert_serving(1).await;
+    service.assert_alone(service.pid()).await;
+}
+
 #[tokio::test]
 async fn an_upgrade_from_code_gets_its_verdict_as_a_value() {
     let service = Setup::new().start().await;
@@ -138,11 +204,14 @@ async fn an_upgrade_from_code_during_another_one_is_refused() {
 }
 
 #[tokio::test]
-async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop() {
+async fn the_pid_file_names_the_incumbent_after_abort_rollback_success_and_is_gone_after_the_stop()
+{
     let room = tempfile::tempdir().unwrap();
     let file = room.path().join("testd.pid");
     let named = || named_in(&file);
-    let setup = Setup::new().with("TESTD_PID_FILE", file.display());
+    let setup = Setup::new()
+        .with("TESTD_PID_FILE", file.display())
+        .with("TESTD_BAKE_MS", BAKE_MS);
     let service = setup.start().await;
     assert_eq!(named(), service.pid());
 
@@ -152,37 +221,23 @@ async fn the_pid_file_names_who_serves_after_success_failure_rollback_and_stop()
     assert_eq!(named(), service.pid());
 
     service.heal();
-    let successor = service.upgrade(1, 3).await;
+    signal(service.pid(), Signal::HUP);
+    service.line("event 1 phase 3 baking").await;
+    assert_eq!(named(), service.pid());
+    let successor = service.ready(3).await;
+    signal(successor, Signal::TERM);
+    service.line("event 1 rolled-back 3 ").await;
+    gone(successor).await;
+    assert_eq!(named(), service.pid());
+
+    let successor = service.upgrade(1, 4).await;
     assert_eq!(named(), successor);
     gone(service.pid()).await;
     assert_eq!(named(), successor);
 
     signal(successor, Signal::TERM);
     service.server.wait_all_gone(DEADLINE).await.unwrap();
-    assert!(!file.exists());
     assert_eq!(fs::read_dir(room.path()).unwrap().count(), 0);
-}
-
-#[tokio::test]
-async fn the_pid_file_names_the_incumbent_in_the_bake_and_after_a_rollback() {
-    let room = tempfile::tempdir().unwrap();
-    let file = room.path().join("testd.pid");
-    let named = || named_in(&file);
-    let setup = Setup::new()
-        .with("TESTD_PID_FILE", file.display())
-        .with("TESTD_BAKE_MS", 60_000);
-    let service = setup.start().await;
-    signal(service.pid(), Signal::HUP);
-    service.line("event 1 phase 2 baking").await;
-    let successor = service.ready(2).await;
-    assert_eq!(named(), service.pid());
-    signal(successor, Signal::TERM);
-    service.line("event 1 rolled-back 2 ").await;
-    gone(successor).await;
-    assert_eq!(named(), service.pid());
-    signal(service.pid(), Signal::TERM);
-    service.server.wait_all_gone(DEADLINE).await.unwrap();
-    assert!(!file.exists());
 }
 
 #[tokio::test]

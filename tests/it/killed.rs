@@ -1,11 +1,12 @@
-//! Whoever is killed, and whenever: the other one serves, and only what the killed one had in flight is lost.
+//! Whoever is killed, and whenever: the other one serves, and only what the killed one had in flight is lost, which is
+//! nothing where it does not serve.
 
 use handover_load::process::descriptors;
-use handover_load::{Load, Signal};
+use handover_load::{Load, Report, Signal};
 
 use crate::support::{
-    DEADLINE, Service, Setup, assert_lost_only_what_was_in_flight, assert_no_failure, gone,
-    more_answers, signal, until_descriptors,
+    DEADLINE, Service, Setup, assert_lost_only_what_was_in_flight, assert_no_failure, connections,
+    eventually, gone, more_answers, settled, signal, until_descriptors,
 };
 
 const LONG_MS: u32 = 60_000;
@@ -68,7 +69,20 @@ impl Stuck {
         self.service.upgrade_again(incumbent).await;
     }
 
+    /// With what its clients had in flight.
     async fn kill_incumbent(self) {
+        let report = self.kill_incumbent_under_load().await;
+        assert_lost_only_what_was_in_flight(&report);
+    }
+
+    /// Once its gates are shut and it has told every client to go elsewhere: nobody notices.
+    async fn kill_idle_incumbent(self) {
+        let incumbent = self.service.pid();
+        eventually("clients of the incumbent", || connections(incumbent), 0).await;
+        assert_no_failure(&self.kill_incumbent_under_load().await);
+    }
+
+    async fn kill_incumbent_under_load(self) -> Report {
         let incumbent = self.service.pid();
         signal(incumbent, Signal::KILL);
         gone(incumbent).await;
@@ -77,11 +91,12 @@ impl Stuck {
             signal(self.successor, Signal::USR1);
         }
         more_answers(&self.load, 2).await;
-        assert_lost_only_what_was_in_flight(&self.load.stop().await);
+        let report = self.load.stop().await;
         self.service.heal();
         assert_eq!(self.service.ready(2).await, self.successor);
         self.service.assert_alone(self.successor).await;
         self.service.upgrade_again(self.successor).await;
+        report
     }
 }
 
@@ -160,6 +175,8 @@ async fn an_incumbent_killed_at_the_launch_is_replaced_by_the_successor() {
     let incumbent = stuck.service.pid();
     // Nobody has the sockets but the incumbent, so nobody is served until the successor has bound its own.
     drop(stuck.load);
+    // The successor may have come this far before the incumbent has greeted it, and would not know its number then.
+    settled(incumbent).await;
     signal(incumbent, Signal::KILL);
     // Collected as well, so that its number means nobody any more.
     stuck.service.server.exit_status(DEADLINE).await.unwrap();
@@ -189,14 +206,14 @@ async fn an_incumbent_killed_in_standby_is_replaced_by_the_successor() {
 #[tokio::test]
 async fn an_incumbent_killed_in_the_middle_of_a_flip_is_replaced_by_the_successor() {
     let stuck = Stuck::in_phase("flipping", flipping()).await;
-    stuck.kill_incumbent().await;
+    stuck.kill_idle_incumbent().await;
 }
 
 #[tokio::test]
 async fn an_incumbent_killed_in_the_bake_is_not_missed() {
     let stuck = Stuck::in_phase("baking", baking()).await;
     more_answers(&stuck.load, 2).await;
-    stuck.kill_incumbent().await;
+    stuck.kill_idle_incumbent().await;
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::process::{self, Command};
 
 use handover_load::Server;
 
-use crate::support::{DEADLINE, Setup, testd};
+use crate::support::{DEADLINE, Setup, eventually, testd};
 
 #[tokio::test]
 async fn an_upgrade_follows_the_link_to_the_current_release() {
@@ -88,6 +89,17 @@ async fn a_process_that_was_meant_to_be_a_successor_does_not_start_without_its_c
         "{log}"
     );
     assert!(!log.contains("listening"), "{log}");
+}
+
+#[tokio::test]
+async fn a_fresh_generation_that_is_given_up_frees_its_addresses_and_may_live_on() {
+    let setup = Setup::new();
+    fs::write(setup.room.path().join("plan"), "give-up=yes").unwrap();
+    let server = Server::spawn(setup.command).unwrap();
+    let address = server.address("web", DEADLINE).await.unwrap();
+    let bind = || TcpListener::bind(address).map(drop).map_err(|e| e.kind());
+    eventually("binding its address", bind, Ok(())).await;
+    assert_eq!(server.live(), [server.pid()]);
 }
 
 #[tokio::test]

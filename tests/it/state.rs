@@ -32,6 +32,19 @@ async fn a_counter_passed_at_the_flip_is_exact_and_one_passed_at_the_offer_is_ol
 }
 
 #[tokio::test]
+async fn a_state_of_the_flip_that_is_more_than_a_channel_holds_arrives_whole() {
+    let setup = Setup::new()
+        .with("TESTD_FLIP_BLOBS", MANY)
+        .with("TESTD_FLIP_MS", 20_000);
+    let service = setup.start().await;
+    service.upgrade(1, 2).await;
+    service
+        .line(&format!("{MANY} of {MANY} blobs were passed"))
+        .await;
+    service.assert_serving(2).await;
+}
+
+#[tokio::test]
 async fn a_descriptor_passed_at_the_offer_reaches_the_successor() {
     let service = Setup::new().with("TESTD_STATE", 1).start().await;
     service.upgrade(1, 2).await;
@@ -93,3 +106,7 @@ async fn what_a_successor_says_while_it_starts_reaches_the_log() {
     service.upgrade(1, 2).await;
     service.line("before-ready").await;
 }
+
+/// Together longer than the kernel lets a socket hold (net.core.wmem_default, socket(7)), and fewer than the descriptors
+/// that a process may have.
+const MANY: usize = 800;

@@ -1,16 +1,20 @@
 //! A testd with its settings, its plan and its clients.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
-use handover_load::process::{descriptors, eventually, is_alive, wait_gone};
+use handover_load::process::{self, descriptors, is_alive, wait_gone};
 use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -45,6 +49,9 @@ pub(crate) struct Answer {
 
 /// A request that is being answered for as long as its client wants.
 pub(crate) struct Upload(TcpStream);
+
+/// A request of a client that is connected, whoever will accept it.
+pub(crate) struct Asked(TcpStream);
 
 impl Setup {
     /// Commits with the flip, listens on an address that no other test uses, and its program can be replaced.
@@ -198,6 +205,18 @@ impl Upload {
     }
 }
 
+impl Asked {
+    pub(crate) async fn begin(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&request("/")).await.unwrap();
+        Self(stream)
+    }
+
+    pub(crate) async fn answer(self) -> io::Result<Answer> {
+        exchange(self.0, b"").await
+    }
+}
+
 pub(crate) fn answer(generation: u64, text: &str) -> Answer {
     Answer {
         generation,
@@ -280,14 +299,22 @@ fn parsed(received: &str) -> Option<Answer> {
 
 /// Until a process has exactly these descriptors.
 pub(crate) async fn until_descriptors(pid: u32, wanted: Vec<String>) {
-    let look = || descriptors(pid).unwrap();
-    let shown = eventually("descriptors", look, wanted, DEADLINE).await;
-    shown.unwrap();
+    eventually("descriptors", || descriptors(pid).unwrap(), wanted).await;
+}
+
+/// Looks until what it sees is what is wanted.
+pub(crate) async fn eventually<T: PartialEq + Debug>(
+    what: &str,
+    look: impl FnMut() -> T,
+    wanted: T,
+) {
+    let seen = process::eventually(what, look, wanted, DEADLINE).await;
+    seen.unwrap();
 }
 
 /// Sends a signal to a process that must be alive.
 pub(crate) fn signal(pid: u32, with: Signal) {
-    handover_load::process::signal(pid, with).unwrap();
+    process::signal(pid, with).unwrap();
 }
 
 pub(crate) async fn gone(pid: u32) {
@@ -295,10 +322,97 @@ pub(crate) async fn gone(pid: u32) {
     assert!(!is_alive(pid));
 }
 
+/// Keeps a server's process group tied to our session. The kernel sends SIGHUP and SIGCONT to a group that loses its
+/// last tie while one of it is stopped (setpgid(2)), which an upgrade and a thaw nobody asked for would be.
+pub(crate) struct Tether(Child);
+
+impl Tether {
+    pub(crate) fn of(group: u32) -> Self {
+        let mut idle = Command::new("sleep");
+        idle.arg("1000").process_group(group.cast_signed());
+        Self(idle.spawn().unwrap())
+    }
+}
+
+impl Drop for Tether {
+    fn drop(&mut self) {
+        // It may have been killed with the group.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Stops every thread of a process, as a debugger or an exhausted host would. It does nothing more when this returns.
+pub(crate) async fn freeze(pid: u32) {
+    signal(pid, Signal::STOP);
+    eventually("threads that run", || running_threads(pid), 0).await;
+}
+
+/// Until a process has done all that it was given to do: between two looks every thread has slept, and none has run. A
+/// thread is awake from the signal on that is sent to it, and until it has woken whoever goes on.
+pub(crate) async fn settled(pid: u32) {
+    let last = RefCell::new(Vec::new());
+    let rests = || {
+        let now = activity(pid);
+        let rests = now == *last.borrow() && now.iter().all(|text| text.contains("State:\tS"));
+        last.replace(now);
+        rests
+    };
+    eventually("threads at rest", rests, true).await;
+}
+
+/// Of every thread: its state, and how often it has run.
+fn activity(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let wanted = |line: &&str| line.starts_with("State:") || line.contains("ctxt_switches:");
+    texts
+        .map(|text| text.lines().filter(wanted).collect())
+        .collect()
+}
+
+pub(crate) fn thaw(pid: u32) {
+    signal(pid, Signal::CONT);
+}
+
+fn running_threads(pid: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let states = tasks.filter_map(|task| stat(&task.path(), STATE));
+    states.filter(|state| state != "T").count()
+}
+
+/// How many sockets a process has twice.
+pub(crate) fn duplicates(pid: u32) -> usize {
+    let table = descriptors(pid).unwrap();
+    let sockets = table.iter().filter(|target| target.starts_with("socket:"));
+    let different: BTreeSet<_> = sockets.clone().collect();
+    sockets.count() - different.len()
+}
+
+/// How many clients are connected to a process.
+pub(crate) fn connections(pid: u32) -> usize {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let held = descriptors(pid).unwrap();
+    let of_it = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_established = *fields.get(3)? == "01";
+        let socket = format!("socket:[{}]", fields.get(9)?);
+        (is_established && held.contains(&socket)).then_some(())
+    });
+    of_it.count()
+}
+
+/// proc_pid_stat(5): the name in field 2 may have any character in it, so fields are counted from behind it.
+fn stat(of: &Path, field: usize) -> Option<String> {
+    let stat = fs::read_to_string(of.join("stat")).ok()?;
+    let behind_name = stat.rsplit_once(") ")?.1;
+    behind_name.split(' ').nth(field).map(str::to_owned)
+}
+
 /// An address on loopback whose port nobody has: each process and each call has another one.
 pub(crate) fn free_address() -> SocketAddr {
     static NEXT: AtomicU8 = AtomicU8::new(2);
-    let [.., high, low] = process::id().to_be_bytes();
+    let [.., high, low] = std::process::id().to_be_bytes();
     let last = NEXT.fetch_add(1, Ordering::Relaxed);
     (Ipv4Addr::new(127, high, low, last), PORT).into()
 }
@@ -348,6 +462,7 @@ fn number_at_the_end(line: &str) -> u32 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+const STATE: usize = 0;
 const PROGRAM: &str = "program";
 const PLAN: &str = "plan";
 const PORT: u16 = 4080;

@@ -37,6 +37,9 @@ impl Passed {
         if setting("TESTD_QUIET").is_none() {
             println!("passed offered {offered:?} flipped {flipped:?} note {note:?}");
         }
+        if let Some(count) = setting("TESTD_FLIP_BLOBS").and_then(|count| count.parse().ok()) {
+            pass_many(generation, count)?;
+        }
         if let Some(hold) = millis("TESTD_FLIP_HOLD_MS") {
             generation.on_flip(move |_| {
                 pause(hold);
@@ -73,6 +76,25 @@ impl Passed {
     fn text(&self) -> String {
         self.count.load(Ordering::Relaxed).to_string()
     }
+}
+
+/// Blobs at the flip, each with a name as long as a name can be and its number in it.
+fn pass_many(generation: &Serving, count: usize) -> Result<(), Box<dyn Error>> {
+    let name = |n: usize| format!("{n:0>255}");
+    let state = generation.state();
+    let mut whole = 0;
+    for n in 0..count {
+        whole += usize::from(number(state.blob(&name(n))?)? == Some(n as u64));
+    }
+    drop(state);
+    println!("{whole} of {count} blobs were passed");
+    generation.on_flip(move |offer| {
+        for n in 0..count {
+            offer.blob(name(n), n.to_string());
+        }
+        Ok(())
+    });
+    Ok(())
 }
 
 fn number(blob: Option<Vec<u8>>) -> Result<Option<u64>, Box<dyn Error>> {

@@ -16,12 +16,14 @@ mod passed;
 mod plan;
 
 use std::error::Error;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use handover::http::Server;
 use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use self::passed::Passed;
@@ -39,7 +41,7 @@ async fn main() -> Outcome {
     let is_successor = setting("HANDOVER_CHANNEL").is_some();
     let plan = Plan::read();
     plan.act("before-start").await;
-    let mut starting = builder().start().await?;
+    let mut starting = builder(&plan).start().await?;
     plan.act("after-start").await;
     if let Some(extension) = plan.millis("extend") {
         starting.extend(extension);
@@ -47,6 +49,10 @@ async fn main() -> Outcome {
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
     plan.act("before-ready").await;
+    if plan.get("give-up").is_some() {
+        drop(starting);
+        return pending().await;
+    }
     let events = starting.events();
     let generation = starting.ready().await?;
     passed.take_part(&generation)?;
@@ -56,6 +62,8 @@ async fn main() -> Outcome {
         None => tokio::spawn(tell(number, events, stall_of(is_successor))),
         Some(_) => tokio::spawn(tell_briefly(number, events)),
     };
+    let told = signal(SignalKind::user_defined2())?;
+    tokio::spawn(roll_back_when_told(generation.clone(), told));
     println!("ready {} pid {}", generation.number(), std::process::id());
     tokio::spawn({
         let plan = plan.clone();
@@ -64,13 +72,14 @@ async fn main() -> Outcome {
     sockets
         .serve(&generation, &app::app(&generation, passed))
         .await;
+    plan.act("before-leave").await;
     // The verdict by which it leaves is told before it does.
     telling.await?;
     println!("left {}", generation.number());
     Ok(())
 }
 
-fn builder() -> Builder {
+fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
     let durations: [(&str, SetDuration); 8] = [
         ("TESTD_BAKE_MS", Builder::bake),
@@ -86,6 +95,9 @@ fn builder() -> Builder {
         if let Some(duration) = millis(name) {
             builder = set(builder, duration);
         }
+    }
+    if let Some(duration) = plan.millis("hard-stop") {
+        builder = builder.hard_stop(duration);
     }
     if let Some(count) = setting("TESTD_GENERATIONS").and_then(|count| count.parse().ok()) {
         builder = builder.generations_max(count);
@@ -185,6 +197,14 @@ async fn echo(number: u64, udp: UdpSocket) {
         let _ = udp
             .send_to(format!("{number} {text}").as_bytes(), peer)
             .await;
+    }
+}
+
+/// SIGUSR2 undoes the upgrade under way.
+async fn roll_back_when_told(generation: Serving, mut told: Signal) {
+    while told.recv().await.is_some() {
+        // Where the runtime shuts down there is nothing to undo.
+        let _ = generation.rollback("an operator asked for it");
     }
 }
 
