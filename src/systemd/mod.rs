@@ -6,3 +6,4 @@
 pub(crate) mod notify;
 #[cfg(test)]
 mod testing;
+pub(crate) mod watchdog;
