@@ -474,6 +474,7 @@ mod tests {
             name: name.into(),
             kind,
             inode: None,
+            keeper: None,
         }
     }
 
