@@ -3,6 +3,8 @@
 //! Nothing here decides when to speak; the driver does. Nothing here fails the service: a manager that is gone, slow or
 //! an old version is a problem in words.
 
+pub(crate) mod activation;
+mod names;
 pub(crate) mod notify;
 #[cfg(test)]
 mod testing;
