@@ -364,6 +364,7 @@ mod tests {
             name: "web".into(),
             kind: SlotKind::Tcp,
             inode: None,
+            keeper: None,
         };
         Message::Offer(Chunk {
             chunk: 0,

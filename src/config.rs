@@ -33,6 +33,8 @@ pub const DEAF_RETRY: Duration = Duration::from_millis(5);
 pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a final stop goes on accepting after it refuses new connections, for handshakes under way: 100 ms.
 pub const STOP_SETTLE: Duration = Duration::from_millis(100);
+/// How long the service manager may take to read a notice, and to answer that it has read all: 5 s.
+pub const NOTIFY_DEADLINE: Duration = Duration::from_secs(5);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.

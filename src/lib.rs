@@ -72,6 +72,11 @@ mod channel;
 mod listen;
 mod pid_file;
 pub mod state;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the driver is about to speak through it")
+)]
+mod systemd;
 
 mod launch;
 

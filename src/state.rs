@@ -127,6 +127,7 @@ fn slot_of((name, Item { kind, content }): (String, Item)) -> Result<(Slot, Owne
         name,
         kind,
         inode: None,
+        keeper: None,
     };
     Ok((slot, descriptor))
 }
@@ -206,6 +207,7 @@ mod tests {
             name: "keys".into(),
             kind: SlotKind::Blob,
             inode: None,
+            keeper: None,
         };
         assert!(state.insert(slot, null()).is_none());
         assert!(state.blob("keys").is_err());
@@ -217,6 +219,7 @@ mod tests {
             name: "web".into(),
             kind: SlotKind::Tcp,
             inode: None,
+            keeper: None,
         };
         let mut state = State::default();
         assert!(state.insert(slot, null()).is_some());

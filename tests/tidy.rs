@@ -15,6 +15,7 @@ const RANKS: &[(&str, u32)] = &[
     ("listen", 20),
     ("pid_file", 20),
     ("state", 20),
+    ("systemd", 20),
     ("launch", 30),
     ("trigger", 40),
     ("driver", 50),

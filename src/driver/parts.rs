@@ -132,6 +132,7 @@ mod tests {
             name: format!("{n:0>250}"),
             kind: SlotKind::Blob,
             inode: None,
+            keeper: None,
         };
         (0..count).map(|n| (slot(n), Arc::clone(&null))).collect()
     }

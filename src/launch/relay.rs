@@ -204,6 +204,7 @@ fn slot(name: &str) -> Slot {
         name: name.into(),
         kind: SlotKind::Descriptor,
         inode: None,
+        keeper: None,
     }
 }
 

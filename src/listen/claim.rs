@@ -87,6 +87,7 @@ impl Held {
                 name: request.name.to_owned(),
                 kind: request.kind,
                 inode,
+                keeper: None,
             },
             address,
             socket: Arc::new(socket),

@@ -489,6 +489,7 @@ mod tests {
             name: name.into(),
             kind,
             inode: None,
+            keeper: None,
         }
     }
 

@@ -43,7 +43,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::super::message::{Chunk, Elder, Hello, Slot, SlotKind};
+    use super::super::message::{Chunk, Elder, Hello, Keeper, Slot, SlotKind};
     use super::*;
 
     #[test]
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn there_is_a_sample_and_a_golden_file_of_every_message() {
         let sampled: BTreeSet<String> = samples().iter().map(name).collect();
-        let golden: BTreeSet<String> = golden().into_iter().map(|(stem, _)| stem).collect();
+        let golden: BTreeSet<String> = golden().iter().map(|(stem, _)| sample_of(stem)).collect();
         assert_eq!(sampled, every_name());
         assert_eq!(golden, every_name());
     }
@@ -74,9 +74,29 @@ mod tests {
     fn golden_files_are_read_and_written_byte_for_byte() {
         for (stem, body) in golden() {
             let message = decode(&body).unwrap();
-            assert_eq!(name(&message), stem);
+            assert_eq!(sample_of(&stem), name(&message));
             assert_eq!(encode(&message), body, "{stem}");
         }
+    }
+
+    #[test]
+    fn a_slot_without_a_keeper_is_nobody_elses_and_one_of_a_newer_kind_is_somebodys() {
+        let keepers = |stem: &str| {
+            let body = fs::read(repository(&format!("tests/wire/v1/{stem}.json"))).unwrap();
+            let Ok(Message::Offer(chunk)) = decode(&body) else {
+                panic!("not an offer");
+            };
+            let slots = chunk.slots.into_iter();
+            slots.map(|slot| slot.keeper).collect::<Vec<_>>()
+        };
+        assert_eq!(keepers("offer"), [None; 5]);
+        let kept = [Some(Keeper::Unit), Some(Keeper::Store), None];
+        assert_eq!(keepers("offer-kept"), kept);
+        let body = br#"{"type":"offer","chunk":0,"last":true,"slots":[{"name":"a","kind":"tcp","keeper":"cloud"}]}"#;
+        let Ok(Message::Offer(chunk)) = decode(body) else {
+            panic!("not an offer");
+        };
+        assert_eq!(chunk.slots[0].keeper, Some(Keeper::Unknown));
     }
 
     #[test]
@@ -128,6 +148,7 @@ mod tests {
             name: name.into(),
             kind,
             inode,
+            keeper: None,
         };
         vec![
             Message::Hello(Hello {
@@ -193,6 +214,11 @@ mod tests {
                 reason: "binding \"web\": address in use".into(),
             },
         ]
+    }
+
+    /// The message that a file is an example of; what follows a hyphen is what is special about it.
+    fn sample_of(stem: &str) -> String {
+        stem.split('-').next().unwrap_or_default().to_owned()
     }
 
     fn name(message: &Message) -> String {

@@ -136,6 +136,22 @@ pub(crate) struct Slot {
     /// For a Unix socket with a path: device and inode of the path when it was bound, so that only its owner unlinks it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) inode: Option<(u64, u64)>,
+    /// Why the service manager holds the socket too, if it does: nobody may refuse its clients, even at a final stop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) keeper: Option<Keeper>,
+}
+
+/// Why the service manager holds a socket too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Keeper {
+    /// A unit of its own says where the socket is bound; its path is the manager's.
+    Unit,
+    /// A generation bound it and has the manager keep it under this name.
+    Store,
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a slot's descriptor is.
@@ -256,6 +272,7 @@ mod tests {
             name: name.into(),
             kind: SlotKind::Tcp,
             inode: None,
+            keeper: None,
         }
     }
 }

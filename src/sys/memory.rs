@@ -38,6 +38,11 @@ pub(crate) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether this is a memory file, sealed or not: only such a file has seals to ask for.
+pub(crate) fn is_memory(file: BorrowedFd<'_>) -> bool {
+    fcntl(file, FcntlArg::F_GET_SEALS).is_ok()
+}
+
 fn create(name: &CStr) -> nix::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     // Where vm.memfd_noexec is 2 the kernel refuses a file that could be executed; before Linux 6.3 it does not know
@@ -79,6 +84,13 @@ mod tests {
         assert!(file.write_at(b"F", 0).is_err());
         assert!(file.set_len(0).is_err());
         assert!(file.set_len(100).is_err());
+    }
+
+    #[test]
+    fn a_memory_file_is_told_from_other_files() {
+        assert!(is_memory(create(c"test").unwrap().as_fd()));
+        assert!(!is_memory(File::open("/dev/null").unwrap().as_fd()));
+        assert!(!is_memory(io::pipe().unwrap().0.as_fd()));
     }
 
     #[test]

@@ -1,0 +1,11 @@
+//! The service manager: telling it what goes on, and taking back what it has kept.
+//!
+//! Nothing here decides when to speak; the driver does. Nothing here fails the service: a manager that is gone, slow or
+//! an old version is a problem in words.
+
+pub(crate) mod activation;
+mod names;
+pub(crate) mod notify;
+#[cfg(test)]
+mod testing;
+pub(crate) mod watchdog;
