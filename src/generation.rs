@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::Config;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
+use crate::driver::manager::ServiceManager;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -200,7 +201,15 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
-        let driver = Driver::new(shared.clone(), config, launcher, inbox, own_signals);
+        let manager = ServiceManager::of(snapshot, channel.is_none());
+        let driver = Driver::new(
+            shared.clone(),
+            config,
+            launcher,
+            inbox,
+            own_signals,
+            manager,
+        );
         // It is moved to a task of its own later, and is not small.
         let mut driver = Box::new(driver);
         if let Some(channel) = channel {

@@ -21,6 +21,9 @@ use crate::sys::descriptors;
 use crate::sys::environment::{CHANNEL, Snapshot};
 use crate::sys::process::{Pidfd, Spawn, discard, spawn};
 
+/// What the service manager tells the service and not one process of it.
+const FOR_EVERY_GENERATION: [&str; 2] = ["NOTIFY_SOCKET", "WATCHDOG_USEC"];
+
 /// Starts successors, each as this process was started.
 #[derive(Debug)]
 pub(crate) struct Launcher {
@@ -60,7 +63,7 @@ impl Launcher {
         Self {
             snapshot: snapshot.clone(),
             program: config.program.clone(),
-            env: environment(&snapshot.env, &config.extra_env),
+            env: environment(snapshot, &config.extra_env),
             capture_stderr: config.capture_stderr,
             blocked: config.upgrade_signal.into_iter().collect(),
         }
@@ -137,13 +140,14 @@ pub(crate) fn inherited(value: &OsStr) -> Inherited {
     Inherited::NotForUs
 }
 
-/// The recorded variables, with the extra ones in the place of those of the same name.
-fn environment(
-    recorded: &[(OsString, OsString)],
-    extra: &[(OsString, OsString)],
-) -> Vec<(OsString, OsString)> {
+/// The recorded variables, with the extra ones in the place of those of the same name, and what a successor needs to
+/// talk to the service manager once it is the main process. Its own start takes that away from helpers.
+fn environment(snapshot: &Snapshot, extra: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
     let replaced = |name: &OsString| extra.iter().any(|(other, _)| other == name);
-    let kept = recorded.iter().filter(|(name, _)| !replaced(name));
+    let manager = snapshot.service_manager.iter();
+    let manager = manager.filter(|(name, _)| FOR_EVERY_GENERATION.iter().any(|it| name == it));
+    let recorded = snapshot.env.iter().chain(manager);
+    let kept = recorded.filter(|(name, _)| !replaced(name));
     kept.chain(extra)
         .filter(|(name, _)| name != CHANNEL)
         .cloned()
@@ -210,7 +214,9 @@ mod tests {
         let mut snapshot = shell("exec env");
         snapshot.env.push(("KEPT".into(), "1".into()));
         snapshot.env.push(("CHANGED".into(), "1".into()));
-        snapshot.service_manager = vec![("NOTIFY_SOCKET".into(), "@n".into())];
+        snapshot.service_manager = ["NOTIFY_SOCKET", "WATCHDOG_PID", "LISTEN_FDS"]
+            .map(|name| (name.into(), "1".into()))
+            .into();
         snapshot.channel = Some("9:9:9".into());
         let config = Config {
             extra_env: vec![
@@ -227,7 +233,7 @@ mod tests {
             .filter(|name| !["_", "PWD", "SHLVL", "OLDPWD"].contains(name))
             .collect();
         names.sort_unstable();
-        assert_eq!(names, ["CHANGED", CHANNEL, "KEPT", "PATH"]);
+        assert_eq!(names, ["CHANGED", CHANNEL, "KEPT", "NOTIFY_SOCKET", "PATH"]);
         assert!(words.contains("CHANGED=2\n"));
         assert!(!words.contains("9:9:9") && !words.contains("8:8:8"));
     }

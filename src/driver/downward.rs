@@ -89,8 +89,12 @@ impl Driver {
         match heard {
             Heard::Message(message, _) => {
                 let offered = self.offered();
+                let takes_longer = matches!(message, Message::Extend { .. });
                 self.note(&message, now);
                 self.incumbent.handle_message(now, message, offered);
+                if takes_longer {
+                    self.announce_phase();
+                }
             }
             Heard::Closed => {
                 self.with_link(|link| link.channel = None);
@@ -432,6 +436,7 @@ impl Driver {
             _ => {}
         }
         let (successor, after) = (down.generation, now - down.asked_at);
+        self.announce_phase();
         self.shared.emit(Event::Phase {
             successor,
             phase,
@@ -462,7 +467,8 @@ impl Driver {
                 committed_after: after,
             }));
         }
-        if let Some(link) = down.link {
+        if let Some(mut link) = down.link {
+            self.announce_successor(generation, pid, link.channel.take());
             // As long as this process lives it is the parent, and nobody else can collect the successor.
             tokio::spawn(link.collect_when_gone());
         }
@@ -477,6 +483,9 @@ impl Driver {
             self.write_pid_file();
         }
         let serving = !self.incumbent.is_leaving();
+        if serving {
+            self.announce_failure(down.generation, phase, reason);
+        }
         let (successor, after) = (down.generation, down.asked_at.elapsed());
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
             .because(reason.to_owned())

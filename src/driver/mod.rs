@@ -6,6 +6,7 @@
 mod downward;
 mod elders;
 mod link;
+pub(crate) mod manager;
 mod parts;
 pub(crate) mod shared;
 mod upward;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::downward::Downward;
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
+use self::manager::ServiceManager;
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::upward::Upward;
 use crate::channel::Channel;
@@ -36,6 +38,7 @@ use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN};
 use crate::protocol::successor::Successor;
 use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
+use crate::systemd::notify::Notice;
 use crate::trigger::{Signals, Trigger};
 
 /// Descriptors that a successor needs beside its sockets: state, standard error, what it opens while it warms up.
@@ -49,6 +52,7 @@ pub(crate) struct Driver {
     launcher: Launcher,
     commands: mpsc::UnboundedReceiver<Command>,
     signals: Signals,
+    manager: ServiceManager,
     generation: u64,
     next_generation: u64,
     role: Role,
@@ -89,6 +93,7 @@ enum Input {
     ElderGone(elders::Elder),
     Command(Command),
     Trigger(Trigger),
+    ManagerProblem(String),
     Time,
 }
 
@@ -99,6 +104,7 @@ impl Driver {
         launcher: Launcher,
         commands: mpsc::UnboundedReceiver<Command>,
         signals: Signals,
+        manager: ServiceManager,
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
         Self {
@@ -107,6 +113,7 @@ impl Driver {
             launcher,
             commands,
             signals,
+            manager,
             generation: 1,
             next_generation: 2,
             role: Role::Starting,
@@ -197,10 +204,13 @@ impl Driver {
 
     /// The application needs longer to warm up.
     pub(crate) fn extend(&mut self, by: Duration) {
-        if let Some(up) = &mut self.up {
-            up.machine.handle_extend(by);
+        match &mut self.up {
+            Some(up) => {
+                up.machine.handle_extend(by);
+                self.perform_upward();
+            }
+            None => self.manager.tell(Notice::new().extend_timeout(by)),
         }
-        self.perform_upward();
     }
 
     /// The application gives up before it is ready.
@@ -254,6 +264,7 @@ impl Driver {
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
+            problem = self.manager.problem() => Input::ManagerProblem(problem),
             () = when(deadline.map(|at| tokio::time::sleep_until(at.into()))) => Input::Time,
         }
     }
@@ -269,6 +280,7 @@ impl Driver {
             Input::Command(command) => self.handle_command(command),
             Input::Trigger(Trigger::Upgrade) => self.upgrade(None),
             Input::Trigger(Trigger::Stop) => self.stop(),
+            Input::ManagerProblem(problem) => self.shared.warn(problem),
             Input::Time => self.time_passed(),
         }
     }
@@ -281,6 +293,7 @@ impl Driver {
             self.incumbent.poll_timeout(),
             waiting,
             self.elders.next_kill(),
+            self.manager.next_pet(),
         ]
         .into_iter()
         .flatten()
@@ -292,6 +305,7 @@ impl Driver {
         self.hear_rest_of_incumbent();
         self.hear_rest_of_successor();
         let now = Instant::now();
+        self.manager.pet_if_due(now);
         if let Some(up) = &mut self.up {
             up.machine.handle_timeout(now);
         }
@@ -339,6 +353,7 @@ impl Driver {
             generation: self.generation,
         });
         self.become_incumbent();
+        self.announce();
         Ok(())
     }
 
@@ -375,6 +390,7 @@ impl Driver {
                 self.elders.describe()
             );
             self.shared.warn(reason);
+            self.announce_upgrade();
             self.next_generation += 1;
             self.waiting = Some((down, Instant::now() + self.config.capacity));
         }
@@ -382,6 +398,7 @@ impl Driver {
 
     fn start_upgrade(&mut self, down: Downward) {
         self.down = Some(down);
+        self.announce_upgrade();
         // Refused only while one is under way, which `upgrade` has looked at.
         let begun = self.incumbent.handle_upgrade(Instant::now());
         debug_assert!(begun.is_ok());
@@ -407,6 +424,7 @@ impl Driver {
     }
 
     fn refuse(&self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
+        self.announce_refusal(&reason);
         self.shared.emit(Event::Refused {
             reason: reason.clone(),
         });
@@ -468,6 +486,7 @@ impl Driver {
         self.shared.emit(Event::Draining { in_flight, reason });
         let (shared, deadline) = (self.shared.clone(), self.config.flip);
         if ends_service {
+            self.announce_stop(self.config.hard_stop);
             // A stop in the middle of an upgrade finds them shut, and connections waiting.
             shared.table.open_all_regardless();
             let stopped = shared.table.final_stop(deadline);

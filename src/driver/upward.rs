@@ -65,6 +65,9 @@ impl Driver {
             Heard::Closed => {
                 up.channel = None;
                 up.machine.handle_closed(Instant::now());
+                if up.machine.is_committed() {
+                    self.become_main();
+                }
             }
             Heard::Broken(reason) => {
                 up.machine.handle_broken(Instant::now(), reason);
@@ -82,6 +85,7 @@ impl Driver {
         up.machine.handle_incumbent_exit();
         self.restore_stderr();
         self.perform_upward();
+        self.become_main();
         if let Err(error) = launch::rescue_stderr() {
             self.shared
                 .warn(format!("standard error may have no reader: {error}"));

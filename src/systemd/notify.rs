@@ -159,7 +159,7 @@ impl Manager {
     /// # Errors
     ///
     /// If it cannot be told to say so, or says nothing within [`NOTIFY_DEADLINE`].
-    pub(crate) fn barrier(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+    pub(crate) fn barrier(&self) -> impl Future<Output = Result<()>> + Send + use<> {
         let waiting = self.queue_barrier();
         async move {
             let answer = async { awaited(waiting?).await };

@@ -1,0 +1,217 @@
+//! What the service manager hears of this generation, and when. All of it does nothing where there is no manager.
+//!
+//! It listens to one process of the service, the main one (sd_notify(3), `NotifyAccess=main`), and what becomes of the
+//! main one becomes of the service. So the incumbent speaks until its successor is committed, in the bake as well: a
+//! successor that crashes there is nobody's main process. Then, as its last word, the incumbent names the successor.
+
+use std::future::{Future, pending};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::Driver;
+use crate::config::NOTIFY_DEADLINE;
+use crate::error::Error;
+use crate::event::Phase;
+use crate::sys::environment::Snapshot;
+use crate::systemd::notify::{Manager, Notice};
+use crate::systemd::watchdog;
+
+/// The way to the service manager, and whether it listens.
+#[derive(Debug)]
+pub(crate) struct ServiceManager {
+    manager: Option<Manager>,
+    problems: mpsc::UnboundedReceiver<String>,
+    is_main: bool,
+    watchdog: Option<Watchdog>,
+}
+
+/// How often it wants to hear that the main process is alive.
+#[derive(Debug)]
+struct Watchdog {
+    every: Duration,
+    next: Option<Instant>,
+}
+
+impl ServiceManager {
+    /// The one that has started this process, or the generation before it. What is wrong with it is told as a problem.
+    pub(crate) fn of(snapshot: &Snapshot, is_main: bool) -> Self {
+        let (sender, problems) = mpsc::unbounded_channel();
+        let socket = snapshot.service_manager("NOTIFY_SOCKET");
+        let manager = socket.and_then(|socket| {
+            let connected = Manager::connect(socket, sender.clone());
+            let explain = |error: &Error| sender.send(format!("{error:?}"));
+            connected.inspect_err(|error| drop(explain(error))).ok()
+        });
+        let watchdog = watchdog::interval(snapshot).map(|every| Watchdog { every, next: None });
+        Self {
+            watchdog: watchdog.filter(|_| manager.is_some()),
+            manager,
+            problems,
+            is_main,
+        }
+    }
+
+    /// The next thing that went wrong between it and us.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub(super) async fn problem(&mut self) -> String {
+        match self.problems.recv().await {
+            Some(problem) => problem,
+            None => pending().await,
+        }
+    }
+
+    pub(super) fn tell(&self, notice: Notice) {
+        if let Some(manager) = self.listening() {
+            manager.tell(notice);
+        }
+    }
+
+    /// The manager, if it listens to this process.
+    pub(super) fn listening(&self) -> Option<&Manager> {
+        self.manager.as_ref().filter(|_| self.is_main)
+    }
+
+    pub(super) fn next_pet(&self) -> Option<Instant> {
+        self.watchdog.as_ref()?.next.filter(|_| self.is_main)
+    }
+
+    pub(super) fn pet_if_due(&mut self, now: Instant) {
+        if self.next_pet().is_some_and(|next| now >= next) {
+            self.pet(now);
+        }
+    }
+
+    /// From now on this process is the one that is alive.
+    fn pet(&mut self, now: Instant) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.next = Some(now + watchdog.every);
+            self.tell(Notice::new().watchdog());
+        }
+    }
+
+    /// Names another process as the main one. Resolves when the manager knows; nothing that this one says counts then.
+    fn resign(
+        &mut self,
+        notice: Notice,
+    ) -> Option<impl Future<Output = crate::error::Result<()>> + use<>> {
+        // The successor's own sign of life may take as long again.
+        let notice = match self.watchdog {
+            Some(_) => notice.watchdog(),
+            None => notice,
+        };
+        self.tell(notice);
+        let told = self.listening().map(Manager::barrier);
+        self.is_main = false;
+        told
+    }
+}
+
+// What the driver has to say.
+impl Driver {
+    /// It serves, and the manager listens to it.
+    pub(super) fn announce(&mut self) {
+        self.manager
+            .tell(Notice::new().ready().status(&self.standing()));
+        self.manager.pet(Instant::now());
+    }
+
+    /// The last word of the generation before this one was that this is the main process now.
+    pub(super) fn become_main(&mut self) {
+        if !std::mem::replace(&mut self.manager.is_main, true) {
+            self.manager.pet(Instant::now());
+        }
+    }
+
+    pub(super) fn announce_upgrade(&self) {
+        let status = format!("starting an upgrade; {}", self.standing());
+        self.manager.tell(Notice::new().reloading().status(&status));
+    }
+
+    /// A reload that comes to nothing has to end all the same; one that meets another upgrade ends with that one.
+    pub(super) fn announce_refusal(&self, reason: &str) {
+        if self.role != super::Role::Incumbent {
+            return;
+        }
+        self.manager.tell(Notice::new().reloading());
+        if self.incumbent.phase().is_none() && self.waiting.is_none() {
+            let status = format!("upgrade refused: {reason}; {}", self.standing());
+            self.manager.tell(Notice::new().ready().status(&status));
+        }
+    }
+
+    /// How far the upgrade is, and how long it may take to get further.
+    pub(super) fn announce_phase(&self) {
+        let Some((down, phase)) = self.down.as_ref().zip(self.incumbent.phase()) else {
+            return;
+        };
+        let status = format!(
+            "upgrading to generation {}: {phase}; {}",
+            down.generation,
+            self.standing()
+        );
+        let deadline = self.incumbent.poll_timeout();
+        let left = deadline.map_or(Duration::ZERO, |deadline| {
+            deadline.saturating_duration_since(Instant::now())
+        });
+        let notice = Notice::new().status(&status);
+        self.manager
+            .tell(notice.extend_timeout(left + self.config.exit));
+    }
+
+    /// The upgrade has failed. A reload has no way to fail (facts: systemd 257 takes READY=1 for success), so the words
+    /// say it.
+    pub(super) fn announce_failure(&self, successor: u64, phase: Phase, reason: &str) {
+        let status = format!(
+            "upgrade to generation {successor} failed ({phase}): {reason}; {}",
+            self.standing()
+        );
+        self.manager.tell(Notice::new().ready().status(&status));
+    }
+
+    /// Hands the service over to a committed successor. This process must outlive the manager's hearing so, and its end
+    /// of the channel, whose closing tells the successor, with it.
+    pub(super) fn announce_successor(
+        &mut self,
+        generation: u64,
+        pid: u32,
+        channel: impl Send + 'static,
+    ) {
+        let status = format!("generation {generation} serves (process {pid})");
+        let notice = Notice::new().main_pid(pid).ready().status(&status);
+        let Some(told) = self.manager.resign(notice) else {
+            return;
+        };
+        let class = self
+            .shared
+            .drain
+            .class_with_deadline("service manager", NOTIFY_DEADLINE);
+        let guard = class.guard("hearing of the successor");
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = told.await {
+                shared.warn(format!("{error:?}"));
+            }
+            drop(channel);
+            drop(guard);
+        });
+    }
+
+    /// Only the last generation says so: the manager kills what is left of the service some time after it.
+    pub(super) fn announce_stop(&self, within: Duration) {
+        let status = format!(
+            "stopping: generation {} finishes what is in flight",
+            self.generation
+        );
+        let notice = Notice::new().stopping().status(&status);
+        self.manager
+            .tell(notice.extend_timeout(within + self.config.exit));
+    }
+
+    fn standing(&self) -> String {
+        format!("generation {} serves", self.generation)
+    }
+}
