@@ -212,8 +212,9 @@ impl Builder {
         );
         // It is moved to a task of its own later, and is not small.
         let mut driver = Box::new(driver);
-        if let Some(channel) = channel {
-            driver.succeed(channel).await?;
+        match channel {
+            Some(channel) => driver.succeed(channel).await?,
+            None => driver.take_activation(snapshot),
         }
         Ok(Starting {
             shared,

@@ -246,10 +246,12 @@ mod tests {
                 .map(|(name, value)| (name.into(), value.into()))
                 .collect()
         };
-        let built = environment(
-            &pairs(&[("A", "1"), ("B", "1"), (CHANNEL, "9:9:9")]),
-            &pairs(&[("B", "2"), (CHANNEL, "8:8:8")]),
-        );
+        let snapshot = Snapshot {
+            env: pairs(&[("A", "1"), ("B", "1"), (CHANNEL, "9:9:9")]),
+            ..Snapshot::default()
+        };
+        let extra = pairs(&[("B", "2"), (CHANNEL, "8:8:8")]);
+        let built = environment(&snapshot, &extra);
         assert_eq!(built, pairs(&[("A", "1"), ("B", "2")]));
     }
 

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::Driver;
+use super::shared::lock;
+use super::upward::state_of;
+use super::{Driver, Role};
 use crate::config::NOTIFY_DEADLINE;
 use crate::error::Error;
 use crate::event::Phase;
 use crate::sys::environment::Snapshot;
 use crate::systemd::notify::{Manager, Notice};
-use crate::systemd::watchdog;
+use crate::systemd::{activation, watchdog};
 
 /// The way to the service manager, and whether it listens.
 #[derive(Debug)]
@@ -110,8 +112,20 @@ impl ServiceManager {
     }
 }
 
-// What the driver has to say.
+// What the driver has to say, and what it gets.
 impl Driver {
+    /// Takes over what the manager has passed to a fresh generation: sockets of its units, and what an earlier life of
+    /// the service has left in its store.
+    pub(crate) fn take_activation(&self, snapshot: &Snapshot) {
+        let passed = activation::take(snapshot);
+        let refused = self.shared.table.adopt_activated(passed.sockets);
+        let refused = refused.into_iter().map(|error| format!("{error:?}"));
+        for problem in passed.problems.into_iter().chain(refused) {
+            self.shared.warn(problem);
+        }
+        lock(&self.shared.offered).extend(state_of(passed.state));
+    }
+
     /// It serves, and the manager listens to it.
     pub(super) fn announce(&mut self) {
         self.manager
@@ -133,7 +147,7 @@ impl Driver {
 
     /// A reload that comes to nothing has to end all the same; one that meets another upgrade ends with that one.
     pub(super) fn announce_refusal(&self, reason: &str) {
-        if self.role != super::Role::Incumbent {
+        if self.role != Role::Incumbent {
             return;
         }
         self.manager.tell(Notice::new().reloading());

@@ -295,7 +295,7 @@ impl Driver {
     }
 }
 
-fn state_of(slots: impl Iterator<Item = (Slot, OwnedFd)>) -> State {
+pub(super) fn state_of(slots: impl IntoIterator<Item = (Slot, OwnedFd)>) -> State {
     let mut state = State::default();
     for (slot, descriptor) in slots {
         // What a newer incumbent means by it is not known here, so it is closed.

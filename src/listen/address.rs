@@ -6,6 +6,7 @@ use std::net;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
+use std::path::Path;
 
 use socket2::{Domain, SockRef, Type};
 
@@ -54,6 +55,20 @@ impl Address {
             }
             (Self::Unix(bound), Self::Unix(wanted)) => same_name(bound, wanted),
             _ => false,
+        }
+    }
+
+    /// Whether this is the very address that is wanted, with nothing left open.
+    pub(super) fn is(&self, wanted: &Self) -> bool {
+        let open = matches!(wanted, Self::Inet(wanted) if wanted.port() == 0);
+        !open && self.answers(wanted)
+    }
+
+    /// The path of a Unix socket that has one.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Inet(_) => None,
+            Self::Unix(address) => address.as_pathname(),
         }
     }
 

@@ -17,7 +17,7 @@ use super::gate::Gated;
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::message::{Slot, SlotKind};
+use crate::protocol::message::{Keeper, Slot, SlotKind};
 
 /// A socket that this generation holds.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(super) struct Held {
 pub(super) enum Claim {
     /// Offered under this index, and nobody has asked for it yet.
     Offered(u32),
+    /// Came from the service manager at the start, and nobody has asked for it yet.
+    Activated,
     /// Given to the application as it is; it has its own accept loop.
     Ungated,
     Gated(Arc<dyn Gated>),
@@ -62,16 +64,34 @@ pub(super) struct Claimed {
 
 impl Held {
     pub(super) fn offered(index: u32, slot: Slot, descriptor: OwnedFd) -> Result<Self> {
+        Self::inherited(slot, descriptor, Claim::Offered(index), "the offer")
+    }
+
+    pub(super) fn activated(slot: Slot, descriptor: OwnedFd) -> Result<Self> {
+        let mut held = Self::inherited(slot, descriptor, Claim::Activated, "the service manager")?;
+        if held.slot.keeper == Some(Keeper::Store) {
+            // Whose path it is by now nobody can say; one that is gone, as a runtime directory after a stop, is known
+            // to lead to nothing.
+            let found = held
+                .address
+                .path()
+                .and_then(|path| path::socket_inode(path).ok());
+            held.slot.inode = found;
+        }
+        Ok(held)
+    }
+
+    fn inherited(slot: Slot, descriptor: OwnedFd, claim: Claim, from: &str) -> Result<Self> {
         let address = non_blocking(&descriptor)
             .and_then(|()| Address::of(&descriptor, slot.kind))
             .map_err(|error| {
-                listen_error(format!("adopting {:?} from the offer", slot.name)).because(error)
+                listen_error(format!("adopting {:?} from {from}", slot.name)).because(error)
             })?;
         Ok(Self {
             slot,
             address,
             socket: Arc::new(descriptor),
-            claim: Claim::Offered(index),
+            claim,
         })
     }
 
@@ -95,12 +115,20 @@ impl Held {
         })
     }
 
-    /// Makes an offered socket the application's, under its options.
-    pub(super) fn claim(&mut self, options: &ListenOptions) -> Result<()> {
-        bind::apply(&self.socket, self.slot.kind, options).map_err(|error| {
-            listen_error(format!("claiming {:?} on {}", self.slot.name, self.address))
-                .because(error)
+    /// Makes an inherited socket the application's, under its name and options.
+    pub(super) fn claim(&mut self, request: &Request<'_>) -> Result<()> {
+        bind::apply(&self.socket, self.slot.kind, request.options).map_err(|error| {
+            listen_error(format!("claiming {:?} on {}", request.name, self.address)).because(error)
         })?;
+        let mut wanted = request.addresses.iter();
+        if !wanted.any(|wanted| self.address.answers(wanted)) {
+            tracing::warn!(
+                name = request.name,
+                address = %self.address,
+                "the service manager's unit has another address, which is the one that is served"
+            );
+        }
+        request.name.clone_into(&mut self.slot.name);
         self.claim = Claim::Ungated;
         Ok(())
     }
@@ -115,25 +143,72 @@ impl Held {
     pub(super) fn offered_as(&self) -> Option<u32> {
         match self.claim {
             Claim::Offered(index) => Some(index),
-            Claim::Ungated | Claim::Gated(_) => None,
+            Claim::Activated | Claim::Ungated | Claim::Gated(_) => None,
         }
+    }
+
+    pub(super) fn is_activated(&self) -> bool {
+        matches!(self.claim, Claim::Activated)
+    }
+
+    pub(super) fn is_claimed(&self) -> bool {
+        matches!(self.claim, Claim::Ungated | Claim::Gated(_))
+    }
+
+    /// Whether the service manager holds the socket too: others may come to accept from it when this service is gone.
+    pub(super) fn is_managers(&self) -> bool {
+        self.slot.keeper.is_some()
     }
 
     pub(super) fn gate(&self) -> Option<&Arc<dyn Gated>> {
         match &self.claim {
             Claim::Gated(gate) => Some(gate),
-            Claim::Offered(_) | Claim::Ungated => None,
+            Claim::Offered(_) | Claim::Activated | Claim::Ungated => None,
         }
     }
 
-    /// Whether this is an offered socket that the request means.
+    /// Whether this is an inherited socket that the request means by name and address.
     pub(super) fn answers(&self, request: &Request<'_>) -> bool {
         let mut addresses = request.addresses.iter();
-        self.offered_as().is_some()
+        self.answers_by_kind(request)
             && self.slot.name == request.name
-            && self.slot.kind == request.kind
             && addresses.any(|wanted| self.address.answers(wanted))
             && self.is_reachable()
+    }
+
+    /// Whether this is a socket of a unit by the name that the request means: the unit decides about the address.
+    pub(super) fn answers_by_name(&self, request: &Request<'_>) -> bool {
+        self.answers_by_kind(request)
+            && self.slot.keeper == Some(Keeper::Unit)
+            && self.slot.name == request.name
+    }
+
+    /// Whether this is a socket of the service manager's that is bound just where the request would bind one.
+    pub(super) fn answers_by_address(&self, request: &Request<'_>) -> bool {
+        let mut addresses = request.addresses.iter();
+        self.answers_by_kind(request)
+            && (self.is_activated() || self.slot.keeper == Some(Keeper::Unit))
+            && addresses.any(|wanted| self.address.is(wanted))
+            && self.is_reachable()
+    }
+
+    fn answers_by_kind(&self, request: &Request<'_>) -> bool {
+        !self.is_claimed() && self.slot.kind == request.kind
+    }
+
+    /// Whose the address is while nobody has claimed it here, and what to do about it.
+    pub(super) fn is_in_use_by(&self) -> String {
+        let (address, name) = (&self.address, &self.slot.name);
+        match self.slot.keeper {
+            None => format!("the incumbent has {address} under the name {name:?}"),
+            Some(Keeper::Store) => format!(
+                "the service manager keeps {address} from an earlier start under the name {name:?}: a stop and a \
+                 start, in place of a restart, make it let go"
+            ),
+            Some(Keeper::Unit | Keeper::Unknown) => {
+                format!("the service manager has {address} under the name {name:?}")
+            }
+        }
     }
 
     /// Whether the kernel could not give the request an address while this one has its own.
@@ -148,9 +223,11 @@ impl Held {
     /// interface which does not exist matches no first packet (`SO_BINDTOIFINDEX`, socket(7)). Every process that
     /// holds the socket is affected, and undoing it needs `CAP_NET_RAW`. Whether it was done.
     ///
-    /// Not for sockets that share their port: the kernel would go on choosing this one and let the client wait.
+    /// Not for sockets that share their port: the kernel would go on choosing this one and let the client wait. Nor for
+    /// the service manager's: the next start of the service could not take it back.
     pub(super) fn refuse_new(&self) -> bool {
         self.slot.kind == SlotKind::Tcp
+            && !self.is_managers()
             && !self.reuses_port()
             && SockRef::from(&self.socket)
                 .bind_device_by_index_v4(NonZeroU32::new(NO_INTERFACE))
@@ -158,20 +235,20 @@ impl Held {
     }
 
     pub(super) fn bound_path(&self) -> Option<BoundPath> {
-        let Address::Unix(address) = &self.address else {
-            return None;
-        };
         Some(BoundPath {
             name: self.slot.name.clone(),
-            path: address.as_pathname()?.to_owned(),
+            path: self.address.path()?.to_owned(),
             inode: self.slot.inode?,
         })
     }
 
     /// A socket whose path is gone, or is somebody else's by now, is of no use to anyone who connects.
     fn is_reachable(&self) -> bool {
-        self.bound_path()
-            .is_none_or(|bound| path::inode_of(&bound.path).is_ok_and(|now| now == bound.inode))
+        match self.bound_path() {
+            Some(bound) => path::inode_of(&bound.path).is_ok_and(|now| now == bound.inode),
+            // The path of a unit is the manager's to look after.
+            None => self.slot.keeper != Some(Keeper::Store) || self.address.path().is_none(),
+        }
     }
 
     fn reuses_port(&self) -> bool {

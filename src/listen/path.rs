@@ -68,6 +68,15 @@ pub(super) fn inode_of(path: &Path) -> io::Result<Inode> {
     Ok((found.dev(), found.ino()))
 }
 
+/// As [`inode_of`], of a path that is a socket's.
+pub(super) fn socket_inode(path: &Path) -> io::Result<Inode> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.file_type().is_socket() {
+        return Err(not_a_socket());
+    }
+    Ok((found.dev(), found.ino()))
+}
+
 async fn bind_path(socket: &Socket, path: &Path, options: &ListenOptions) -> io::Result<Inode> {
     let _lock = lock_directory_of(path).await?;
     let address = SockAddr::unix(path)?;
@@ -96,18 +105,17 @@ fn listen_at(socket: &Socket, path: &Path, options: &ListenOptions) -> io::Resul
 
 /// Removes the path of a socket that nobody listens on any more; anything else stays and is an error.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    let found = fs::symlink_metadata(path)?;
-    if !found.file_type().is_socket() {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "the path exists and is not a socket",
-        ));
-    }
+    let found = socket_inode(path)?;
     refuse_live(path)?;
-    if inode_of(path)? != (found.dev(), found.ino()) {
+    if inode_of(path)? != found {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     fs::remove_file(path)
+}
+
+fn not_a_socket() -> io::Error {
+    let text = "the path exists and is not a socket";
+    io::Error::new(io::ErrorKind::AlreadyExists, text)
 }
 
 /// A socket that is left over refuses connections; a full queue (`EAGAIN`, connect(2)) is a sign of life.

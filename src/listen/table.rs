@@ -1,5 +1,6 @@
 //! Everything that a generation holds by name: what it was offered, what it claimed, what it bound.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::mem;
@@ -23,7 +24,7 @@ use super::udp::UdpSocket;
 use super::unix::UnixListener;
 use crate::config::STOP_SETTLE;
 use crate::error::{Error, Result};
-use crate::protocol::message::{Slot, SlotKind};
+use crate::protocol::message::{Keeper, Slot, SlotKind};
 
 /// The sockets of one generation, by name.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ struct Inner {
     paths: Vec<BoundPath>,
     /// Nothing is held any more, and nothing will be.
     retired: bool,
+    /// Names under which the service manager keeps a socket for the next start, whether it is still held here or not.
+    stored: BTreeSet<String>,
 }
 
 // What a starting generation does.
@@ -52,7 +55,7 @@ impl Table {
                 _ => others.push((index, slot, descriptor)),
             }
         }
-        self.lock().held.extend(adopted);
+        self.lock().add(adopted);
         Ok(others)
     }
 
@@ -218,9 +221,10 @@ impl Table {
         }
     }
 
-    /// As [`finish`](Self::finish) on every socket, for a generation whose sockets no other process holds. Clients that
-    /// come now are refused at once, and those in the middle of their handshake are still accepted for
-    /// [`STOP_SETTLE`].
+    /// As [`finish`](Self::finish) on every socket, for a generation whose sockets no other generation holds. Clients
+    /// that come now are refused at once, and those in the middle of their handshake are still accepted for
+    /// [`STOP_SETTLE`]. Those of a socket that the service manager holds too are not refused: they wait for the next
+    /// start of the service.
     ///
     /// Not cancel safe, like `finish`; besides, the refusal stays.
     pub(crate) fn final_stop(
@@ -245,6 +249,67 @@ impl Table {
             sleep(settle).await;
             finish_all(held, until).await
         }
+    }
+}
+
+// What is the service manager's.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the driver is about to speak with the manager")
+)]
+impl Table {
+    /// Takes over sockets that came from the service manager, for claims to find. Says what is wrong with those that it
+    /// closes instead.
+    ///
+    /// A claim finds such a socket by its name and address; else, if a unit says where it is bound, by its name alone
+    /// where only one has that name; else by the very address that is asked for.
+    pub(crate) fn adopt_activated(&self, sockets: Vec<(Slot, OwnedFd)>) -> Vec<Error> {
+        let (mut adopted, mut problems) = (Vec::new(), Vec::new());
+        for (slot, descriptor) in sockets {
+            match Held::activated(slot, descriptor) {
+                Ok(held) => adopted.push(held),
+                Err(error) => problems.push(error),
+            }
+        }
+        self.lock().add(adopted);
+        problems
+    }
+
+    /// Closes this generation's copies of what the service manager passed and nobody has claimed. The manager has them
+    /// still; says which they are.
+    pub(crate) fn close_unclaimed_activated(&self) -> Vec<Slot> {
+        let mut inner = self.lock();
+        let unclaimed = inner.held.extract_if(.., |held| held.is_activated());
+        unclaimed.map(|held| held.slot).collect()
+    }
+
+    /// The names under which the service manager keeps sockets for the next start, as far as this generation knows.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        self.lock().stored.iter().cloned().collect()
+    }
+
+    /// The service manager keeps the sockets of these names from now on, and no others. Those of units stay units'.
+    pub(crate) fn set_stored(&self, names: &[String]) {
+        let mut inner = self.lock();
+        inner.stored = names.iter().cloned().collect();
+        let claimed = inner.held.iter_mut().filter(|held| held.is_claimed());
+        for held in claimed.filter(|held| held.slot.keeper != Some(Keeper::Unit)) {
+            held.slot.keeper = names.contains(&held.slot.name).then_some(Keeper::Store);
+        }
+    }
+
+    /// Closes this generation's copies of what the service manager holds too, for good: what is in their queues waits
+    /// for the next start of the service.
+    pub(crate) fn leave_to_manager(&self) {
+        let mut inner = self.lock();
+        let held: Vec<Held> = inner
+            .held
+            .extract_if(.., |held| held.is_managers())
+            .collect();
+        inner.forget_paths_of(&held);
+        held.iter()
+            .filter_map(Held::gate)
+            .for_each(|gate| gate.retire());
     }
 }
 
@@ -301,8 +366,7 @@ impl Table {
 
 impl Inner {
     fn claimed(&self) -> impl Iterator<Item = &Held> {
-        let held = self.held.iter();
-        held.filter(|held| held.offered_as().is_none())
+        self.held.iter().filter(|held| held.is_claimed())
     }
 
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
@@ -310,15 +374,40 @@ impl Inner {
         held.filter_map(|held| Some((&held.slot.name, held.gate()?)))
     }
 
-    /// Finds the offered socket that a request means, if there is one, and makes it the application's.
+    fn add(&mut self, inherited: Vec<Held>) {
+        let stored = inherited
+            .iter()
+            .filter(|held| held.slot.keeper == Some(Keeper::Store));
+        self.stored
+            .extend(stored.map(|held| held.slot.name.clone()));
+        self.held.extend(inherited);
+    }
+
+    /// Finds the inherited socket that a request means, if there is one, and makes it the application's.
     fn claim_inherited(&mut self, request: &Request<'_>) -> Result<Option<Claimed>> {
         self.refuse(request)?;
-        let Some(held) = self.held.iter_mut().find(|held| held.answers(request)) else {
+        let Some(found) = self.find_inherited(request) else {
             return Ok(None);
         };
-        held.claim(request.options)?;
+        let held = &mut self.held[found];
+        held.claim(request)?;
         self.paths.extend(held.bound_path());
         Ok(Some(held.claimed()))
+    }
+
+    fn find_inherited(&self, request: &Request<'_>) -> Option<usize> {
+        let position = |answers: fn(&Held, &Request<'_>) -> bool| {
+            self.held.iter().position(|held| answers(held, request))
+        };
+        let only_by_name = || {
+            let mut held = self.held.iter();
+            let first = position(Held::answers_by_name)?;
+            let other = held.rposition(|held| held.answers_by_name(request));
+            (other == Some(first)).then_some(first)
+        };
+        position(Held::answers)
+            .or_else(only_by_name)
+            .or_else(|| position(Held::answers_by_address))
     }
 
     fn hold(
@@ -347,7 +436,7 @@ impl Inner {
         Err(refused)
     }
 
-    /// Says whose the address is, if it is in use by a socket that was offered and not claimed.
+    /// Says whose the address is, if it is in use by a socket that was inherited and not claimed.
     fn explain(&self, request: &Request<'_>, address: &Address, error: io::Error) -> Error {
         let binding = request.binding(address);
         let mut alike = self
@@ -355,10 +444,9 @@ impl Inner {
             .iter()
             .filter(|held| held.slot.kind == request.kind);
         match alike.find(|held| held.address.overlaps(address)) {
-            Some(held) if error.kind() == io::ErrorKind::AddrInUse => binding.because(format!(
-                "the incumbent has {} under the name {:?}",
-                held.address, held.slot.name
-            )),
+            Some(held) if error.kind() == io::ErrorKind::AddrInUse => {
+                binding.because(held.is_in_use_by())
+            }
             _ => binding.because(error),
         }
     }
@@ -386,12 +474,25 @@ impl Inner {
     fn take(&mut self, names: &[String]) -> (Vec<Held>, Vec<BoundPath>) {
         let leaves = |name: &String| names.contains(name);
         let held = self.held.extract_if(.., |held| leaves(&held.slot.name));
+        let held: Vec<Held> = held.collect();
+        self.forget_paths_of(&held);
         let paths = self.paths.extract_if(.., |bound| leaves(&bound.name));
-        (held.collect(), paths.collect())
+        (held, paths.collect())
     }
 
     fn take_all(&mut self) -> (Vec<Held>, Vec<BoundPath>) {
-        (mem::take(&mut self.held), mem::take(&mut self.paths))
+        let held = mem::take(&mut self.held);
+        self.forget_paths_of(&held);
+        (held, mem::take(&mut self.paths))
+    }
+
+    /// A path that leads to what the service manager holds is not ours to unlink.
+    fn forget_paths_of(&mut self, held: &[Held]) {
+        let managers = |name: &String| {
+            let mut held = held.iter().filter(|held| held.is_managers());
+            held.any(|held| held.slot.name == *name)
+        };
+        self.paths.retain(|bound| !managers(&bound.name));
     }
 }
 
@@ -1006,5 +1107,253 @@ mod tests {
         assert!(!path.exists());
         drop(locked.unwrap());
         within(binding).await.unwrap();
+    }
+
+    /// What a service manager would pass: a listener at this address, under this name.
+    fn passed(name: &str, keeper: Keeper, address: &str) -> (Slot, OwnedFd, SocketAddr) {
+        let listener = net::TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        (
+            managers(name, SlotKind::Tcp, keeper),
+            listener.into(),
+            address,
+        )
+    }
+
+    fn managers(name: &str, kind: SlotKind, keeper: Keeper) -> Slot {
+        Slot {
+            keeper: Some(keeper),
+            ..slot(name, kind)
+        }
+    }
+
+    fn activated<const N: usize>(
+        passed: [(Slot, OwnedFd, SocketAddr); N],
+    ) -> (Table, [SocketAddr; N]) {
+        let table = Table::default();
+        let addresses = passed.each_ref().map(|(_, _, address)| *address);
+        let sockets = passed.into_iter().map(|(slot, socket, _)| (slot, socket));
+        assert!(table.adopt_activated(sockets.collect()).is_empty());
+        (table, addresses)
+    }
+
+    fn unclaimed_names(table: &Table) -> Vec<String> {
+        let unclaimed = table.close_unclaimed_activated().into_iter();
+        unclaimed.map(|slot| slot.name).collect()
+    }
+
+    #[tokio::test]
+    async fn of_two_sockets_with_one_name_the_address_decides() {
+        let (table, [one, two]) = activated([
+            passed("pub", Keeper::Unit, LOOPBACK),
+            passed("pub", Keeper::Unit, LOOPBACK),
+        ]);
+        let http = table.tcp("pub", &[two], &options()).unwrap();
+        assert_eq!(http.local_addr(), two);
+        let admin = table.tcp("admin", &[one], &options()).unwrap();
+        assert_eq!(admin.local_addr(), one);
+        assert_eq!(table.names(), ["admin", "pub"]);
+        assert!(unclaimed_names(&table).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_two_sockets_have_means_neither_without_an_address() {
+        let (table, addresses) = activated([
+            passed("pub", Keeper::Unit, LOOPBACK),
+            passed("pub", Keeper::Unit, LOOPBACK),
+        ]);
+        let web = table.tcp("pub", &at("127.0.0.2:0"), &options()).unwrap();
+        assert!(!addresses.contains(&web.local_addr()));
+        assert_eq!(unclaimed_names(&table), ["pub", "pub"]);
+    }
+
+    #[tokio::test]
+    async fn a_unit_decides_the_address_of_a_name_for_every_generation() {
+        let (first, [unit]) = activated([passed("web", Keeper::Unit, LOOPBACK)]);
+        let elsewhere = at("127.0.0.2:1");
+        let web = first.tcp("web", &elsewhere, &options()).unwrap();
+        assert_eq!(web.local_addr(), unit);
+        let second = successor_of(&first);
+        let web = second.tcp("web", &elsewhere, &options()).unwrap();
+        assert_eq!(web.local_addr(), unit);
+        assert!(second.unclaimed().is_empty());
+        assert_eq!(second.offer()[0].0.keeper, Some(Keeper::Unit));
+    }
+
+    #[tokio::test]
+    async fn a_stored_socket_whose_address_has_changed_is_bound_anew_and_known_to_be_stored_still()
+    {
+        let (table, [stored]) = activated([passed("web", Keeper::Store, LOOPBACK)]);
+        let web = table.tcp("web", &at("127.0.0.2:0"), &options()).unwrap();
+        assert_ne!(web.local_addr(), stored);
+        assert_eq!(table.offer()[0].0.keeper, None);
+        assert_eq!(unclaimed_names(&table), ["web"]);
+        assert_eq!(table.stored(), ["web"]);
+        table.set_stored(&["web".into()]);
+        assert_eq!(table.offer()[0].0.keeper, Some(Keeper::Store));
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_name_is_found_by_its_very_address_and_kind_only() {
+        let (table, [address]) = activated([passed("app.socket", Keeper::Unit, LOOPBACK)]);
+        let quic = table.udp("quic", &[address], &options()).unwrap();
+        let other = table.tcp("other", &at(LOOPBACK), &options()).unwrap();
+        assert_ne!(other.local_addr(), address);
+        let web = table.tcp("web", &[address], &options()).unwrap();
+        assert_eq!((web.local_addr(), quic.local_addr()), (address, address));
+        assert_eq!(table.names(), ["web", "quic", "other"]);
+        table.open_all().unwrap();
+        let _client = connect(address);
+        within(web.accept()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_address_that_the_manager_has_in_another_form_is_refused_with_its_name() {
+        for (keeper, word) in [(Keeper::Unit, "has"), (Keeper::Store, "keeps")] {
+            let (table, [address]) = activated([passed("app.socket", keeper, "0.0.0.0:0")]);
+            let specific = SocketAddr::from(([127, 0, 0, 1], address.port()));
+            let error = table.tcp("web", &[specific], &options()).unwrap_err();
+            let cause = cause(&error);
+            assert!(
+                cause.starts_with(&format!("the service manager {word} 0.0.0.0")),
+                "{cause}"
+            );
+            assert!(cause.contains("\"app.socket\""), "{cause}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_claims_is_closed_here_and_lives_on_with_the_manager() {
+        let (slot, socket, address) = passed("old", Keeper::Unit, LOOPBACK);
+        let kept = socket.try_clone().unwrap();
+        let (table, _) = activated([(slot, socket, address)]);
+        assert!(table.offer().is_empty() && table.unclaimed().is_empty());
+        assert_eq!(unclaimed_names(&table), ["old"]);
+        assert_eq!(descriptors(inode(&kept)), 1);
+        connect(address);
+    }
+
+    #[test]
+    fn what_is_passed_and_not_what_it_is_said_to_be_is_a_problem_and_the_rest_is_adopted() {
+        let table = Table::default();
+        let (fit, socket, _) = passed("web", Keeper::Unit, LOOPBACK);
+        let unfit = managers("file", SlotKind::Udp, Keeper::Unit);
+        let file = fs::File::open("/dev/null").unwrap();
+        let problems = table.adopt_activated(vec![(unfit, file.into()), (fit, socket)]);
+        let [problem] = problems.as_slice() else {
+            panic!("{problems:?}");
+        };
+        assert_eq!(
+            problem.to_string(),
+            "adopting \"file\" from the service manager"
+        );
+        assert_eq!(unclaimed_names(&table), ["web"]);
+    }
+
+    #[tokio::test]
+    async fn a_final_stop_refuses_nobody_at_a_socket_of_the_managers() {
+        for keeper in [Keeper::Unit, Keeper::Store, Keeper::Unknown] {
+            let (slot, socket, address) = passed("web", keeper, LOOPBACK);
+            let kept = socket.try_clone().unwrap();
+            let (first, _) = activated([(slot, socket, address)]);
+            drop(first.tcp("web", &[address], &options()).unwrap());
+            // The mark reaches the generation that stops.
+            let last = successor_of(&first);
+            drop(first);
+            drop(last.tcp("web", &[address], &options()).unwrap());
+            assert!(last.final_stop(DEADLINE).await.is_empty());
+            assert_eq!(descriptors(inode(&kept)), 1);
+            connect(address);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_the_manager_has_let_go_of_is_refused_and_unlinked_at_a_final_stop() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("sock");
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let _api = table.unix("api", &path, &options()).await.unwrap();
+        table.set_stored(&["web".into(), "api".into()]);
+        assert_eq!(table.stored(), ["api", "web"]);
+        table.set_stored(&[]);
+        let kept = table.offer().remove(0).1;
+        assert!(table.final_stop(DEADLINE).await.is_empty());
+        let late = net::TcpStream::connect_timeout(&web.local_addr(), DEADLINE);
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(!path.exists());
+        drop(kept);
+    }
+
+    #[tokio::test]
+    async fn what_is_left_to_the_manager_keeps_its_queue_and_its_path() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("sock");
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let _api = table.unix("api", &path, &options()).await.unwrap();
+        let _ours = table.tcp("ours", &at(LOOPBACK), &options()).unwrap();
+        table.set_stored(&["web".into(), "api".into()]);
+        let kept = table.offer().remove(0).1.try_clone().unwrap();
+        table.open_all().unwrap();
+        let client = connect(web.local_addr());
+        await_queue(&kept);
+        table.leave_to_manager();
+        assert_eq!(table.names(), ["ours"]);
+        assert_eq!(descriptors(inode(&kept)), 1);
+        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(path.exists());
+        let (_, peer) = SockRef::from(&kept).accept().unwrap();
+        assert_eq!(peer.as_socket(), client.local_addr().ok());
+    }
+
+    #[tokio::test]
+    async fn a_units_path_is_never_unlinked() {
+        let dir = TempDir::new().unwrap();
+        for finish in [true, false] {
+            let path = dir.path().join(finish.to_string());
+            let listener = std_unix::UnixListener::bind(&path).unwrap();
+            let table = Table::default();
+            let unit = managers("api", SlotKind::Unix, Keeper::Unit);
+            assert!(
+                table
+                    .adopt_activated(vec![(unit, listener.into())])
+                    .is_empty()
+            );
+            let _api = table.unix("api", &path, &options()).await.unwrap();
+            if finish {
+                table.finish(&["api".into()], DEADLINE).await;
+            } else {
+                table.final_stop(DEADLINE).await;
+            }
+            assert!(path.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stored_unix_socket_is_taken_back_only_while_its_path_is_there() {
+        let dir = TempDir::new().unwrap();
+        let (there, gone) = (dir.path().join("there"), dir.path().join("gone"));
+        let table = Table::default();
+        for (name, path) in [("there", &there), ("gone", &gone)] {
+            let listener = std_unix::UnixListener::bind(path).unwrap();
+            let stored = managers(name, SlotKind::Unix, Keeper::Store);
+            assert!(
+                table
+                    .adopt_activated(vec![(stored, listener.into())])
+                    .is_empty()
+            );
+        }
+        fs::remove_file(&gone).unwrap();
+        let _there = table.unix("there", &there, &options()).await.unwrap();
+        let _gone = table.unix("gone", &gone, &options()).await.unwrap();
+        assert_eq!(unclaimed_names(&table), ["gone"]);
+        for path in [&there, &gone] {
+            std_unix::UnixStream::connect(path).unwrap();
+        }
+        // What came back from the store is ours again when the manager lets go of it.
+        table.set_stored(&[]);
+        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(!there.exists());
     }
 }
