@@ -6,6 +6,7 @@
 pub(crate) mod activation;
 mod names;
 pub(crate) mod notify;
+pub(crate) mod store;
 #[cfg(test)]
 mod testing;
 pub(crate) mod watchdog;

@@ -7,12 +7,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdDatagram};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::notify::Manager;
@@ -51,12 +53,17 @@ impl FakeManager {
 
     /// The next datagram, with its descriptors.
     pub(super) async fn next(&mut self) -> (String, Vec<OwnedFd>) {
+        within(self.next_or_wait()).await
+    }
+
+    /// As [`next`](Self::next), for as long as the test has patience.
+    async fn next_or_wait(&mut self) -> (String, Vec<OwnedFd>) {
         let socket = self.socket.as_ref().unwrap();
         let mut buffer = [0; 8192];
         let receiving = socket.async_io(Interest::READABLE, || {
             descriptors::recv(socket.as_fd(), &mut buffer)
         });
-        let received = within(receiving).await.unwrap().unwrap();
+        let received = receiving.await.unwrap().unwrap();
         assert!(!received.body_cut && !received.descriptors_cut);
         let text = str::from_utf8(&buffer[..received.length]).unwrap();
         (text.to_owned(), received.descriptors)
@@ -112,6 +119,52 @@ impl FakeManager {
             Some(path) => path.into(),
             None => format!("@{}", self.room.path().display()).into(),
         }
+    }
+}
+
+/// A store behind a manager's socket, which treats descriptors as systemd does: in the order of the datagrams, and one
+/// for which there is no room is closed without a word.
+pub(super) struct Store {
+    kept: Arc<Mutex<Vec<(String, OwnedFd)>>>,
+    serving: JoinHandle<()>,
+}
+
+impl Store {
+    pub(super) fn behind(mut fake: FakeManager, room: usize) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let store = Arc::clone(&kept);
+        let serving = tokio::spawn(async move {
+            loop {
+                let (text, mut descriptors) = fake.next_or_wait().await;
+                let mut kept = store.lock().unwrap();
+                let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+                let name = name.unwrap_or("stored");
+                if text.contains("FDSTOREREMOVE=1\n") {
+                    kept.retain(|(kept, _)| kept != name);
+                } else if text.contains("FDSTORE=1\n") && kept.len() < room {
+                    kept.extend(descriptors.drain(..).map(|fd| (name.to_owned(), fd)));
+                }
+            }
+        });
+        Self { kept, serving }
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        let kept = self.kept.lock().unwrap();
+        kept.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn inodes(&self) -> Vec<u64> {
+        let kept = self.kept.lock().unwrap();
+        kept.iter()
+            .map(|(_, fd)| descriptors::inode(fd.as_fd()).unwrap())
+            .collect()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.serving.abort();
     }
 }
 
