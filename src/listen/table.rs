@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
@@ -21,7 +21,6 @@ use super::path::{self, Inode};
 use super::tcp::TcpListener;
 use super::udp::UdpSocket;
 use super::unix::UnixListener;
-use crate::config::STOP_SETTLE;
 use crate::error::{Error, Result};
 use crate::protocol::message::{Slot, SlotKind};
 
@@ -193,7 +192,7 @@ impl Table {
     /// that were closed all the same.
     ///
     /// A connection in an emptied queue is never reset. What the kernel has not put there yet is: a handshake whose
-    /// last packet is on its way when the socket closes ends in a reset; see [`final_stop`](Self::final_stop). A
+    /// last packet is on its way when the socket closes ends in a reset; `final_stop` waits for it. A
     /// socket with no accept loop, because its listener was dropped or its gate is shut, is closed at once. Duplicates
     /// given to the application without a gate are its own to close.
     ///
@@ -208,35 +207,6 @@ impl Table {
         let until = Instant::now() + deadline;
         async move {
             unlink_all(paths, until).await;
-            finish_all(held, until).await
-        }
-    }
-
-    /// As [`finish`](Self::finish) on every socket, for a generation whose sockets no other process holds. Clients that
-    /// come now are refused at once, and those in the middle of their handshake are still accepted for
-    /// [`STOP_SETTLE`].
-    ///
-    /// Not cancel safe, like `finish`; besides, the refusal stays.
-    pub(crate) fn final_stop(
-        &self,
-        deadline: Duration,
-    ) -> impl Future<Output = Vec<String>> + use<> {
-        let refused = self
-            .lock()
-            .held
-            .iter()
-            .filter(|held| held.refuse_new())
-            .count();
-        let settle = if refused > 0 {
-            STOP_SETTLE.min(deadline)
-        } else {
-            Duration::ZERO
-        };
-        let (held, paths) = self.lock().take_all();
-        let until = Instant::now() + deadline;
-        async move {
-            unlink_all(paths, until).await;
-            sleep(settle).await;
             finish_all(held, until).await
         }
     }
@@ -284,6 +254,12 @@ impl Table {
             held.claim = Claim::Gated(gate.clone());
         }
         Ok(gate)
+    }
+
+    /// Everything that is held, and the paths to unlink.
+    pub(super) fn take_all(&self) -> (Vec<Held>, Vec<BoundPath>) {
+        let mut inner = self.lock();
+        (mem::take(&mut inner.held), mem::take(&mut inner.paths))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -378,13 +354,9 @@ impl Inner {
         let paths = self.paths.extract_if(.., |bound| leaves(&bound.name));
         (held.collect(), paths.collect())
     }
-
-    fn take_all(&mut self) -> (Vec<Held>, Vec<BoundPath>) {
-        (mem::take(&mut self.held), mem::take(&mut self.paths))
-    }
 }
 
-async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
+pub(super) async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
     for BoundPath { path, inode, .. } in paths {
         match timeout_at(until, path::unlink(&path, inode)).await {
             Ok(Ok(())) => {}
@@ -430,6 +402,7 @@ mod tests {
     use socket2::SockRef;
     use tempfile::TempDir;
 
+    use super::super::stop::FinalStop;
     use super::super::testing::{
         DEADLINE, Fallible, UNWATCHABLE, await_queue, connect, descriptors, inode,
         listening_socket, poll_once, registrations, within,
@@ -444,6 +417,14 @@ mod tests {
 
     fn options() -> ListenOptions {
         ListenOptions::new()
+    }
+
+    fn stop() -> FinalStop {
+        FinalStop {
+            is_alone: true,
+            settle: Duration::from_millis(100),
+            deadline: DEADLINE,
+        }
     }
 
     fn cause(error: &Error) -> String {
@@ -777,7 +758,7 @@ mod tests {
         table.open_all().unwrap();
         let _client = connect(address);
         await_queue(&table.offer()[0].1);
-        let mut stop = pin!(table.final_stop(DEADLINE));
+        let mut stop = pin!(table.final_stop(stop()));
         assert!(poll_once(stop.as_mut()).await.is_pending());
         let late = net::TcpStream::connect_timeout(&address, DEADLINE);
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
@@ -927,7 +908,7 @@ mod tests {
         let _theirs = table.unix("theirs", &theirs, &options()).await.unwrap();
         fs::rename(&theirs, dir.path().join("away")).unwrap();
         let _usurper = std_unix::UnixListener::bind(&theirs).unwrap();
-        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(table.final_stop(stop()).await.is_empty());
         assert!(!ours.exists());
         assert!(theirs.exists());
     }
