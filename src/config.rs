@@ -31,10 +31,23 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub const DEAF_RETRY: Duration = Duration::from_millis(5);
 /// How long binding or unlinking a Unix socket's path waits for the lock on its directory: 5 s.
 pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a final stop goes on accepting after it refuses new connections, for handshakes under way: 100 ms.
+/// How long the queue of a socket that refuses new connections must have been empty before it is closed, for handshakes
+/// under way: 100 ms.
 pub const STOP_SETTLE: Duration = Duration::from_millis(100);
 /// How long the service manager may take to read a notice, and to answer that it has read all: 5 s.
 pub const NOTIFY_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a final stop may take in all, for a platform that sends SIGKILL 30 s after SIGTERM: 25 s, after the lame duck.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(25);
+/// How long a final stop waits for its accept queues to be emptied before it closes them all the same: 5 s.
+pub const STOP_EMPTY: Duration = Duration::from_secs(5);
+/// How long it is a lame duck behind HAProxy: 8 s, three checks of 2 s that fail (`fall 3`), and their timeout.
+pub const LAME_DUCK_HAPROXY: Duration = Duration::from_secs(8);
+/// How long it is a lame duck in Kubernetes: 35 s, three probes of 10 s that fail, and the propagation to every node.
+/// Raise `terminationGracePeriodSeconds` to it and the stop deadline: 65.
+pub const LAME_DUCK_KUBERNETES: Duration = Duration::from_secs(35);
+/// How long it is a lame duck behind an AWS application load balancer: 65 s, two checks of 30 s that fail, and their
+/// timeout.
+pub const LAME_DUCK_ALB: Duration = Duration::from_secs(65);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
@@ -62,6 +75,11 @@ pub(crate) struct Config {
     pub(crate) hard_stop: Duration,
     pub(crate) capacity: Duration,
     pub(crate) exit: Duration,
+    pub(crate) lame_duck: Duration,
+    /// In all, if it was given.
+    pub(crate) stop: Option<Duration>,
+    pub(crate) stop_settle: Duration,
+    pub(crate) stop_empty: Duration,
     pub(crate) generations_max: usize,
     pub(crate) program: Option<PathBuf>,
     pub(crate) extra_env: Vec<(OsString, OsString)>,
@@ -70,6 +88,13 @@ pub(crate) struct Config {
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
+}
+
+impl Config {
+    /// How long a final stop may take in all.
+    pub(crate) fn stop_deadline(&self) -> Duration {
+        self.stop.unwrap_or(self.lame_duck + STOP_DEADLINE)
+    }
 }
 
 impl Default for Config {
@@ -84,6 +109,10 @@ impl Default for Config {
             hard_stop: HARD_STOP,
             capacity: CAPACITY_DEADLINE,
             exit: EXIT_DEADLINE,
+            lame_duck: Duration::ZERO,
+            stop: None,
+            stop_settle: STOP_SETTLE,
+            stop_empty: STOP_EMPTY,
             generations_max: GENERATIONS_MAX,
             program: None,
             extra_env: Vec::new(),

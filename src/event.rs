@@ -102,6 +102,11 @@ pub enum Event {
         /// Its process.
         pid: u32,
     },
+    /// The service stops soon: readiness says no, so that clients go elsewhere, and everything is still served.
+    LameDuck {
+        /// How long, unless it is told to stop again.
+        lasts: Duration,
+    },
     /// This generation accepts nothing more and finishes what it has begun.
     Draining {
         /// Units of work still in flight.

@@ -18,6 +18,7 @@ use crate::driver::manager::ServiceManager;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::health::Health;
 use crate::launch::{self, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::state::{Offer, State};
@@ -89,6 +90,28 @@ impl Builder {
         /// How long a killed successor may take to be gone, and a closed channel to be explained by a death.
         /// Default: [`EXIT_DEADLINE`](crate::config::EXIT_DEADLINE), 5 s.
         exit_deadline => exit;
+        /// How long a stop of the service only says so, in [`Health`], before anybody is refused: until every load
+        /// balancer has asked and sends its clients elsewhere. A handover has none.
+        /// Presets: [`LAME_DUCK_HAPROXY`](crate::config::LAME_DUCK_HAPROXY),
+        /// [`LAME_DUCK_KUBERNETES`](crate::config::LAME_DUCK_KUBERNETES),
+        /// [`LAME_DUCK_ALB`](crate::config::LAME_DUCK_ALB). Default: zero.
+        lame_duck => lame_duck;
+        /// How long a stop of the service goes on accepting once it refuses new connections, counted from the last one
+        /// that came: as long as the handshake of a client far away may be under way.
+        /// Default: [`STOP_SETTLE`](crate::config::STOP_SETTLE), 100 ms.
+        stop_settle => stop_settle;
+        /// How long a stop of the service waits for its accept queues to be emptied before it closes them all the same.
+        /// Default: [`STOP_EMPTY`](crate::config::STOP_EMPTY), 5 s.
+        stop_empty_deadline => stop_empty;
+    }
+
+    /// How long a stop of the service may take in all, lame duck included: what is in flight then is cut, whatever its
+    /// class may take. Keep it below the platform's time until SIGKILL.
+    ///
+    /// Default: [`STOP_DEADLINE`](crate::config::STOP_DEADLINE), 25 s, after the [lame duck](Self::lame_duck).
+    pub fn stop_deadline(mut self, limit: Duration) -> Self {
+        self.config.stop = Some(limit.min(LIMIT_MAX));
+        self
     }
 
     /// Holds a successor that is ready in standby, gates shut, until [`Serving::flip`]; gives it up after `limit`.
@@ -385,6 +408,13 @@ impl Starting {
         }
     }
 
+    /// How this generation answers when it is asked whether it is alive and ready; the same as [`Serving::health`].
+    ///
+    /// Until [`ready`](Self::ready) it says `starting`, to those who can ask: on a socket of the application's own.
+    pub fn health(&self) -> Health {
+        self.shared.health.clone()
+    }
+
     /// The work in flight; the same as [`Serving::drain`].
     pub fn drain(&self) -> &Drain {
         &self.shared.drain
@@ -520,11 +550,19 @@ impl Serving {
     /// Stops this generation, as SIGTERM does, and the service with it: a successor that has not been committed is told
     /// to stop as well. A second call does not wait for work in flight.
     ///
+    /// In this order: [lame duck](Builder::lame_duck), new connections refused while those that wait are accepted, drain,
+    /// all of it within [`Builder::stop_deadline`].
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Stopping`] if this generation's runtime is shutting down.
     pub fn stop(&self) -> Result<()> {
         self.shared.command(Command::Stop)
+    }
+
+    /// How this generation answers when it is asked whether it is alive and ready. It stays ready over a handover.
+    pub fn health(&self) -> Health {
+        self.shared.health.clone()
     }
 
     /// What happens to this generation from now on.

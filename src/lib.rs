@@ -66,6 +66,7 @@ pub mod event;
 mod protocol;
 
 pub mod drain;
+mod health;
 mod sys;
 
 mod channel;
@@ -93,6 +94,7 @@ pub use crate::driver::shared::{Elder, Status, Upgraded};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
 pub use crate::generation::{Builder, Events, Serving, Starting, builder, start};
+pub use crate::health::{Health, Readiness};
 pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 
 #[cfg(all(doctest, feature = "http"))]

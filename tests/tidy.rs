@@ -11,6 +11,7 @@ const RANKS: &[(&str, u32)] = &[
     ("protocol", 5),
     ("sys", 10),
     ("drain", 10),
+    ("health", 10),
     ("channel", 20),
     ("listen", 20),
     ("pid_file", 20),

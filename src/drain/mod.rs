@@ -127,9 +127,9 @@ impl Drain {
             name: class.name,
             in_flight: class.units.len(),
             oldest: class.units.values().map(|unit| unit.since.elapsed()).max(),
-            time_left: begun.map(|since| {
+            time_left: begun.map(|begun| {
                 self.shared
-                    .cut_at(class, since)
+                    .cut_at(class, begun)
                     .duration_since(Instant::now())
             }),
         });
@@ -151,8 +151,8 @@ impl Drain {
             changed.as_mut().enable();
             let until = match *stage.borrow_and_update() {
                 Stage::Serving | Stage::Quiesced { .. } => None,
-                Stage::Draining { since } => match self.shared.last_cut(since) {
-                    Some(until) if until > Instant::now() => Some(until),
+                Stage::Draining { since, until } => match self.shared.last_cut((since, until)) {
+                    Some(cut_at) if cut_at > Instant::now() => Some(cut_at),
                     _ => return self.shared.report(since),
                 },
                 Stage::Cut { since } => return self.shared.report(since),
@@ -186,10 +186,15 @@ impl Drain {
 
     /// Finish and leave; there is no way back.
     pub(crate) fn begin(&self) {
+        self.begin_within(self.shared.hard_stop);
+    }
+
+    /// The same with less time: whatever a class may take, it is cut when `limit` is over.
+    pub(crate) fn begin_within(&self, limit: Duration) {
+        let since = Instant::now();
+        let until = since + self.shared.limit(limit);
         self.shared.advance(|stage| match stage {
-            Stage::Serving | Stage::Quiesced { .. } => Some(Stage::Draining {
-                since: Instant::now(),
-            }),
+            Stage::Serving | Stage::Quiesced { .. } => Some(Stage::Draining { since, until }),
             _ => None,
         });
     }
@@ -197,7 +202,7 @@ impl Drain {
     /// Leave now, whatever is in flight.
     pub(crate) fn cut_now(&self) {
         self.shared.advance(|stage| match stage {
-            Stage::Draining { since } => Some(Stage::Cut { since }),
+            Stage::Draining { since, .. } => Some(Stage::Cut { since }),
             Stage::Serving | Stage::Quiesced { .. } => Some(Stage::Cut {
                 since: Instant::now(),
             }),
@@ -305,17 +310,21 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    fn begun(&self) -> Option<Instant> {
+    /// Since when it drains, and until when at the latest.
+    fn begun(&self) -> Option<(Instant, Instant)> {
         match *self.stage.borrow() {
             Stage::Serving | Stage::Quiesced { .. } => None,
-            Stage::Draining { since } | Stage::Cut { since } => Some(since),
+            Stage::Draining { since, until } => Some((since, until)),
+            Stage::Cut { since } => Some((since, since)),
         }
     }
 
     fn is_out_of_time(&self, deadline: Duration) -> bool {
         match *self.stage.borrow() {
             Stage::Serving | Stage::Quiesced { .. } => false,
-            Stage::Draining { since } => since + self.limit(deadline) <= Instant::now(),
+            Stage::Draining { since, until } => {
+                (since + self.limit(deadline)).min(until) <= Instant::now()
+            }
             Stage::Cut { .. } => true,
         }
     }
@@ -324,15 +333,15 @@ impl Shared {
         deadline.min(self.hard_stop)
     }
 
-    fn cut_at(&self, class: &ClassWork, since: Instant) -> Instant {
-        since + self.limit(class.deadline.get())
+    fn cut_at(&self, class: &ClassWork, (since, until): (Instant, Instant)) -> Instant {
+        (since + self.limit(class.deadline.get())).min(until)
     }
 
     /// When the last class that has something in flight is cut; `None` if nothing is.
-    fn last_cut(&self, since: Instant) -> Option<Instant> {
+    fn last_cut(&self, begun: (Instant, Instant)) -> Option<Instant> {
         let work = self.lock();
         let busy = work.classes.iter().filter(|class| !class.units.is_empty());
-        busy.map(|class| self.cut_at(class, since)).max()
+        busy.map(|class| self.cut_at(class, begun)).max()
     }
 
     fn report(&self, since: Instant) -> Report {

@@ -21,6 +21,8 @@ pub enum Stage {
     Draining {
         /// Since when.
         since: Instant,
+        /// When whatever is left is cut, whatever its class may take.
+        until: Instant,
     },
     /// It leaves now, whatever is in flight.
     Cut {
@@ -110,7 +112,7 @@ impl Signal {
     fn cut_at(&self) -> Option<Instant> {
         match self.stage() {
             Stage::Serving | Stage::Quiesced { .. } => None,
-            Stage::Draining { since } => Some(since + self.limit),
+            Stage::Draining { since, until } => Some((since + self.limit).min(until)),
             Stage::Cut { .. } => Some(Instant::now()),
         }
     }

@@ -115,6 +115,26 @@ async fn the_hard_stop_caps_every_class() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_with_less_time_cuts_every_class_earlier_and_its_signals_know() {
+    let limit = Duration::from_secs(20);
+    let drain = drain();
+    let (slow, quick) = (
+        drain.class("http").guard("slow"),
+        drain.class_with_deadline("job", Duration::from_secs(5)),
+    );
+    let quick = quick.guard("quick");
+    drain.begin_within(limit);
+    let begun = Instant::now();
+    assert_eq!(slow.signal().time_left(), Some(limit));
+    assert_eq!(quick.signal().time_left(), Some(Duration::from_secs(5)));
+    assert_eq!(drain.progress().classes[0].time_left, Some(limit));
+    slow.signal().cut().await;
+    assert_eq!(begun.elapsed(), limit);
+    assert_eq!(drain.drained().await.stragglers.len(), 2);
+    assert_eq!(begun.elapsed(), limit);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_stop_cuts_at_once_and_reports_who_was_left() {
     let drain = drain();
     let guard = drain.class("http").guard("slow");

@@ -497,6 +497,10 @@ impl Driver {
             error
         };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
+        let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
+        if is_at_large {
+            shared.at_large.send_modify(|count| *count += 1);
+        }
         tokio::spawn(async move {
             let error = match &mut down.link {
                 Some(link) => link.last_words(error, patience).await,
@@ -521,6 +525,9 @@ impl Driver {
             }
             if let Some(link) = down.link.filter(|link| !link.has_ended()) {
                 link.collect_when_gone().await;
+            }
+            if is_at_large {
+                shared.at_large.send_modify(|count| *count -= 1);
             }
         });
     }

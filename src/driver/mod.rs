@@ -9,6 +9,7 @@ mod link;
 pub(crate) mod manager;
 mod parts;
 pub(crate) mod shared;
+mod stop;
 mod upward;
 
 use std::future::pending;
@@ -25,6 +26,7 @@ use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
@@ -69,7 +71,10 @@ pub(crate) struct Driver {
     unclaimed: Vec<String>,
     /// What the application is told that waits for its sockets, or for the accept right.
     answer: Option<Result<()>>,
+    /// Somebody has asked this generation itself to stop.
     stop_asked: bool,
+    /// The stop of the service, once it has begun.
+    stop: Option<Stop>,
 }
 
 /// What this generation is to the service.
@@ -79,6 +84,8 @@ enum Role {
     Starting,
     /// Upgrades start here, and rollbacks end here.
     Incumbent,
+    /// The service is to stop: it accepts for a little longer, so that clients can be sent elsewhere before.
+    LameDuck,
     /// It finishes what it has begun.
     Leaving,
 }
@@ -125,6 +132,7 @@ impl Driver {
             unclaimed: Vec::new(),
             answer: None,
             stop_asked: false,
+            stop: None,
         }
     }
 
@@ -294,6 +302,7 @@ impl Driver {
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
+            self.lame_duck_until(),
         ]
         .into_iter()
         .flatten()
@@ -316,6 +325,9 @@ impl Driver {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"
             ));
+        }
+        if self.lame_duck_until().is_some_and(|until| until <= now) {
+            self.end_lame_duck();
         }
         let overdue = |waiting: &mut (Downward, Instant)| now >= waiting.1;
         if let Some((waiting, _)) = self.waiting.take_if(overdue) {
@@ -355,6 +367,7 @@ impl Driver {
                 "nobody claims {name:?}, which the service manager has passed"
             ));
         }
+        self.shared.health.serving();
         self.shared.emit(Event::Serving {
             generation: self.generation,
         });
@@ -375,6 +388,9 @@ impl Driver {
     fn upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
         let reason = match (self.role, self.incumbent.phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
+            (Role::LameDuck, _) => {
+                "the service is stopping, this generation is a lame duck".to_owned()
+            }
             (Role::Leaving, _) => "this generation is on its way out".to_owned(),
             (Role::Incumbent, Some(phase)) => format!("an upgrade is under way ({phase})"),
             (Role::Incumbent, None) if self.waiting.is_some() => {
@@ -436,7 +452,7 @@ impl Driver {
         });
         if let Some(reply) = reply {
             let error = Error::new(ErrorKind::Refused, "upgrading").because(reason);
-            let serving = self.role == Role::Incumbent;
+            let serving = self.answers_for_the_service();
             // Whoever asked may have stopped waiting.
             let _ = reply.send(Err(if serving {
                 error.while_incumbent_serves()
@@ -446,64 +462,35 @@ impl Driver {
         }
     }
 
-    /// The first stop finishes what is in flight, the second one does not wait.
-    fn stop(&mut self) {
-        let again = std::mem::replace(&mut self.stop_asked, true);
-        match self.role {
-            // One that has handed over is told for the first time as well.
-            Role::Leaving if !again => {}
-            Role::Leaving => {
-                remove_pid_file(self.config.pid_file.as_deref());
-                self.shared.drain.cut_now();
-            }
-            Role::Starting | Role::Incumbent => self.begin_stop(),
-        }
-    }
-
-    /// The incumbent had given the role away when it was told to stop the service.
-    fn stop_with_incumbent(&mut self) {
-        if self.role == Role::Incumbent {
-            self.begin_stop();
-        }
-    }
-
-    fn begin_stop(&mut self) {
-        match &mut self.up {
-            Some(up) if !up.machine.is_committed() => {
-                up.machine
-                    .handle_stop(Instant::now(), "it was told to stop".to_owned());
-                self.perform_upward();
-            }
-            _ => {
-                if let Some((waiting, _)) = self.waiting.take() {
-                    self.refuse(waiting.reply, "the service is stopping".to_owned());
-                }
-                self.incumbent.handle_stop(Instant::now());
-                self.perform_downward();
-            }
-        }
-    }
-
-    /// Leaves. What waits in queues that are only ours is served first, then nothing new is taken.
+    /// Leaves, or ends the service if nobody else has the role.
     fn drain(&mut self, reason: String, handed_over: bool) {
-        let ends_service = self.role == Role::Incumbent && !handed_over;
+        if self.role == Role::Incumbent && !handed_over {
+            return self.stop_service();
+        }
+        if handed_over {
+            self.shared.health.handed_over();
+        }
+        self.begin_leaving(reason);
+        let shared = self.shared.clone();
+        // What waits in queues that are only ours is served first.
+        let unclaimed = std::mem::take(&mut self.unclaimed);
+        let finishing = shared.table.finish(&unclaimed, self.config.flip);
+        tokio::spawn(async move { leave(&shared, finishing, None, || Duration::MAX).await });
+    }
+
+    fn begin_leaving(&mut self, reason: String) {
         self.role = Role::Leaving;
         let in_flight = self.shared.drain.in_flight();
         self.shared.emit(Event::Draining { in_flight, reason });
-        let (shared, deadline) = (self.shared.clone(), self.config.flip);
-        if ends_service {
-            self.announce_stop(self.config.hard_stop);
-            // A stop in the middle of an upgrade finds them shut, and connections waiting.
-            shared.table.open_all_regardless();
-            let stopped = shared.table.final_stop(deadline);
-            let pid_file = self.config.pid_file.clone();
-            tokio::spawn(async move { leave(&shared, stopped, pid_file.as_deref()).await });
-        } else {
-            let finished = shared
-                .table
-                .finish(&std::mem::take(&mut self.unclaimed), deadline);
-            tokio::spawn(async move { leave(&shared, finished, None).await });
-        }
+    }
+
+    fn leave_now(&self) {
+        remove_pid_file(self.config.pid_file.as_deref());
+        self.shared.drain.cut_now();
+    }
+
+    fn answers_for_the_service(&self) -> bool {
+        matches!(self.role, Role::Incumbent | Role::LameDuck)
     }
 
     fn write_pid_file(&self) {
@@ -536,7 +523,7 @@ impl Driver {
         });
         let status = Status {
             generation: self.generation,
-            incumbent: self.role == Role::Incumbent,
+            incumbent: self.answers_for_the_service(),
             upgrade,
             elders: elders.collect(),
         };
@@ -557,11 +544,13 @@ impl Driver {
     }
 }
 
-/// `finishing` empties the queues that are only ours; a second stop does not wait for it.
+/// `finishing` empties the queues that are only ours; a second stop does not wait for it. Then the work in flight has
+/// what is `left`, if its own deadlines are not shorter.
 async fn leave(
     shared: &Shared,
     finishing: impl Future<Output = Vec<String>>,
     pid_file: Option<&Path>,
+    left: impl FnOnce() -> Duration,
 ) {
     tokio::select! {
         cut_off = finishing => for name in cut_off {
@@ -572,7 +561,7 @@ async fn leave(
     shared.table.retire();
     // The process may be gone the moment that nothing is in flight.
     remove_pid_file(pid_file);
-    shared.drain.begin();
+    shared.drain.begin_within(left());
     let report = shared.drain.drained().await;
     let stragglers = report.stragglers.iter().map(ToString::to_string).collect();
     shared.emit(Event::Drained {

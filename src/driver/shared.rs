@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
+use crate::health::Health;
 use crate::listen::Table;
 use crate::state::{Offer, State};
 
@@ -27,9 +28,12 @@ pub(crate) type Collected = Result<Offer, String>;
 pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) drain: Drain,
+    pub(crate) health: Health,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
+    /// Successors that were given up and whose end has not been seen: they may accept for as long as they live.
+    pub(crate) at_large: watch::Sender<usize>,
     pub(crate) at_offer: Hooks,
     pub(crate) at_flip: Hooks,
     /// What the incumbent passed at the offer.
@@ -112,9 +116,11 @@ impl Shared {
         Arc::new(Self {
             table,
             drain,
+            health: Health::default(),
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),
+            at_large: watch::Sender::new(0),
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
             offered: Mutex::default(),

@@ -226,6 +226,7 @@ impl Driver {
             Ok(()) => {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
+                self.shared.health.serving();
                 self.shared.emit(Event::Serving { generation });
                 self.answer = Some(Ok(()));
             }

@@ -19,12 +19,39 @@
 //! What is counted (see [`Drain::progress`](crate::drain::Drain::progress)) is connections, in the classes
 //! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
 //! `http2` while its generation serves, so that serving a request takes no lock.
+//!
+//! # Health
+//!
+//! [`Health`](crate::Health) is a service for `/livez` and `/readyz`. A handover is invisible in it: `/readyz` says
+//! `ready` in every generation that serves or has handed over. It says 503 and why while a generation is starting, when
+//! the application calls it degraded, in the [lame duck](crate::Builder::lame_duck) and at the end of the service.
+//!
+//! ```no_run
+//! # async fn serve() -> handover::Result<()> {
+//! use axum::Router;
+//! use handover::config::LAME_DUCK_KUBERNETES;
+//!
+//! let builder = handover::builder().lame_duck(LAME_DUCK_KUBERNETES);
+//! let mut starting = builder.start().await?;
+//! let web = starting.listen_tcp("web", "0.0.0.0:8080").await?;
+//! let health = starting.health();
+//! let app = Router::new()
+//!     .route_service("/livez", health.clone())
+//!     .route_service("/readyz", health.clone());
+//! let generation = starting.ready().await?;
+//! // Whenever the application knows better:
+//! health.degraded("the database does not answer");
+//! health.restored();
+//! # handover::http::serve(&generation, web, app).await
+//! # }
+//! ```
 
 mod accept;
 #[cfg(feature = "axum")]
 mod axum_listener;
 mod body;
 mod connection;
+mod health;
 mod http1;
 mod http2;
 mod io;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::os::unix;
@@ -38,6 +38,17 @@ pub(super) enum Claim {
     /// Given to the application as it is; it has its own accept loop.
     Ungated,
     Gated(Arc<dyn Gated>),
+}
+
+/// What became of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// They come as before.
+    None,
+    /// They are refused; those whose handshake had begun are still to come.
+    Begun,
+    /// They are refused, and everybody who is still to come is in the queue.
+    Complete,
 }
 
 /// A path that this generation or one before it bound, and who it was then.
@@ -219,19 +230,43 @@ impl Held {
             && !(request.options.reuse_port && self.reuses_port())
     }
 
-    /// Has the kernel refuse new connections while those under way complete (I2): a listener that is bound to an
-    /// interface which does not exist matches no first packet (`SO_BINDTOIFINDEX`, socket(7)). Every process that
-    /// holds the socket is affected, and undoing it needs `CAP_NET_RAW`. Whether it was done.
+    /// Has the kernel refuse new connections while nobody who came before is cut off (I2). It is for good, and for
+    /// every process that holds the socket, so not for the service manager's: its next start could not take it back.
+    pub(super) fn refuse_new(&self) -> Refusal {
+        if self.is_managers() {
+            return Refusal::None;
+        }
+        let refused = match (self.slot.kind, &self.claim) {
+            (SlotKind::Tcp, _) => self.refuse_handshakes().then_some(Refusal::Begun),
+            // An accept loop of the application's own would take the end of the queue for an error without end.
+            (SlotKind::Unix, Claim::Gated(gate)) => {
+                gate.expect_end();
+                let refused = SockRef::from(&self.socket).shutdown(Shutdown::Read);
+                if refused.is_err() {
+                    gate.settle(); // there is no end to expect
+                }
+                refused.is_ok().then_some(Refusal::Complete)
+            }
+            _ => None,
+        };
+        refused.unwrap_or(Refusal::None)
+    }
+
+    /// A listener that is bound to an interface which does not exist matches no first packet (`SO_BINDTOIFINDEX`,
+    /// socket(7)); handshakes under way complete. Undoing it needs `CAP_NET_RAW`.
     ///
-    /// Not for sockets that share their port: the kernel would go on choosing this one and let the client wait. Nor for
-    /// the service manager's: the next start of the service could not take it back.
-    pub(super) fn refuse_new(&self) -> bool {
-        self.slot.kind == SlotKind::Tcp
-            && !self.is_managers()
-            && !self.reuses_port()
+    /// Not for sockets that share their port: the kernel would go on choosing this one and let the client wait.
+    fn refuse_handshakes(&self) -> bool {
+        !self.reuses_port()
             && SockRef::from(&self.socket)
                 .bind_device_by_index_v4(NonZeroU32::new(NO_INTERFACE))
                 .is_ok()
+    }
+
+    /// Whether closing the socket now cuts somebody off. Accepting tells, for a socket that was shut down as well;
+    /// whoever it takes is reset like the others.
+    pub(super) fn cuts_off(&self) -> bool {
+        self.slot.kind == SlotKind::Udp || SockRef::from(&self.socket).accept().is_ok()
     }
 
     pub(super) fn bound_path(&self) -> Option<BoundPath> {

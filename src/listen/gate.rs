@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::waiting::{Seat, Waiting};
 use crate::config::DEAF_RETRY;
@@ -34,6 +34,12 @@ pub(super) trait Gated: fmt::Debug + Send + Sync {
     fn open_regardless(&self);
     /// Takes the accept right away. When it returns, nobody in this process accepts from the socket any more.
     fn shut(&self);
+    /// Begins to notice when the last connection came through. Nothing else changes.
+    fn settle(&self);
+    /// Since when nobody came through a gate that settles; `None` if nobody can.
+    fn quiet_since(&self) -> Option<Instant>;
+    /// The socket will be shut down for reading, so that its queue comes to an end: retires when that is reached.
+    fn expect_end(&self);
     /// Retires as soon as those who accept have emptied the queue; at once if nobody can.
     fn finish(&self);
     /// Gives the socket back for good. Whoever waits at the gate waits for ever.
@@ -55,10 +61,24 @@ struct State<W> {
     /// None once retired.
     socket: Option<Arc<OwnedFd>>,
     right: Right<W>,
-    finishing: bool,
+    end: End,
     /// The application has dropped its listener.
     abandoned: bool,
     retired: watch::Sender<bool>,
+}
+
+/// How far a gate is on its way to giving its socket back.
+#[derive(Clone, Copy)]
+enum End {
+    /// It is not.
+    Open,
+    /// Those who are on their way are let in; since when nobody came.
+    Settling { quiet_since: Instant },
+    /// Retires when the queue is empty.
+    WhenEmpty,
+    /// Retires when accept says that nobody will come any more. Such a socket polls readable for ever (unix_poll), so
+    /// that looking does not tell whether its queue is empty.
+    WhenRefused,
 }
 
 enum Right<W> {
@@ -76,7 +96,7 @@ impl<W: Watch> Gate<W> {
             state: Mutex::new(State {
                 socket: Some(socket),
                 right: Right::Shut,
-                finishing: false,
+                end: End::Open,
                 abandoned: false,
                 retired: watch::Sender::new(false),
             }),
@@ -134,7 +154,7 @@ impl<W: Watch> Gate<W> {
         let mut state = self.lock();
         state.abandoned = true;
         state.right = Right::Shut;
-        if state.finishing {
+        if !matches!(state.end, End::Open) {
             state.retire();
         }
     }
@@ -158,6 +178,24 @@ impl<W: Watch> Gated for Gate<W> {
 
     fn shut(&self) {
         self.lock().right = Right::Shut;
+    }
+
+    fn settle(&self) {
+        let quiet_since = Instant::now();
+        self.lock().end = End::Settling { quiet_since };
+    }
+
+    fn quiet_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        match (state.end, &state.right) {
+            (_, Right::Shut) => None,
+            (End::Settling { quiet_since }, _) => Some(quiet_since),
+            _ => None,
+        }
+    }
+
+    fn expect_end(&self) {
+        self.lock().end = End::WhenRefused;
     }
 
     fn finish(&self) {
@@ -190,8 +228,14 @@ impl<W: Watch> State<W> {
             return Poll::Pending;
         };
         let outcome = attempt(watch, shared);
-        if outcome.is_pending() && self.finishing {
-            self.retire_if_empty(shared);
+        match (&outcome, &mut self.end) {
+            (Poll::Ready(Ok(_)), End::Settling { quiet_since }) => *quiet_since = Instant::now(),
+            (Poll::Pending, End::WhenEmpty) => self.retire_if_empty(shared),
+            (Poll::Ready(Err(error)), End::WhenRefused) if is_end(error) => {
+                self.retire();
+                return Poll::Pending;
+            }
+            _ => {}
         }
         outcome
     }
@@ -215,26 +259,24 @@ impl<W: Watch> State<W> {
     }
 
     fn finish(&mut self) {
-        self.finishing = true;
-        if matches!(self.right, Right::Shut) || !self.has_waiting() {
+        let is_empty = match self.end {
+            End::WhenRefused => false,
+            _ => !self.socket.as_deref().is_some_and(has_waiting),
+        };
+        if matches!(self.right, Right::Shut) || is_empty {
             self.retire();
+        } else if !matches!(self.end, End::WhenRefused) {
+            self.end = End::WhenEmpty;
         }
     }
 
     /// Being pending does not say that the queue is empty: tokio's budget may be used up, or its news be on the way.
     fn retire_if_empty(&mut self, shared: &Context<'_>) {
-        if self.has_waiting() {
+        if self.socket.as_deref().is_some_and(has_waiting) {
             shared.waker().wake_by_ref();
         } else {
             self.retire();
         }
-    }
-
-    fn has_waiting(&self) -> bool {
-        self.socket.as_ref().is_some_and(|socket| {
-            let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-            nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-        })
     }
 
     fn retire(&mut self) {
@@ -242,6 +284,17 @@ impl<W: Watch> State<W> {
         self.socket = None;
         self.retired.send_replace(true);
     }
+}
+
+/// Whether somebody waits in the socket's queue. A socket that was shut down for reading always says yes.
+pub(super) fn has_waiting(socket: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// What accept says of a listener that was shut down for reading once its queue is empty (see unix.rs).
+fn is_end(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 impl<W> fmt::Debug for Gate<W> {

@@ -9,6 +9,7 @@ mod claim;
 mod gate;
 mod options;
 mod path;
+mod stop;
 mod table;
 mod tcp;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod unix;
 mod waiting;
 
 pub use self::options::ListenOptions;
+pub(crate) use self::stop::FinalStop;
 pub(crate) use self::table::Table;
 pub use self::tcp::TcpListener;
 pub use self::udp::UdpSocket;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
@@ -22,7 +22,6 @@ use super::path::{self, Inode};
 use super::tcp::TcpListener;
 use super::udp::UdpSocket;
 use super::unix::UnixListener;
-use crate::config::STOP_SETTLE;
 use crate::error::{Error, Result};
 use crate::protocol::message::{Keeper, Slot, SlotKind};
 
@@ -202,7 +201,7 @@ impl Table {
     /// that were closed all the same.
     ///
     /// A connection in an emptied queue is never reset. What the kernel has not put there yet is: a handshake whose
-    /// last packet is on its way when the socket closes ends in a reset; see [`final_stop`](Self::final_stop). A
+    /// last packet is on its way when the socket closes ends in a reset; `final_stop` waits for it. A
     /// socket with no accept loop, because its listener was dropped or its gate is shut, is closed at once. Duplicates
     /// given to the application without a gate are its own to close.
     ///
@@ -217,36 +216,6 @@ impl Table {
         let until = Instant::now() + deadline;
         async move {
             unlink_all(paths, until).await;
-            finish_all(held, until).await
-        }
-    }
-
-    /// As [`finish`](Self::finish) on every socket, for a generation whose sockets no other generation holds. Clients
-    /// that come now are refused at once, and those in the middle of their handshake are still accepted for
-    /// [`STOP_SETTLE`]. Those of a socket that the service manager holds too are not refused: they wait for the next
-    /// start of the service.
-    ///
-    /// Not cancel safe, like `finish`; besides, the refusal stays.
-    pub(crate) fn final_stop(
-        &self,
-        deadline: Duration,
-    ) -> impl Future<Output = Vec<String>> + use<> {
-        let refused = self
-            .lock()
-            .held
-            .iter()
-            .filter(|held| held.refuse_new())
-            .count();
-        let settle = if refused > 0 {
-            STOP_SETTLE.min(deadline)
-        } else {
-            Duration::ZERO
-        };
-        let (held, paths) = self.lock().take_all();
-        let until = Instant::now() + deadline;
-        async move {
-            unlink_all(paths, until).await;
-            sleep(settle).await;
             finish_all(held, until).await
         }
     }
@@ -357,6 +326,14 @@ impl Table {
             None => return Err(too_late(name)),
         }
         Ok(gate)
+    }
+
+    /// Everything that is held, and the paths to unlink.
+    pub(super) fn take_all(&self) -> (Vec<Held>, Vec<BoundPath>) {
+        let mut inner = self.lock();
+        let held = mem::take(&mut inner.held);
+        inner.forget_paths_of(&held);
+        (held, mem::take(&mut inner.paths))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -480,12 +457,6 @@ impl Inner {
         (held, paths.collect())
     }
 
-    fn take_all(&mut self) -> (Vec<Held>, Vec<BoundPath>) {
-        let held = mem::take(&mut self.held);
-        self.forget_paths_of(&held);
-        (held, mem::take(&mut self.paths))
-    }
-
     /// A path that leads to what the service manager holds is not ours to unlink.
     fn forget_paths_of(&mut self, held: &[Held]) {
         let managers = |name: &String| {
@@ -500,7 +471,7 @@ fn too_late(name: &str) -> Error {
     listen_error(format!("claiming {name:?}")).because("this generation will not serve any more")
 }
 
-async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
+pub(super) async fn unlink_all(paths: Vec<BoundPath>, until: Instant) {
     for BoundPath { path, inode, .. } in paths {
         match timeout_at(until, path::unlink(&path, inode)).await {
             Ok(Ok(())) => {}
@@ -546,6 +517,7 @@ mod tests {
     use socket2::SockRef;
     use tempfile::TempDir;
 
+    use super::super::stop::FinalStop;
     use super::super::testing::{
         DEADLINE, Fallible, UNWATCHABLE, await_queue, connect, descriptors, inode,
         listening_socket, poll_once, registrations, within,
@@ -560,6 +532,14 @@ mod tests {
 
     fn options() -> ListenOptions {
         ListenOptions::new()
+    }
+
+    fn stop() -> FinalStop {
+        FinalStop {
+            is_alone: true,
+            settle: Duration::from_millis(100),
+            deadline: DEADLINE,
+        }
     }
 
     fn cause(error: &Error) -> String {
@@ -894,7 +874,7 @@ mod tests {
         table.open_all().unwrap();
         let _client = connect(address);
         await_queue(&table.offer()[0].1);
-        let mut stop = pin!(table.final_stop(DEADLINE));
+        let mut stop = pin!(table.final_stop(stop()));
         assert!(poll_once(stop.as_mut()).await.is_pending());
         let late = net::TcpStream::connect_timeout(&address, DEADLINE);
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
@@ -1076,7 +1056,7 @@ mod tests {
         let _theirs = table.unix("theirs", &theirs, &options()).await.unwrap();
         fs::rename(&theirs, dir.path().join("away")).unwrap();
         let _usurper = std_unix::UnixListener::bind(&theirs).unwrap();
-        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(table.final_stop(stop()).await.is_empty());
         assert!(!ours.exists());
         assert!(theirs.exists());
     }

@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use socket2::SockRef;
 
 use super::gate::{Gate, Watch};
 use super::tcp::pass_over;
@@ -92,5 +95,33 @@ fn accept_one(
     listener: &tokio::net::UnixListener,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
-    pass_over(|| listener.poll_accept(cx))
+    let accepted = pass_over(|| listener.poll_accept(cx));
+    match accepted.is_pending() && is_shut_down(listener) {
+        true => Poll::Ready(accept_rest(listener)),
+        false => accepted,
+    }
+}
+
+/// Whether nobody can connect any more, though some may wait (`POLLRDHUP`, poll(2)).
+fn is_shut_down(listener: &tokio::net::UnixListener) -> bool {
+    let hung_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    let mut polled = [PollFd::new(listener.as_fd(), hung_up)];
+    nix::poll::poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// The next of those who had come before the listener was shut down, or `EINVAL`: what the kernel says at the end of
+/// the queue, but to blocking callers only (unix_accept). Tokio may say pending while it has not heard of them.
+fn accept_rest(listener: &tokio::net::UnixListener) -> io::Result<(UnixStream, SocketAddr)> {
+    let accepted = SockRef::from(listener).accept().map_err(|error| {
+        let is_end = error.kind() == io::ErrorKind::WouldBlock;
+        if is_end {
+            io::Error::from_raw_os_error(libc::EINVAL)
+        } else {
+            error
+        }
+    });
+    let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(accepted?.0));
+    stream.set_nonblocking(true)?;
+    let peer = stream.peer_addr()?.into();
+    Ok((UnixStream::from_std(stream)?, peer))
 }

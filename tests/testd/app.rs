@@ -19,6 +19,8 @@ use crate::passed::Passed;
 /// | `GET /helper` | what a helper process finds: variables, blocked signals, descriptors |
 /// | `GET /flip` | `flips`, and lets the successor in standby take over |
 /// | `GET /upgrade` | the verdict of an upgrade |
+/// | `GET /livez`, `GET /readyz` | how it is, without the number |
+/// | `GET /degraded` | `degraded`, and says so to who asks how it is until `GET /restored` |
 pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
     let number = generation.number();
     let draining = {
@@ -37,7 +39,11 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
         .route("/helper", get(move || helper(number)))
         .route("/flip", get(flip))
         .route("/upgrade", get(upgrade))
+        .route("/degraded", get(degraded))
+        .route("/restored", get(restored))
         .with_state(generation.clone())
+        .route_service("/livez", generation.health())
+        .route_service("/readyz", generation.health())
         .merge(routes::app_with(number, draining))
 }
 
@@ -67,6 +73,16 @@ async fn flip(State(generation): State<Serving>) -> String {
         Ok(()) => format!("{} flips", generation.number()),
         Err(error) => format!("{} {error:?}", generation.number()),
     }
+}
+
+async fn degraded(State(generation): State<Serving>) -> String {
+    generation.health().degraded("as asked");
+    format!("{} degraded", generation.number())
+}
+
+async fn restored(State(generation): State<Serving>) -> String {
+    generation.health().restored();
+    format!("{} restored", generation.number())
 }
 
 async fn upgrade(State(generation): State<Serving>) -> String {

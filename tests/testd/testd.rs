@@ -22,7 +22,9 @@ use std::time::Duration;
 
 use axum::Router;
 use handover::http::Server;
-use handover::{Builder, Event, Events, Serving, Starting, TcpListener, UdpSocket, UnixListener};
+use handover::{
+    Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -47,6 +49,7 @@ async fn main() -> Outcome {
         starting.extend(extension);
     }
     let sockets = Sockets::claim(&mut starting, &plan).await?;
+    serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
     plan.act("before-ready").await;
     if plan.get("give-up").is_some() {
@@ -81,7 +84,7 @@ async fn main() -> Outcome {
 
 fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
-    let durations: [(&str, SetDuration); 8] = [
+    let durations: [(&str, SetDuration); 10] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
         ("TESTD_STANDBY_MS", Builder::standby),
@@ -90,6 +93,8 @@ fn builder(plan: &Plan) -> Builder {
         ("TESTD_HARD_STOP_MS", Builder::hard_stop),
         ("TESTD_CAPACITY_MS", Builder::capacity_deadline),
         ("TESTD_EXIT_MS", Builder::exit_deadline),
+        ("TESTD_LAME_DUCK_MS", Builder::lame_duck),
+        ("TESTD_STOP_MS", Builder::stop_deadline),
     ];
     for (name, set) in durations {
         if let Some(duration) = millis(name) {
@@ -171,6 +176,18 @@ impl Sockets {
         }
         serving.join_all().await;
     }
+}
+
+/// A socket of this generation's own, which answers before it is ready.
+async fn serve_admin(health: Health) -> Outcome {
+    let Some(address) = setting("TESTD_ADMIN") else {
+        return Ok(());
+    };
+    let admin = tokio::net::TcpListener::bind(address).await?;
+    println!("listening admin {}", admin.local_addr()?);
+    let app = Router::new().fallback_service(health);
+    tokio::spawn(async move { axum::serve(admin, app).await });
+    Ok(())
 }
 
 async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
