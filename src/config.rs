@@ -86,6 +86,7 @@ pub(crate) struct Config {
     pub(crate) capture_stderr: bool,
     pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) fd_store: Option<bool>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
 }
@@ -119,6 +120,7 @@ impl Default for Config {
             capture_stderr: true,
             build: String::new(),
             pid_file: None,
+            fd_store: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
         }

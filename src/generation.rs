@@ -167,6 +167,15 @@ impl Builder {
         self
     }
 
+    /// Whether systemd is to keep the sockets for a start after a crash or a restart of this service
+    /// (`FileDescriptorStoreMax=`, systemd.service(5)): connections wait in their queues until then.
+    ///
+    /// Default: if the unit has room for some, as far as systemd says so: from version 254 on, in `FDSTORE`.
+    pub fn fd_store(mut self, keep: bool) -> Self {
+        self.config.fd_store = Some(keep);
+        self
+    }
+
     /// The signal that asks for an upgrade, or none. Default: SIGHUP.
     pub fn upgrade_signal(mut self, number: Option<i32>) -> Self {
         self.config.upgrade_signal = number;
@@ -224,7 +233,7 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
-        let manager = ServiceManager::of(snapshot, channel.is_none());
+        let manager = ServiceManager::of(snapshot, &config, channel.is_none());
         let driver = Driver::new(
             shared.clone(),
             config,
@@ -545,6 +554,33 @@ impl Serving {
         self.shared.command(Command::Rollback {
             reason: reason.into(),
         })
+    }
+
+    /// Has systemd keep some bytes for the next fresh start of this service, after a crash or a restart, in the place of
+    /// those it has kept under this name. They are found in [`Starting::state`] then. A successor does not get them: it
+    /// gets what the hooks pass.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if there is no systemd that listens to this generation, or no room in its store
+    /// (`FileDescriptorStoreMax=`, systemd.service(5)). [`ErrorKind::Stopping`] if this generation's runtime is shutting
+    /// down.
+    ///
+    /// # Cancel safety
+    ///
+    /// They may be kept or not when the future is dropped.
+    pub async fn keep_state(
+        &self,
+        name: impl Into<String>,
+        bytes: impl Into<Vec<u8>>,
+    ) -> Result<()> {
+        let (reply, kept) = oneshot::channel();
+        self.shared.command(Command::KeepState {
+            name: name.into(),
+            bytes: bytes.into(),
+            reply,
+        })?;
+        kept.await.map_err(|_| gone())?
     }
 
     /// Stops this generation, as SIGTERM does, and the service with it: a successor that has not been committed is told

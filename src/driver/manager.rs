@@ -7,16 +7,19 @@
 use std::future::{Future, pending};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::shared::lock;
 use super::upward::state_of;
 use super::{Driver, Role};
-use crate::config::NOTIFY_DEADLINE;
-use crate::error::Error;
+use crate::config::{Config, NOTIFY_DEADLINE};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Phase;
+use crate::protocol::message::SlotKind;
 use crate::sys::environment::Snapshot;
+use crate::sys::memory;
 use crate::systemd::notify::{Manager, Notice};
+use crate::systemd::store::{self, Deposit, Plan};
 use crate::systemd::{activation, watchdog};
 
 /// The way to the service manager, and whether it listens.
@@ -25,6 +28,10 @@ pub(crate) struct ServiceManager {
     manager: Option<Manager>,
     problems: mpsc::UnboundedReceiver<String>,
     is_main: bool,
+    /// Whether it is to keep sockets for a start after this service's crash or restart.
+    keeps: bool,
+    /// How many descriptors it keeps in all, if it says so.
+    room_max: Option<usize>,
     watchdog: Option<Watchdog>,
 }
 
@@ -37,7 +44,7 @@ struct Watchdog {
 
 impl ServiceManager {
     /// The one that has started this process, or the generation before it. What is wrong with it is told as a problem.
-    pub(crate) fn of(snapshot: &Snapshot, is_main: bool) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot, config: &Config, is_main: bool) -> Self {
         let (sender, problems) = mpsc::unbounded_channel();
         let socket = snapshot.service_manager("NOTIFY_SOCKET");
         let manager = socket.and_then(|socket| {
@@ -46,7 +53,11 @@ impl ServiceManager {
             connected.inspect_err(|error| drop(explain(error))).ok()
         });
         let watchdog = watchdog::interval(snapshot).map(|every| Watchdog { every, next: None });
+        let room_max = store::room_max(snapshot);
+        let has_room = room_max.is_some_and(|room| room > 0);
         Self {
+            keeps: config.fd_store.unwrap_or(has_room),
+            room_max,
             watchdog: watchdog.filter(|_| manager.is_some()),
             manager,
             problems,
@@ -96,10 +107,7 @@ impl ServiceManager {
     }
 
     /// Names another process as the main one. Resolves when the manager knows; nothing that this one says counts then.
-    fn resign(
-        &mut self,
-        notice: Notice,
-    ) -> Option<impl Future<Output = crate::error::Result<()>> + use<>> {
+    fn resign(&mut self, notice: Notice) -> Option<impl Future<Output = Result<()>> + use<>> {
         // The successor's own sign of life may take as long again.
         let notice = match self.watchdog {
             Some(_) => notice.watchdog(),
@@ -131,13 +139,92 @@ impl Driver {
         self.manager
             .tell(Notice::new().ready().status(&self.standing()));
         self.manager.pet(Instant::now());
+        self.keep_sockets();
     }
 
     /// The last word of the generation before this one was that this is the main process now.
     pub(super) fn become_main(&mut self) {
         if !std::mem::replace(&mut self.manager.is_main, true) {
             self.manager.pet(Instant::now());
+            self.keep_sockets();
         }
+    }
+
+    /// Has the manager keep what is claimed, for a start after a crash or a restart, and let go of what is not.
+    fn keep_sockets(&self) {
+        let Some(manager) = self.manager.listening().filter(|_| self.manager.keeps) else {
+            return;
+        };
+        let (manager, shared) = (manager.clone(), self.shared.clone());
+        let room_max = self.manager.room_max;
+        tokio::spawn(async move {
+            let claimed = shared.table.offer();
+            let plan = Plan::new(&shared.table.stored(), claimed.iter().map(|(slot, _)| slot));
+            store::forget_sockets(&manager, &plan.forget);
+            let new = claimed
+                .into_iter()
+                .filter(|(slot, _)| plan.store.contains(&slot.name));
+            let deposits = new.filter_map(|(slot, socket)| {
+                Some(Deposit {
+                    name: slot.name,
+                    kind: slot.kind,
+                    descriptor: socket.try_clone().ok()?,
+                })
+            });
+            let deposited = store::deposit(&manager, deposits.collect(), room_max).await;
+            let kept: Vec<String> = plan.keep.into_iter().chain(deposited.kept).collect();
+            shared.table.set_stored(&kept);
+            if let Some(problem) = deposited.problem {
+                shared.warn(problem);
+            }
+        });
+    }
+
+    /// Has the manager keep some bytes for the next fresh start, in the place of those of the same name.
+    pub(super) fn keep_state(
+        &self,
+        name: String,
+        bytes: &[u8],
+        reply: oneshot::Sender<Result<()>>,
+    ) {
+        let failed = || {
+            Error::new(
+                ErrorKind::Io,
+                format!("keeping {name:?} for the next start"),
+            )
+        };
+        let Some(manager) = self.manager.listening().cloned() else {
+            // Whoever asked may have stopped waiting; so below.
+            let _ = reply.send(Err(
+                failed().because("there is no service manager that listens")
+            ));
+            return;
+        };
+        let blob = match memory::sealed(c"handover-kept", bytes) {
+            Ok(blob) => blob,
+            Err(error) => {
+                let _ = reply.send(Err(failed().because(error)));
+                return;
+            }
+        };
+        let deposit = Deposit {
+            name: name.clone(),
+            kind: SlotKind::Blob,
+            descriptor: blob,
+        };
+        store::forget_state(&manager, std::slice::from_ref(&name));
+        let room_max = self.manager.room_max;
+        tokio::spawn(async move {
+            let deposited = store::deposit(&manager, vec![deposit], room_max).await;
+            let problem = deposited.problem.map(|problem| {
+                let failed = Error::new(
+                    ErrorKind::Io,
+                    format!("keeping {name:?} for the next start"),
+                );
+                failed.because(problem)
+            });
+            let _ = reply.send(problem.map_or(Ok(()), Err));
+        });
     }
 
     pub(super) fn announce_upgrade(&self) {
@@ -215,14 +302,18 @@ impl Driver {
     }
 
     /// Only the last generation says so: the manager kills what is left of the service some time after it.
-    pub(super) fn announce_stop(&self, within: Duration) {
-        let status = format!(
-            "stopping: generation {} finishes what is in flight",
-            self.generation
-        );
+    ///
+    /// It kills the other generations with this one, so this one waits for them, as long as its own stop lasts.
+    pub(super) fn announce_stop(&mut self, within: Duration) {
+        let generation = self.generation;
+        let status = format!("stopping: generation {generation} finishes what is in flight");
         let notice = Notice::new().stopping().status(&status);
         self.manager
             .tell(notice.extend_timeout(within + self.config.exit));
+        if self.manager.listening().is_some() && self.elders.count() > 0 {
+            let class = self.shared.drain.class("older generations");
+            self.elders_awaited = Some(class.guard(self.elders.describe()));
+        }
     }
 
     fn standing(&self) -> String {

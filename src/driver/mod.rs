@@ -30,6 +30,7 @@ use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
+use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::launch::Launcher;
@@ -67,6 +68,8 @@ pub(crate) struct Driver {
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
     elders: Elders,
+    /// Kept from leaving while elders drain that would not survive this generation.
+    elders_awaited: Option<Guard>,
     /// Sockets that the successor does not want.
     unclaimed: Vec<String>,
     /// What the application is told that waits for its sockets, or for the accept right.
@@ -129,6 +132,7 @@ impl Driver {
             down: None,
             waiting: None,
             elders: Elders::default(),
+            elders_awaited: None,
             unclaimed: Vec::new(),
             answer: None,
             stop_asked: false,
@@ -347,6 +351,7 @@ impl Driver {
                 self.incumbent.handle_rollback(Instant::now(), reason);
                 self.perform_downward();
             }
+            Command::KeepState { name, bytes, reply } => self.keep_state(name, &bytes, reply),
             Command::Stop => self.stop(),
         }
     }
@@ -437,6 +442,9 @@ impl Driver {
             generation: elder.generation,
             pid: elder.pid,
         });
+        if self.elders.count() == 0 {
+            self.elders_awaited = None;
+        }
         if self.has_capacity()
             && let Some((down, _)) = self.waiting.take()
         {

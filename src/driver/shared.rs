@@ -57,6 +57,12 @@ pub(crate) enum Command {
     Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
+    /// Have the service manager keep some bytes for the next fresh start.
+    KeepState {
+        name: String,
+        bytes: Vec<u8>,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// Stop, and the service with it.
     Stop,
 }

@@ -109,15 +109,18 @@ impl Driver {
         let now = Instant::now();
         let config = &self.config;
         let stop = self.stop.get_or_insert_with(|| Stop::new(config, now));
+        let stop_left = stop.left(now);
         // A stop in the middle of an upgrade finds them shut, and connections waiting.
         self.shared.table.open_all_regardless();
-        if let Some(lasts) = stop.begin_lame_duck(now) {
+        let lame_duck = stop.begin_lame_duck(now);
+        let stop = *stop;
+        self.announce_stop(stop_left);
+        if let Some(lasts) = lame_duck {
             self.role = Role::LameDuck;
             self.shared.drain.resume();
             self.shared.emit(Event::LameDuck { lasts });
             return self.publish();
         }
-        let stop = *stop;
         self.end_service(stop);
     }
 
