@@ -34,6 +34,8 @@ pub const PATH_LOCK_DEADLINE: Duration = Duration::from_secs(5);
 pub const STOP_SETTLE: Duration = Duration::from_millis(100);
 /// How long the service manager may take to read a notice, and to answer that it has read all: 5 s.
 pub const NOTIFY_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a final stop waits for systemctl to say whether the unit is being restarted: 1 s.
+pub const JOB_DEADLINE: Duration = Duration::from_secs(1);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
