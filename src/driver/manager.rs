@@ -27,6 +27,8 @@ use crate::systemd::{activation, watchdog};
 pub(crate) struct ServiceManager {
     manager: Option<Manager>,
     problems: mpsc::UnboundedReceiver<String>,
+    /// What was wrong with what it passed, until somebody can have asked for events.
+    passed_badly: Vec<String>,
     is_main: bool,
     /// Whether it is to keep sockets for a start after this service's crash or restart.
     keeps: bool,
@@ -61,6 +63,7 @@ impl ServiceManager {
             watchdog: watchdog.filter(|_| manager.is_some()),
             manager,
             problems,
+            passed_badly: Vec::new(),
             is_main,
         }
     }
@@ -124,18 +127,25 @@ impl ServiceManager {
 impl Driver {
     /// Takes over what the manager has passed to a fresh generation: sockets of its units, and what an earlier life of
     /// the service has left in its store.
-    pub(crate) fn take_activation(&self, snapshot: &Snapshot) {
+    pub(crate) fn take_activation(&mut self, snapshot: &Snapshot) {
         let passed = activation::take(snapshot);
         let refused = self.shared.table.adopt_activated(passed.sockets);
         let refused = refused.into_iter().map(|error| format!("{error:?}"));
-        for problem in passed.problems.into_iter().chain(refused) {
-            self.shared.warn(problem);
-        }
+        self.manager.passed_badly = passed.problems.into_iter().chain(refused).collect();
         lock(&self.shared.offered).extend(state_of(passed.state));
     }
 
     /// It serves, and the manager listens to it.
     pub(super) fn announce(&mut self) {
+        let unclaimed = self.shared.table.close_unclaimed_activated().into_iter();
+        let unclaimed = unclaimed.map(|slot| {
+            let name = slot.name;
+            format!("nobody claims {name:?}, which the service manager has passed")
+        });
+        let badly = std::mem::take(&mut self.manager.passed_badly);
+        for problem in badly.into_iter().chain(unclaimed) {
+            self.shared.warn(problem);
+        }
         self.manager
             .tell(Notice::new().ready().status(&self.standing()));
         self.manager.pet(Instant::now());

@@ -366,12 +366,6 @@ impl Driver {
 
     fn serve_fresh(&mut self) -> Result<()> {
         self.shared.table.open_all()?;
-        for slot in self.shared.table.close_unclaimed_activated() {
-            let name = slot.name;
-            self.shared.warn(format!(
-                "nobody claims {name:?}, which the service manager has passed"
-            ));
-        }
         self.shared.health.serving();
         self.shared.emit(Event::Serving {
             generation: self.generation,

@@ -8,6 +8,7 @@ use super::{Driver, Role, leave};
 use crate::config::Config;
 use crate::event::Event;
 use crate::listen::FinalStop;
+use crate::systemd::job::{self, Job};
 
 /// When what happens, from the first request on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +160,7 @@ struct Patience {
 }
 
 async fn give_up_sockets(shared: Arc<Shared>, stop: Stop, patience: Patience) -> Vec<String> {
+    leave_to_manager(&shared).await;
     // Others that are alive have shut their gates for good, or were never told to open them; all but one that was
     // given up in the middle of it, and is being killed.
     let exit = patience.exit.min(stop.left(Instant::now()));
@@ -174,6 +176,15 @@ async fn give_up_sockets(shared: Arc<Shared>, stop: Stop, patience: Patience) ->
         deadline: patience.empty.min(stop.left(Instant::now())),
     });
     stopping.await
+}
+
+/// What the service manager holds too waits for the next start of the service, if there is to be one.
+async fn leave_to_manager(shared: &Shared) {
+    if !shared.table.stored().is_empty() && job::pending().await == Job::Stop {
+        // It closes its own when this process has gone: whoever came until then would be cut off.
+        shared.table.set_stored(&[]);
+    }
+    shared.table.leave_to_manager();
 }
 
 #[cfg(test)]

@@ -222,10 +222,6 @@ impl Table {
 }
 
 // What is the service manager's.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver is about to speak with the manager")
-)]
 impl Table {
     /// Takes over sockets that came from the service manager, for claims to find. Says what is wrong with those that it
     /// closes instead.
@@ -525,6 +521,11 @@ mod tests {
     use super::*;
 
     const LOOPBACK: &str = "127.0.0.1:0";
+    const ALONE: FinalStop = FinalStop {
+        is_alone: true,
+        settle: Duration::from_millis(100),
+        deadline: DEADLINE,
+    };
 
     fn at(address: &str) -> Vec<SocketAddr> {
         vec![address.parse().unwrap()]
@@ -1241,7 +1242,7 @@ mod tests {
             let last = successor_of(&first);
             drop(first);
             drop(last.tcp("web", &[address], &options()).unwrap());
-            assert!(last.final_stop(DEADLINE).await.is_empty());
+            assert!(last.final_stop(ALONE).await.is_empty());
             assert_eq!(descriptors(inode(&kept)), 1);
             connect(address);
         }
@@ -1258,7 +1259,7 @@ mod tests {
         assert_eq!(table.stored(), ["api", "web"]);
         table.set_stored(&[]);
         let kept = table.offer().remove(0).1;
-        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(table.final_stop(ALONE).await.is_empty());
         let late = net::TcpStream::connect_timeout(&web.local_addr(), DEADLINE);
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert!(!path.exists());
@@ -1281,7 +1282,7 @@ mod tests {
         table.leave_to_manager();
         assert_eq!(table.names(), ["ours"]);
         assert_eq!(descriptors(inode(&kept)), 1);
-        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(table.final_stop(ALONE).await.is_empty());
         assert!(path.exists());
         let (_, peer) = SockRef::from(&kept).accept().unwrap();
         assert_eq!(peer.as_socket(), client.local_addr().ok());
@@ -1304,7 +1305,7 @@ mod tests {
             if finish {
                 table.finish(&["api".into()], DEADLINE).await;
             } else {
-                table.final_stop(DEADLINE).await;
+                table.final_stop(ALONE).await;
             }
             assert!(path.exists());
         }
@@ -1333,7 +1334,7 @@ mod tests {
         }
         // What came back from the store is ours again when the manager lets go of it.
         table.set_stored(&[]);
-        assert!(table.final_stop(DEADLINE).await.is_empty());
+        assert!(table.final_stop(ALONE).await.is_empty());
         assert!(!there.exists());
     }
 }

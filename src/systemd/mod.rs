@@ -4,6 +4,7 @@
 //! an old version is a problem in words.
 
 pub(crate) mod activation;
+pub(crate) mod job;
 mod names;
 pub(crate) mod notify;
 pub(crate) mod store;
