@@ -136,7 +136,8 @@ impl Sockets {
     async fn web(starting: &mut Starting, plan: &Plan) -> Result<TcpListener, Box<dyn Error>> {
         let address = setting("TESTD_LISTEN").unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let address = plan.get("listen").unwrap_or(&address);
-        let web = starting.listen_tcp("web", address).await?;
+        let name = setting("TESTD_WEB_NAME").unwrap_or_else(|| "web".to_owned());
+        let web = starting.listen_tcp(&name, address).await?;
         println!("listening web {}", web.local_addr());
         Ok(web)
     }
