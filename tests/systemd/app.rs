@@ -51,7 +51,8 @@ impl<'a> Setup<'a> {
             lines: String::new(),
         };
         let setup = setup
-            .env("TESTD_LISTEN", WEB)
+            // As in the units.
+            .env("TESTD_LISTEN", "0.0.0.0:8080")
             .env("TESTD_PLAN", PLAN)
             .env("TESTD_BAKE_MS", 0)
             .env("TESTD_IDLE_GRACE_MS", 200);

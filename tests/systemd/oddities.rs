@@ -20,6 +20,7 @@ async fn sockets_for_another_process_are_left_alone(machine: &Machine) {
     let exec = "/usr/bin/env LISTEN_PID=1 LISTEN_FDS=2 LISTEN_FDNAMES=web:web /srv/app/current/app";
     let app = Setup::new(machine).exec(exec).start().await;
     app.serving_main().await;
+    app.says(&["LISTEN_PID", "left alone"]).await;
     app.systemctl("reload").await;
     app.serving_main().await;
 }
@@ -29,7 +30,8 @@ async fn a_notify_socket_that_is_gone_is_told(machine: &Machine) {
         .start()
         .await;
     serves_and_upgrades(&app).await;
-    app.says(&["NOTIFY_SOCKET"]).await;
+    app.says(&["telling the service manager", "/run/app/nobody"])
+        .await;
 }
 
 async fn a_notify_socket_that_is_full_delays_nobody(machine: &Machine) {

@@ -8,6 +8,7 @@ on_each_systemd! {
     the_first_connection_starts_the_service_and_is_served
     a_socket_of_the_unit_stays_the_same_through_reload_and_restart
     a_socket_that_systemd_does_not_know_is_bound
+    a_socket_is_told_from_another_of_its_name_by_its_address
     a_socket_that_is_added_to_the_unit_is_taken_at_the_restart
     a_socket_that_the_service_does_not_know_is_told
 }
@@ -48,6 +49,16 @@ async fn a_socket_that_systemd_does_not_know_is_bound(machine: &Machine) {
     }
 }
 
+async fn a_socket_is_told_from_another_of_its_name_by_its_address(machine: &Machine) {
+    let two = format!("[Socket]\nListenStream=\nListenStream={SIDE}\nListenStream=0.0.0.0:8080\n");
+    machine.write("/run/systemd/system/app.socket.d/two.conf", &two);
+    let app = with_socket(Setup::new(machine)).await;
+    let socket = machine.listening(8080);
+    app.systemctl("start").await;
+    app.serving_main().await;
+    assert_eq!(machine.listening(8080), socket, "it was bound again");
+}
+
 async fn a_socket_that_is_added_to_the_unit_is_taken_at_the_restart(machine: &Machine) {
     let setup = Setup::new(machine);
     let app = with_socket(setup).await;
@@ -68,9 +79,9 @@ async fn a_socket_that_is_added_to_the_unit_is_taken_at_the_restart(machine: &Ma
 async fn a_socket_that_the_service_does_not_know_is_told(machine: &Machine) {
     let setup = Setup::new(machine).line("Sockets=app.socket side.socket");
     let app = with_socket(setup).await;
-    add_side(&app, "nobody-s").await;
+    add_side(&app, "stranger").await;
     app.systemctl("start").await;
-    app.says(&["nobody-s"]).await;
+    app.says(&["stranger"]).await;
     app.serving_main().await;
 }
 
