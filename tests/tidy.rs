@@ -88,6 +88,23 @@ fn the_machines_know_no_effects() {
 }
 
 #[test]
+fn operators_are_told_what_each_word_means() {
+    let operations = read(&root().join("docs/OPERATIONS.md"));
+    for (file, listed) in [
+        ("src/event.rs", "pub enum Phase {"),
+        ("src/event.rs", "pub enum Event {"),
+        ("src/error.rs", "pub enum ErrorKind {"),
+    ] {
+        for word in variants(&read(&root().join(file)), listed) {
+            let is_told = [&word, &word.to_lowercase()]
+                .iter()
+                .any(|word| operations.contains(&format!("`{word}`")));
+            assert!(is_told, "{file}: {word}");
+        }
+    }
+}
+
+#[test]
 fn unsafe_code_is_in_sys_only() {
     for (path, text) in sources() {
         let lifts = text.lines().any(|line| {
@@ -145,6 +162,21 @@ fn every_dependency_has_its_reason() {
             line => assert!(reason, "{line} has no reason"),
         }
     }
+}
+
+/// The names in an enum, given how it begins.
+fn variants(text: &str, begin: &str) -> Vec<String> {
+    let (_, rest) = text
+        .split_once(begin)
+        .unwrap_or_else(|| panic!("no {begin}"));
+    let body = rest.lines().take_while(|line| *line != "}");
+    let names = body.filter_map(|line| line.strip_prefix("    "));
+    let names = names.filter(|name| name.starts_with(|letter: char| letter.is_ascii_uppercase()));
+    let names: Vec<_> = names
+        .map(|name| name.trim_end_matches([',', ' ', '{']).to_owned())
+        .collect();
+    assert!(!names.is_empty(), "nothing in {begin}");
+    names
 }
 
 fn rank(module: &str) -> u32 {

@@ -110,6 +110,9 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(path) = setting("TESTD_PID_FILE") {
         builder = builder.pid_file(path);
     }
+    if setting("TESTD_FD_STORE").is_some() {
+        builder = builder.fd_store(true);
+    }
     if let Some(path) = setting("TESTD_PROGRAM") {
         builder = builder.program(path);
     }
@@ -153,7 +156,8 @@ impl Sockets {
     async fn web(starting: &mut Starting, plan: &Plan) -> Result<TcpListener, Box<dyn Error>> {
         let address = setting("TESTD_LISTEN").unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let address = plan.get("listen").unwrap_or(&address);
-        let web = starting.listen_tcp("web", address).await?;
+        let name = setting("TESTD_WEB_NAME").unwrap_or_else(|| "web".to_owned());
+        let web = starting.listen_tcp(&name, address).await?;
         println!("listening web {}", web.local_addr());
         Ok(web)
     }
