@@ -1158,6 +1158,8 @@ mod tests {
         let web = second.tcp("web", &elsewhere, &options()).unwrap();
         assert_eq!(web.local_addr(), unit);
         assert!(second.unclaimed().is_empty());
+        // It is not in the store, and still the unit's.
+        second.set_stored(&[]);
         assert_eq!(second.offer()[0].0.keeper, Some(Keeper::Unit));
     }
 
@@ -1318,6 +1320,9 @@ mod tests {
         let table = Table::default();
         for (name, path) in [("there", &there), ("gone", &gone)] {
             let listener = std_unix::UnixListener::bind(path).unwrap();
+            if name == "gone" {
+                fs::remove_file(path).unwrap();
+            }
             let stored = managers(name, SlotKind::Unix, Keeper::Store);
             assert!(
                 table
@@ -1325,7 +1330,6 @@ mod tests {
                     .is_empty()
             );
         }
-        fs::remove_file(&gone).unwrap();
         let _there = table.unix("there", &there, &options()).await.unwrap();
         let _gone = table.unix("gone", &gone, &options()).await.unwrap();
         assert_eq!(unclaimed_names(&table), ["gone"]);

@@ -181,7 +181,7 @@ mod tests {
     fn only_the_units_own_job_counts() {
         let list = "\
             7 other.service restart running\n\
-            8 web.service.d stop waiting\n\
+            8 web.service.d restart waiting\n\
             9 web.service stop running\n";
         assert_eq!(parse(list, "web.service"), Job::Stop);
         assert_eq!(parse(list, "other.service"), Job::Restart);

@@ -416,7 +416,11 @@ mod tests {
     async fn a_manager_that_is_gone_is_one_problem_and_one_that_came_back_is_told_again() {
         let mut fake = FakeManager::at_path();
         let (manager, mut problems) = fake.connected();
-        for vanish in [FakeManager::close, FakeManager::close_and_unlink] {
+        for vanish in [
+            FakeManager::close,
+            FakeManager::close,
+            FakeManager::close_and_unlink,
+        ] {
             vanish(&mut fake);
             for _ in 0..3 {
                 manager.tell(Notice::new().watchdog());
