@@ -4,10 +4,12 @@
 
 mod bad_successor;
 mod generations;
+mod health;
 mod killed;
 mod listeners;
 mod load;
 mod signals;
 mod start;
 mod state;
+mod stop;
 mod support;
