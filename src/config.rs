@@ -50,6 +50,8 @@ pub const LAME_DUCK_KUBERNETES: Duration = Duration::from_secs(35);
 pub const LAME_DUCK_ALB: Duration = Duration::from_secs(65);
 /// How long a final stop waits for systemctl to say whether the unit is being restarted: 1 s.
 pub const JOB_DEADLINE: Duration = Duration::from_secs(1);
+/// How long until a queue in which somebody waits is looked at again, if the settle time is shorter: 5 ms.
+pub const STOP_LOOK: Duration = Duration::from_millis(5);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.

@@ -189,7 +189,13 @@ async fn leave_to_manager(shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::listen::{ListenOptions, Table};
 
     const LAME_DUCK: Duration = Duration::from_secs(8);
 
@@ -200,6 +206,45 @@ mod tests {
             ..Config::default()
         };
         Stop::new(&config, now)
+    }
+
+    fn shared() -> Arc<Shared> {
+        let drain = crate::drain::Drain::new(LAME_DUCK, LAME_DUCK);
+        Shared::new(Table::default(), drain, mpsc::unbounded_channel().0)
+    }
+
+    fn patience() -> Patience {
+        Patience {
+            exit: Duration::from_secs(5),
+            settle: Duration::ZERO,
+            empty: Duration::from_secs(5),
+        }
+    }
+
+    async fn is_refused_beside_a_successor_at_large(is_seen_to_end: bool) -> bool {
+        let shared = shared();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let options = ListenOptions::new();
+        let web = shared.table.std_tcp("web", &[address], &options).unwrap();
+        shared.at_large.send_replace(1);
+        let stop = stop(Instant::now(), Duration::ZERO, None);
+        let mut giving_up = pin!(give_up_sockets(shared.clone(), stop, patience()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(giving_up.as_mut().poll(&mut context).is_pending());
+        // Whatever becomes of it, nobody is refused while it lives.
+        let address = web.local_addr().unwrap();
+        std::net::TcpStream::connect(address).unwrap();
+        if is_seen_to_end {
+            shared.at_large.send_replace(0);
+        }
+        giving_up.await;
+        std::net::TcpStream::connect(address).is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_refused_while_a_successor_that_was_given_up_may_accept() {
+        assert!(is_refused_beside_a_successor_at_large(true).await);
+        assert!(!is_refused_beside_a_successor_at_large(false).await);
     }
 
     #[test]

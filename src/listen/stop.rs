@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::claim::{Held, Refusal};
 use super::gate::has_waiting;
 use super::table::{Table, unlink_all};
+use crate::config::STOP_LOOK;
 
 /// How sockets that nobody inherits are given up.
 #[derive(Clone, Copy, Debug)]
@@ -105,16 +106,15 @@ impl Leaving {
                 return;
             };
             let now = Instant::now();
-            let look_at = quiet_since.max(seen_waiting) + settle;
-            if now >= until {
-                return;
-            } else if now < look_at {
-                sleep_until(look_at.min(until)).await;
-            } else if has_waiting(&self.held.socket) {
+            let mut look_at = quiet_since.max(seen_waiting) + settle;
+            if now >= look_at && has_waiting(&self.held.socket) {
                 seen_waiting = now;
-            } else {
+                look_at = now + settle.max(STOP_LOOK);
+            }
+            if now >= look_at || now >= until {
                 return;
             }
+            sleep_until(look_at.min(until)).await;
         }
     }
 }

@@ -5,10 +5,12 @@
 mod bad_successor;
 mod frozen;
 mod generations;
+mod health;
 mod killed;
 mod listeners;
 mod load;
 mod signals;
 mod start;
 mod state;
+mod stop;
 mod support;
