@@ -189,12 +189,20 @@ impl Drain {
         self.begin_within(self.shared.hard_stop);
     }
 
-    /// The same with less time: whatever a class may take, it is cut when `limit` is over.
+    /// The same with less time: whatever a class may take, it is cut when `limit` is over. A drain that has begun gets
+    /// no more time than that either.
     pub(crate) fn begin_within(&self, limit: Duration) {
-        let since = Instant::now();
-        let until = since + self.shared.limit(limit);
+        let now = Instant::now();
+        let limited = now + self.shared.limit(limit);
         self.shared.advance(|stage| match stage {
-            Stage::Serving | Stage::Quiesced { .. } => Some(Stage::Draining { since, until }),
+            Stage::Serving | Stage::Quiesced { .. } => Some(Stage::Draining {
+                since: now,
+                until: limited,
+            }),
+            Stage::Draining { since, until } if limited < until => Some(Stage::Draining {
+                since,
+                until: limited,
+            }),
             _ => None,
         });
     }

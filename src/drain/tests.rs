@@ -135,6 +135,21 @@ async fn a_drain_with_less_time_cuts_every_class_earlier_and_its_signals_know() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_that_has_begun_can_get_less_time_and_never_more() {
+    let drain = drain();
+    let unit = drain.class("http").guard("slow");
+    drain.begin();
+    let limit = Duration::from_secs(20);
+    drain.begin_within(limit);
+    assert_eq!(unit.signal().time_left(), Some(limit));
+    drain.begin_within(limit * 2);
+    assert_eq!(unit.signal().time_left(), Some(limit));
+    let begun = Instant::now();
+    unit.signal().cut().await;
+    assert_eq!(begun.elapsed(), limit);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_stop_cuts_at_once_and_reports_who_was_left() {
     let drain = drain();
     let guard = drain.class("http").guard("slow");

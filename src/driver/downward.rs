@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::parts::{Part, Parts};
-use super::shared::{Collected, Upgraded};
+use super::shared::{Collected, Command, Upgraded};
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
@@ -483,9 +483,6 @@ impl Driver {
             self.write_pid_file();
         }
         let serving = !self.incumbent.is_leaving();
-        if serving {
-            self.announce_failure(down.generation, phase, reason);
-        }
         let (successor, after) = (down.generation, down.asked_at.elapsed());
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
             .because(reason.to_owned())
@@ -507,6 +504,10 @@ impl Driver {
                 None => error,
             };
             let reason = format!("{error:?}");
+            // A driver that has ended has nobody to tell.
+            let _ = shared.command(Command::AnnounceFailure {
+                reason: reason.clone(),
+            });
             shared.emit(match kind {
                 ErrorKind::RolledBack => Event::RolledBack {
                     successor,

@@ -14,7 +14,6 @@ use super::upward::state_of;
 use super::{Driver, Role};
 use crate::config::{Config, NOTIFY_DEADLINE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Phase;
 use crate::protocol::message::SlotKind;
 use crate::sys::environment::Snapshot;
 use crate::sys::memory;
@@ -273,14 +272,13 @@ impl Driver {
             .tell(notice.extend_timeout(left + self.config.exit));
     }
 
-    /// The upgrade has failed. A reload has no way to fail (facts: systemd 257 takes READY=1 for success), so the words
-    /// say it.
-    pub(super) fn announce_failure(&self, successor: u64, phase: Phase, reason: &str) {
-        let status = format!(
-            "upgrade to generation {successor} failed ({phase}): {reason}; {}",
-            self.standing()
-        );
-        self.manager.tell(Notice::new().ready().status(&status));
+    /// An upgrade has failed. A reload has no way to fail (facts: systemd 257 takes READY=1 for success), so the words
+    /// say it. An upgrade that has begun since then ends the reload itself.
+    pub(super) fn announce_failure(&self, reason: &str) {
+        if self.role == Role::Incumbent && self.down.is_none() && self.waiting.is_none() {
+            let status = format!("{}; {reason}", self.standing());
+            self.manager.tell(Notice::new().ready().status(&status));
+        }
     }
 
     /// Hands the service over to a committed successor. This process must outlive the manager's hearing so, and its end

@@ -351,6 +351,7 @@ impl Driver {
                 self.incumbent.handle_rollback(Instant::now(), reason);
                 self.perform_downward();
             }
+            Command::AnnounceFailure { reason } => self.announce_failure(&reason),
             Command::KeepState { name, bytes, reply } => self.keep_state(name, &bytes, reply),
             Command::Stop => self.stop(),
         }

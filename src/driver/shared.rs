@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
+    /// An upgrade has failed, and all is known about it.
+    AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.
     KeepState {
         name: String,

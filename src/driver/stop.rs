@@ -52,8 +52,10 @@ impl Driver {
     pub(super) fn stop(&mut self) {
         let again = std::mem::replace(&mut self.stop_asked, true);
         match self.role {
-            // One that has handed over is told for the first time as well, and so is one whose incumbent was told.
-            Role::Leaving | Role::LameDuck if !again => {}
+            // One that has handed over is told for the first time as well: it has as long as the service's last one.
+            Role::Leaving if !again => self.shared.drain.begin_within(self.config.stop_deadline()),
+            // So is one whose incumbent was told.
+            Role::LameDuck if !again => {}
             Role::Leaving => self.leave_now(),
             Role::LameDuck => {
                 self.end_lame_duck();
