@@ -64,6 +64,7 @@ pub mod error;
 pub mod event;
 
 mod protocol;
+pub mod rollout;
 
 pub mod drain;
 mod health;

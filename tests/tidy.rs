@@ -9,6 +9,7 @@ const RANKS: &[(&str, u32)] = &[
     ("error", 5),
     ("config", 5),
     ("protocol", 5),
+    ("rollout", 5),
     ("sys", 10),
     ("drain", 10),
     ("health", 10),
@@ -71,7 +72,8 @@ fn every_module_has_a_rank() {
 #[test]
 fn the_machines_know_no_effects() {
     for (path, text) in sources() {
-        let decides = module_of(&path) == "protocol" && !path.ends_with("model.rs");
+        let module = module_of(&path);
+        let decides = ["protocol", "rollout"].contains(&&*module) && !path.ends_with("model.rs");
         for effect in EFFECTS.iter().filter(|_| decides) {
             let code = text
                 .split("#[cfg(test)]\nmod tests")

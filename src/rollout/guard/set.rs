@@ -1,0 +1,272 @@
+//! All guards of one rollout: which of them are armed when, and what they are shown.
+
+use std::time::Duration;
+
+use super::{Absolute, Counts, Finding, Guard, Reading, Relative, Sides, Trouble};
+use crate::rollout::plan::Rollout;
+use crate::rollout::share::Share;
+
+/// All guards of one rollout.
+///
+/// While both sides serve, errors and slow requests are compared; from the flip on they are judged by stable's history,
+/// for there is nothing left to compare with. The allowance for false aborts is divided among those that are armed at
+/// the same time. The first requests of a candidate are kept from all of them.
+#[derive(Debug)]
+pub struct Guards {
+    plan: Rollout,
+    warm_up: WarmUp,
+    last: Sides,
+    /// What had been counted when the guards that are armed now began to watch.
+    base: Sides,
+    armed: Armed,
+    own: Vec<Box<dyn Guard>>,
+    trouble: Trouble,
+    shared: bool,
+}
+
+#[derive(Debug)]
+enum WarmUp {
+    /// The candidate has answered nothing yet.
+    Ahead,
+    Since(Duration),
+    Over,
+}
+
+#[derive(Debug)]
+enum Armed {
+    /// The plan wants none.
+    Nothing,
+    Shift(Box<[Relative; ARMED]>),
+    Bake(Box<[Absolute; ARMED]>),
+}
+
+impl Guards {
+    /// For a rollout by this plan. Without guards if it is unguarded, but for those that are added.
+    pub fn new(plan: &Rollout) -> Self {
+        let alpha = alpha(plan);
+        let armed = if plan.guards {
+            Armed::Shift(Box::new([Relative::errors(alpha), Relative::slow(alpha)]))
+        } else {
+            Armed::Nothing
+        };
+        Self {
+            plan: plan.clone(),
+            warm_up: WarmUp::Ahead,
+            last: Sides::default(),
+            base: Sides::default(),
+            armed,
+            own: Vec::new(),
+            trouble: Trouble::new(plan.worst_rate),
+            shared: false,
+        }
+    }
+
+    /// One more, armed all the time. How often it may abort is its own affair.
+    pub fn add(&mut self, guard: impl Guard + 'static) {
+        self.own.push(Box::new(guard));
+    }
+
+    /// All traffic goes to the candidate from now on. `history` is what stable has answered before the rollout.
+    pub fn begin_bake(&mut self, history: Counts) {
+        if let Armed::Shift(_) = self.armed {
+            let (alpha, worst) = (alpha(&self.plan), self.plan.worst_rate);
+            self.base = self.last;
+            self.armed = Armed::Bake(Box::new([
+                Absolute::errors(history, worst, alpha),
+                Absolute::slow(worst, alpha),
+            ]));
+        }
+    }
+
+    /// Looks at what was counted since the rollout began; `now` is the time since then. No readings during the warm-up.
+    pub fn look(&mut self, now: Duration, sides: &Sides) -> Vec<Reading> {
+        self.last = *sides;
+        self.shared = self.trouble.observe(sides);
+        if self.is_warming(now, sides) {
+            self.base = *sides;
+            return Vec::new();
+        }
+        let since = Sides {
+            candidate: sides.candidate.since(self.base.candidate),
+            stable: sides.stable.since(self.base.stable),
+            share: sides.share,
+        };
+        let mut readings: Vec<_> = match &mut self.armed {
+            Armed::Nothing => Vec::new(),
+            Armed::Shift(guards) => guards.iter_mut().map(|guard| guard.look(&since)).collect(),
+            Armed::Bake(guards) => {
+                let shared = self.shared;
+                let readings = guards.iter_mut().map(|guard| guard.look(&since));
+                readings
+                    .map(|reading| if shared { excused(reading) } else { reading })
+                    .collect()
+            }
+        };
+        readings.extend(self.own.iter_mut().map(|guard| guard.look(&since)));
+        readings
+    }
+
+    /// Whether both sides fail, as of the last look.
+    pub fn trouble_is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn is_warming(&mut self, now: Duration, sides: &Sides) -> bool {
+        let enough = sides.candidate.requests >= self.plan.warm_up_units;
+        match self.warm_up {
+            WarmUp::Over => return false,
+            _ if enough => self.warm_up = WarmUp::Over,
+            WarmUp::Ahead if sides.candidate.requests > 0 => self.warm_up = WarmUp::Since(now),
+            WarmUp::Ahead => {}
+            WarmUp::Since(begun) if now.saturating_sub(begun) >= self.plan.warm_up => {
+                self.warm_up = WarmUp::Over;
+            }
+            WarmUp::Since(_) => {}
+        }
+        // The requests of the look that ends it still belong to it.
+        true
+    }
+}
+
+/// A candidate that fails together with stable is not to blame.
+fn excused(reading: Reading) -> Reading {
+    match reading.finding {
+        Finding::Failed => Reading {
+            finding: Finding::Inconclusive,
+            text: format!("{}; but stable fails too", reading.text),
+            ..reading
+        },
+        _ => reading,
+    }
+}
+
+/// For each guard.
+fn alpha(plan: &Rollout) -> f64 {
+    plan.false_aborts.max(Share::per_10000(1)).fraction() / ARMED as f64
+}
+
+/// Guards of this crate that are armed at the same time.
+const ARMED: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn counts(requests: u64, errors: u64) -> Counts {
+        Counts {
+            requests,
+            errors,
+            slow: 0,
+        }
+    }
+
+    fn sides(candidate: Counts, stable: Counts) -> Sides {
+        let share = Share::percent(5);
+        Sides {
+            candidate,
+            stable,
+            share,
+        }
+    }
+
+    fn finding(guards: &mut Guards, second: u32, sides: Sides) -> Option<Finding> {
+        guards
+            .look(second * SECOND, &sides)
+            .first()
+            .map(|reading| reading.finding)
+    }
+
+    #[test]
+    fn cold_caches_are_not_held_against_the_candidate() {
+        let mut guards = Guards::new(&Rollout::canary([5]));
+        assert_eq!(
+            finding(&mut guards, 900, sides(counts(0, 0), counts(900, 0))),
+            None
+        );
+        assert_eq!(
+            finding(&mut guards, 901, sides(counts(20, 20), counts(910, 0))),
+            None
+        );
+        assert_eq!(
+            finding(&mut guards, 902, sides(counts(50, 50), counts(1_000, 0))),
+            None
+        );
+        let warm = finding(&mut guards, 903, sides(counts(60, 50), counts(1_190, 0)));
+        assert_eq!(warm, Some(Finding::Fine));
+        let failing = finding(&mut guards, 904, sides(counts(70, 60), counts(1_380, 0)));
+        assert_eq!(failing, Some(Finding::Failed));
+    }
+
+    #[test]
+    fn the_warm_up_ends_by_time_where_there_is_little_traffic() {
+        let mut guards = Guards::new(&Rollout::canary([5]));
+        for (second, is_warm) in [(100, false), (129, false), (130, false), (131, true)] {
+            let readings = guards.look(second * SECOND, &sides(counts(3, 0), counts(50, 0)));
+            assert_eq!(!readings.is_empty(), is_warm, "{second}");
+        }
+    }
+
+    #[test]
+    fn from_the_flip_on_the_candidate_is_judged_by_stables_history() {
+        let mut guards = Guards::new(&Rollout::blue_green().warm_up(Duration::ZERO, 0));
+        finding(&mut guards, 0, Sides::default());
+        guards.begin_bake(counts(100_000, 100));
+        let alone = |requests, errors| sides(counts(requests, errors), counts(0, 0));
+        assert_eq!(
+            finding(&mut guards, 1, alone(10, 0)),
+            Some(Finding::Inconclusive)
+        );
+        assert_eq!(
+            finding(&mut guards, 2, alone(1_000, 1)),
+            Some(Finding::Fine)
+        );
+        assert_eq!(
+            finding(&mut guards, 3, alone(1_100, 50)),
+            Some(Finding::Failed)
+        );
+    }
+
+    #[test]
+    fn a_candidate_that_fails_together_with_stable_is_held_and_not_undone() {
+        let mut guards = Guards::new(&Rollout::blue_green().warm_up(Duration::ZERO, 0));
+        guards.look(SECOND, &sides(counts(1, 0), counts(1, 0)));
+        guards.look(SECOND, &sides(counts(1_000, 500), counts(1_000, 500)));
+        assert!(guards.trouble_is_shared());
+        guards.begin_bake(counts(100_000, 100));
+        let failing = sides(counts(2_000, 1_000), counts(1_000, 500));
+        assert_eq!(
+            finding(&mut guards, 2, failing),
+            Some(Finding::Inconclusive)
+        );
+    }
+
+    #[test]
+    fn an_unguarded_rollout_has_the_guards_that_were_added() {
+        #[derive(Debug)]
+        struct Own;
+        impl Guard for Own {
+            fn name(&self) -> &str {
+                "own"
+            }
+            fn look(&mut self, _: &Sides) -> Reading {
+                Reading {
+                    guard: "own".to_owned(),
+                    finding: Finding::Error,
+                    text: String::new(),
+                    figures: Vec::new(),
+                }
+            }
+        }
+        let mut guards = Guards::new(&Rollout::immediate().warm_up(Duration::ZERO, 0));
+        guards.add(Own);
+        guards.look(SECOND, &Sides::default());
+        let names: Vec<_> = guards
+            .look(SECOND, &Sides::default())
+            .into_iter()
+            .map(|r| r.guard)
+            .collect();
+        assert_eq!(names, ["own"]);
+    }
+}
