@@ -9,8 +9,14 @@
 
 pub mod guard;
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the director is about to ask it")
+)]
+pub(crate) mod pick;
 mod plan;
 mod share;
+mod side;
 
 pub use plan::{
     BAKE, BAKE_IMMEDIATE, By, CHECKS_DEADLINE, CLIENT_WINDOW, ERROR_LIMIT, FAILURES_MAX,
@@ -18,3 +24,4 @@ pub use plan::{
     UNITS_MIN, VERIFY_DEADLINE, WARM_UP, WARM_UP_UNITS, WORST_RATE,
 };
 pub use share::{Share, ShareError};
+pub use side::Side;
