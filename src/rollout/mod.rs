@@ -11,12 +11,21 @@ pub mod guard;
 
 #[cfg_attr(
     not(test),
+    expect(
+        dead_code,
+        reason = "the driver is about to ask it before each rollout"
+    )
+)]
+pub(crate) mod attempts;
+#[cfg_attr(
+    not(test),
     expect(dead_code, reason = "the director is about to ask it")
 )]
 pub(crate) mod pick;
 mod plan;
 mod share;
 mod side;
+mod verdict;
 
 pub use plan::{
     BAKE, BAKE_IMMEDIATE, By, CHECKS_DEADLINE, CLIENT_WINDOW, ERROR_LIMIT, FAILURES_MAX,
@@ -25,3 +34,4 @@ pub use plan::{
 };
 pub use share::{Share, ShareError};
 pub use side::Side;
+pub use verdict::{Cause, Exit, Explanation, Outcome, Pause, PauseReason, Stage, Until, Verdict};
