@@ -17,6 +17,10 @@ pub mod guard;
     )
 )]
 pub(crate) mod attempts;
+#[cfg_attr(not(test), expect(dead_code, reason = "the driver is about to run it"))]
+pub(crate) mod controller;
+#[cfg(test)]
+mod model;
 #[cfg_attr(
     not(test),
     expect(dead_code, reason = "the director is about to ask it")

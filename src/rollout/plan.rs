@@ -248,19 +248,11 @@ impl Rollout {
     }
 
     /// The share that follows on `share`; none if that is the flip.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the controller is about to follow it")
-    )]
     pub(super) fn step_after(&self, share: Share) -> Option<Share> {
         self.steps.0.iter().copied().find(|step| *step > share)
     }
 
     /// How many steps there are up to `share`, and in all.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the controller is about to follow it")
-    )]
     pub(super) fn step_number(&self, share: Share) -> (usize, usize) {
         let begun = self.steps.0.iter().filter(|step| **step <= share).count();
         (begun, self.steps.0.len())
