@@ -1040,6 +1040,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guards_said_before_the_flip_does_not_pass_the_bake() {
+        let mut run = Run::checked(Rollout::canary([1]).units_min(0));
+        run.look(1, Finding::Fine);
+        run.wait(STEP_MIN);
+        run.controller.handle_flipped(run.now);
+        run.controller
+            .handle_verified(run.now, Side::Candidate, Ok(()));
+        run.outputs();
+        assert_eq!(run.wait(BAKE), []);
+        run.wait(STEP_DEADLINE - BAKE);
+        assert_eq!(
+            run.paused(),
+            Some((PauseReason::Inconclusive, Until::Operator))
+        );
+    }
+
+    #[test]
     fn a_bake_without_traffic_pauses_while_stable_is_warm() {
         let mut run = Run::flipped(Rollout::blue_green());
         assert_eq!(run.wait(BAKE), []);

@@ -262,18 +262,19 @@ impl Model for Exploration {
                 add(has_traffic && (!late || due) && !(feeds && world.fed), look);
             }
         }
-        add(exists, Action::Exits);
+        // Whoever reports an end may do so twice, or late.
+        add(true, Action::Exits);
         add(!world.trouble, Action::Trouble);
         add(world.trouble, Action::TroubleOver);
         add(exists && !world.degraded, Action::Degraded);
         add(world.degraded, Action::Recovered);
         add(exists && world.flipping, Action::Flipped);
         add(exists && world.committing, Action::Committed);
-        add(exists && !flipped, Action::Reverted(Reverted::BeforeFlip));
-        add(
-            exists && (flipped || world.flipping),
-            Action::Reverted(Reverted::AfterFlip),
-        );
+        let gone = world.handover == Handover::Gone;
+        let before = (exists && !flipped) || gone;
+        let after = (exists && (flipped || world.flipping)) || gone;
+        add(before, Action::Reverted(Reverted::BeforeFlip));
+        add(after, Action::Reverted(Reverted::AfterFlip));
         let listened_to = world.commands_left > 0;
         for full in [false, true] {
             add(listened_to, Action::Promote { full });
