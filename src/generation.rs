@@ -346,7 +346,8 @@ impl Starting {
     /// A TCP listener by name for a server that has its own accept loop: a plain non-blocking socket without a gate.
     ///
     /// Begin to accept after [`ready`](Self::ready), and stop at [`Serving::draining`]; between flip and commit both
-    /// generations accept. Never clear its `O_NONBLOCK`: the other generation shares it.
+    /// generations accept. Never clear its `O_NONBLOCK`: the other generation shares it. A stop of the service refuses
+    /// new connections on it before it drains, and a shared port ([`ListenOptions::reuse_port`]) cannot be refused.
     ///
     /// # Errors
     ///

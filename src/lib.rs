@@ -14,7 +14,8 @@
 //! }
 //! ```
 //!
-//! `kill -HUP` upgrades this service in place; `kill -TERM` stops it.
+//! `kill -HUP` upgrades this service in place; `kill -TERM` stops it, without resetting a connection: see
+//! [`Serving::stop`]. [`Health`] tells a load balancer in time.
 //!
 //! # What happens
 //!
