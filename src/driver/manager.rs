@@ -319,6 +319,7 @@ impl Driver {
         self.manager
             .tell(notice.extend_timeout(within + self.config.exit));
         if self.manager.listening().is_some() && self.elders.count() > 0 {
+            self.elders.hurry();
             let class = self.shared.drain.class("older generations");
             self.elders_awaited = Some(class.guard(self.elders.describe()));
         }
