@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::Config;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
-use crate::driver::manager::ServiceManager;
+use crate::driver::manager::{KeptState, ServiceManager};
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -576,11 +576,11 @@ impl Serving {
         bytes: impl Into<Vec<u8>>,
     ) -> Result<()> {
         let (reply, kept) = oneshot::channel();
-        self.shared.command(Command::KeepState {
+        self.shared.command(Command::KeepState(KeptState {
             name: name.into(),
             bytes: bytes.into(),
             reply,
-        })?;
+        }))?;
         kept.await.map_err(|_| gone())?
     }
 

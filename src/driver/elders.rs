@@ -76,14 +76,6 @@ impl Elders {
             .collect()
     }
 
-    /// Tells each that the service stops: it has as long as a stop may take.
-    pub(crate) fn hurry(&self) {
-        for elder in &self.0 {
-            // One that is gone by now needs no telling.
-            let _ = elder.process.terminate();
-        }
-    }
-
     /// A descriptor of each process, for the successor.
     pub(crate) fn descriptors(&self) -> std::io::Result<Vec<OwnedFd>> {
         self.0

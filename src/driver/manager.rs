@@ -28,6 +28,8 @@ pub(crate) struct ServiceManager {
     problems: mpsc::UnboundedReceiver<String>,
     /// What was wrong with what it passed, until somebody can have asked for events.
     passed_badly: Vec<String>,
+    /// What it is to keep once it listens to this process.
+    to_keep: Vec<KeptState>,
     is_main: bool,
     /// Whether it is to keep sockets for a start after this service's crash or restart.
     keeps: bool,
@@ -36,11 +38,33 @@ pub(crate) struct ServiceManager {
     watchdog: Option<Watchdog>,
 }
 
+/// Bytes for the next fresh start, and who waits to hear that they are kept.
+#[derive(Debug)]
+pub(crate) struct KeptState {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) reply: oneshot::Sender<Result<()>>,
+}
+
 /// How often it wants to hear that the main process is alive.
 #[derive(Debug)]
 struct Watchdog {
     every: Duration,
     next: Option<Instant>,
+}
+
+impl KeptState {
+    fn answer(self, problem: Option<String>) {
+        let failed = || {
+            Error::new(
+                ErrorKind::Io,
+                format!("keeping {:?} for the next start", self.name),
+            )
+        };
+        let result = problem.map_or(Ok(()), |problem| Err(failed().because(problem)));
+        // Whoever asked may have stopped waiting.
+        let _ = self.reply.send(result);
+    }
 }
 
 impl ServiceManager {
@@ -63,6 +87,7 @@ impl ServiceManager {
             manager,
             problems,
             passed_badly: Vec::new(),
+            to_keep: Vec::new(),
             is_main,
         }
     }
@@ -156,6 +181,8 @@ impl Driver {
         if !std::mem::replace(&mut self.manager.is_main, true) {
             self.manager.pet(Instant::now());
             self.keep_sockets();
+            let to_keep = std::mem::take(&mut self.manager.to_keep);
+            to_keep.into_iter().for_each(|state| self.keep_state(state));
         }
     }
 
@@ -189,50 +216,29 @@ impl Driver {
         });
     }
 
-    /// Has the manager keep some bytes for the next fresh start, in the place of those of the same name.
-    pub(super) fn keep_state(
-        &self,
-        name: String,
-        bytes: &[u8],
-        reply: oneshot::Sender<Result<()>>,
-    ) {
-        let failed = || {
-            Error::new(
-                ErrorKind::Io,
-                format!("keeping {name:?} for the next start"),
-            )
-        };
+    /// Has the manager keep some bytes for the next fresh start, in the place of those of the same name. A generation to
+    /// which it does not listen yet waits until it does.
+    pub(super) fn keep_state(&mut self, state: KeptState) {
         let Some(manager) = self.manager.listening().cloned() else {
-            // Whoever asked may have stopped waiting; so below.
-            let _ = reply.send(Err(
-                failed().because("there is no service manager that listens")
-            ));
-            return;
-        };
-        let blob = match memory::sealed(c"handover-kept", bytes) {
-            Ok(blob) => blob,
-            Err(error) => {
-                let _ = reply.send(Err(failed().because(error)));
-                return;
+            if self.manager.manager.is_some() && self.role != Role::Leaving {
+                return self.manager.to_keep.push(state);
             }
+            return state.answer(Some("there is no service manager that listens".to_owned()));
+        };
+        let descriptor = match memory::sealed(c"handover-kept", &state.bytes) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return state.answer(Some(error.to_string())),
         };
         let deposit = Deposit {
-            name: name.clone(),
+            name: state.name.clone(),
             kind: SlotKind::Blob,
-            descriptor: blob,
+            descriptor,
         };
-        store::forget_state(&manager, std::slice::from_ref(&name));
+        store::forget_state(&manager, std::slice::from_ref(&state.name));
         let room_max = self.manager.room_max;
         tokio::spawn(async move {
             let deposited = store::deposit(&manager, vec![deposit], room_max).await;
-            let problem = deposited.problem.map(|problem| {
-                let failed = Error::new(
-                    ErrorKind::Io,
-                    format!("keeping {name:?} for the next start"),
-                );
-                failed.because(problem)
-            });
-            let _ = reply.send(problem.map_or(Ok(()), Err));
+            state.answer(deposited.problem);
         });
     }
 
@@ -319,7 +325,6 @@ impl Driver {
         self.manager
             .tell(notice.extend_timeout(within + self.config.exit));
         if self.manager.listening().is_some() && self.elders.count() > 0 {
-            self.elders.hurry();
             let class = self.shared.drain.class("older generations");
             self.elders_awaited = Some(class.guard(self.elders.describe()));
         }

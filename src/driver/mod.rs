@@ -352,7 +352,7 @@ impl Driver {
                 self.perform_downward();
             }
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
-            Command::KeepState { name, bytes, reply } => self.keep_state(name, &bytes, reply),
+            Command::KeepState(state) => self.keep_state(state),
             Command::Stop => self.stop(),
         }
     }

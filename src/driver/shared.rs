@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::manager::KeptState;
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -60,11 +61,7 @@ pub(crate) enum Command {
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.
-    KeepState {
-        name: String,
-        bytes: Vec<u8>,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    KeepState(KeptState),
     /// Stop, and the service with it.
     Stop,
 }

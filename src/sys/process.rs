@@ -119,11 +119,6 @@ impl Pidfd {
         }
     }
 
-    /// Asks the process to end.
-    pub(crate) fn terminate(&self) -> io::Result<()> {
-        self.signal(libc::SIGTERM)
-    }
-
     fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         let none = ptr::null::<libc::siginfo_t>();
         // SAFETY: a null pointer asks for the siginfo that kill(2) would send; nothing else points to memory.
