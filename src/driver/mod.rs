@@ -448,7 +448,7 @@ impl Driver {
         self.publish();
     }
 
-    fn refuse(&self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
+    fn refuse(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
         self.announce_refusal(&reason);
         self.shared.emit(Event::Refused {
             reason: reason.clone(),

@@ -71,6 +71,16 @@ pub(crate) fn forget_sockets(manager: &Manager, names: &[String]) {
     stored.for_each(|stored| manager.tell(Notice::new().forget(&stored)));
 }
 
+/// As [`forget_sockets`]; resolves once the manager has let go of them.
+///
+/// # Errors
+///
+/// As [`Manager::barrier`]: then it may have them still.
+pub(crate) async fn let_go(manager: &Manager, names: &[String]) -> Result<()> {
+    forget_sockets(manager, names);
+    manager.barrier().await
+}
+
 /// Has the manager let go of blobs of state by their names.
 pub(crate) fn forget_state(manager: &Manager, names: &[String]) {
     let stored = names.iter().filter_map(|name| names::blob(name));

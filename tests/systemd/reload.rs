@@ -7,6 +7,7 @@ use crate::on_each_systemd;
 on_each_systemd! {
     a_hundred_reloads_in_a_row_lose_nothing
     a_reload_comes_back_with_the_verdict
+    a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade
     a_release_that_does_not_start_changes_nothing
     a_release_that_hangs_changes_nothing
     a_release_that_crashes_in_its_bake_is_rolled_back
@@ -39,6 +40,22 @@ async fn a_reload_comes_back_with_the_verdict(machine: &Machine) {
     app.systemctl("reload").await;
     app.serving_main().await;
     assert_eq!(app.serving().await.0, 2);
+    assert_never_left(&app).await;
+}
+
+/// systemd lets it wait until the upgrade is over, and asks the new main process in that very moment.
+async fn a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade(machine: &Machine) {
+    let setup = Setup::new(machine).env("TESTD_BAKE_MS", 500);
+    let app = setup.env("TESTD_GENERATIONS", 16).start().await;
+    for by_hand in [2, 4, 6] {
+        let main = app.serving_main().await;
+        app.kill("HUP", main).await;
+        let baking = format!("event {} phase {by_hand} baking", by_hand - 1);
+        app.says(&[&baking]).await;
+        app.systemctl("reload").await;
+        app.serving_main().await;
+        assert_eq!(app.serving().await.0, by_hand + 1);
+    }
     assert_never_left(&app).await;
 }
 

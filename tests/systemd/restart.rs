@@ -7,6 +7,7 @@ use crate::app::{
 };
 use crate::machine::{Machine, eventually};
 use crate::on_each_systemd;
+use crate::root::Release;
 
 on_each_systemd! {
     a_restart_loses_nothing
@@ -18,6 +19,8 @@ on_each_systemd! {
     a_stop_resets_nobody
     a_stop_in_the_bake_resets_nobody
     a_stop_waits_for_the_last_requests_of_an_older_generation
+    a_stop_that_systemd_was_not_asked_for_leaves_sockets_that_serve
+    a_stop_and_a_start_find_sockets_that_serve_though_the_store_is_preserved
     state_that_is_kept_comes_back_after_a_crash
     more_sockets_than_the_store_takes_are_told_and_served
 }
@@ -138,6 +141,18 @@ async fn a_stop_waits_for_the_last_requests_of_an_older_generation(machine: &Mac
     assert_eq!(app.state().await.result, "success");
 }
 
+/// There is no job that says whether the service starts again; it does.
+async fn a_stop_that_systemd_was_not_asked_for_leaves_sockets_that_serve(machine: &Machine) {
+    let setup = Setup::new(machine).line("Restart=always");
+    let app = setup.start().await;
+    for times in 1..3 {
+        let main = app.serving_main().await;
+        app.kill("TERM", main).await;
+        app.restarted(times).await;
+    }
+    app.serving_main().await;
+}
+
 async fn state_that_is_kept_comes_back_after_a_crash(machine: &Machine) {
     let app = Setup::new(machine).env("TESTD_KEEP", 1).start().await;
     app.says(&["kept by 1: Ok(())"]).await;
@@ -147,6 +162,23 @@ async fn state_that_is_kept_comes_back_after_a_crash(machine: &Machine) {
     app.kill("KILL", main).await;
     app.restarted(1).await;
     app.says(&["found what 2 has kept"]).await;
+}
+
+/// Another unit refers to the service, so that it is remembered while it is stopped.
+async fn a_stop_and_a_start_find_sockets_that_serve_though_the_store_is_preserved(
+    machine: &Machine,
+) {
+    if machine.release == Release::Bookworm {
+        return; // does not know the setting
+    }
+    let other = "[Unit]\nAfter=app.service\n[Service]\nExecStart=/bin/sleep infinity\n";
+    machine.write("/run/systemd/system/other.service", other);
+    let setup = Setup::new(machine).line("FileDescriptorStorePreserve=yes");
+    let app = setup.start().await;
+    machine.run("systemctl", ["start", "other.service"]).await;
+    stopped_without_a_reset(&app).await;
+    app.systemctl("start").await;
+    app.serving_main().await;
 }
 
 /// Who comes later is refused; nobody who was let in is reset.
