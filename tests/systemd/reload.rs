@@ -3,11 +3,13 @@
 use crate::app::{App, Setup, answered, assert_lost_only_what_was_in_flight, assert_no_failure};
 use crate::machine::{Machine, eventually};
 use crate::on_each_systemd;
+use crate::root::Release;
 
 on_each_systemd! {
     a_hundred_reloads_in_a_row_lose_nothing
     a_reload_comes_back_with_the_verdict
     a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade
+    a_reload_may_take_longer_than_systemd_waits_if_it_goes_on
     a_release_that_does_not_start_changes_nothing
     a_release_that_hangs_changes_nothing
     a_release_that_crashes_in_its_bake_is_rolled_back
@@ -56,6 +58,19 @@ async fn a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade(machine: &Ma
         app.serving_main().await;
         assert_eq!(app.serving().await.0, by_hand + 1);
     }
+    assert_never_left(&app).await;
+}
+
+async fn a_reload_may_take_longer_than_systemd_waits_if_it_goes_on(machine: &Machine) {
+    if machine.release == Release::Bookworm {
+        return; // begins to wait anew with each ExecReload=, whatever it was told before
+    }
+    let setup = Setup::new(machine).line("TimeoutStartSec=1");
+    let app = setup.env("TESTD_BAKE_MS", 2000).start().await;
+    app.plan("before-ready=wait:2000");
+    app.systemctl("reload").await;
+    app.serving_main().await;
+    assert_eq!(app.serving().await.0, 2);
     assert_never_left(&app).await;
 }
 

@@ -19,6 +19,8 @@ on_each_systemd! {
     a_stop_resets_nobody
     a_stop_in_the_bake_resets_nobody
     a_stop_waits_for_the_last_requests_of_an_older_generation
+    a_stop_may_take_longer_than_systemd_waits
+    a_restart_in_the_bake_loses_nothing
     a_stop_that_systemd_was_not_asked_for_leaves_sockets_that_serve
     a_stop_and_a_start_find_sockets_that_serve_though_the_store_is_preserved
     state_that_is_kept_comes_back_after_a_crash
@@ -139,6 +141,30 @@ async fn a_stop_waits_for_the_last_requests_of_an_older_generation(machine: &Mac
     let () = stopped;
     assert!(answer.starts_with("1 "), "{answer}");
     assert_eq!(app.state().await.result, "success");
+}
+
+async fn a_stop_may_take_longer_than_systemd_waits(machine: &Machine) {
+    let app = Setup::new(machine).line("TimeoutStopSec=1").start().await;
+    app.systemctl("reload").await;
+    let slow = Waiting::ask("/slow?ms=3000").await;
+    app.serving_main().await;
+    let ((), answer) = tokio::join!(app.systemctl("stop"), slow.answer());
+    assert!(answer.starts_with("2 "), "{answer}");
+    assert_eq!(app.state().await.result, "success");
+}
+
+async fn a_restart_in_the_bake_loses_nothing(machine: &Machine) {
+    let setup = Setup::new(machine).env("TESTD_BAKE_MS", 60_000);
+    let app = setup.start().await;
+    let load = app.load().await;
+    for _ in 0..2 {
+        let main = app.serving_main().await;
+        app.kill("HUP", main).await;
+        eventually("generation", async || app.serving().await.0, 2).await;
+        app.systemctl("restart").await;
+        assert_eq!(app.serving().await.0, 1);
+    }
+    assert_no_failure(&load.stop().await);
 }
 
 /// There is no job that says whether the service starts again; it does.
