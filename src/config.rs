@@ -52,6 +52,8 @@ pub const LAME_DUCK_ALB: Duration = Duration::from_secs(65);
 pub const JOB_DEADLINE: Duration = Duration::from_secs(1);
 /// How long until a queue in which somebody waits is looked at again, if the settle time is shorter: 5 ms.
 pub const STOP_LOOK: Duration = Duration::from_millis(5);
+/// How often the service manager hears again how long an upgrade may take: 5 s. One that begins to measure anew forgets.
+pub const EXTEND_AGAIN: Duration = Duration::from_secs(5);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.

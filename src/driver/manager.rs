@@ -14,7 +14,7 @@ use super::shared::lock;
 use super::upward::state_of;
 use super::{Driver, Role};
 use crate::channel::Channel;
-use crate::config::{Config, NOTIFY_DEADLINE};
+use crate::config::{Config, EXTEND_AGAIN, NOTIFY_DEADLINE};
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::message::SlotKind;
@@ -34,6 +34,8 @@ pub(crate) struct ServiceManager {
     /// What it is to keep once it listens to this process.
     to_keep: Vec<KeptState>,
     place: Place,
+    /// When it is to hear again how long the upgrade under way may take.
+    extend_again: Option<Instant>,
     /// Whether it is to keep sockets for a start after this service's crash or restart.
     keeps: bool,
     /// How many descriptors it keeps in all, if it says so.
@@ -116,6 +118,7 @@ impl ServiceManager {
             problems,
             passed_badly: Vec::new(),
             to_keep: Vec::new(),
+            extend_again: None,
             place: match is_main {
                 true => Place::Main,
                 false => Place::NotYet {
@@ -160,6 +163,10 @@ impl ServiceManager {
     pub(super) fn next_pet(&self) -> Option<Instant> {
         let next = self.watchdog.as_ref()?.next;
         next.filter(|_| self.listening().is_some())
+    }
+
+    pub(super) fn next_extension(&self) -> Option<Instant> {
+        self.extend_again.filter(|_| self.listening().is_some())
     }
 
     pub(super) fn pet_if_due(&mut self, now: Instant) {
@@ -311,10 +318,14 @@ impl Driver {
     }
 
     /// How far the upgrade is, and how long it may take to get further.
+    ///
+    /// Told again now and then: systemd 252 starts its clock anew with each command of a reload.
     pub(super) fn announce_phase(&mut self) {
         let Some((down, phase)) = self.down.as_ref().zip(self.incumbent.phase()) else {
+            self.manager.extend_again = None;
             return;
         };
+        self.manager.extend_again = Some(Instant::now() + EXTEND_AGAIN);
         let status = format!(
             "upgrading to generation {}: {phase}; {}",
             down.generation,

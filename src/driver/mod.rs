@@ -306,6 +306,7 @@ impl Driver {
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
+            self.manager.next_extension(),
             self.lame_duck_until(),
         ]
         .into_iter()
@@ -319,6 +320,9 @@ impl Driver {
         self.hear_rest_of_successor();
         let now = Instant::now();
         self.manager.pet_if_due(now);
+        if self.manager.next_extension().is_some_and(|at| now >= at) {
+            self.announce_phase();
+        }
         if let Some(up) = &mut self.up {
             up.machine.handle_timeout(now);
         }
