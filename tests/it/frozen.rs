@@ -180,4 +180,4 @@ async fn a_stop_of_the_incumbent_at_the_commit_ends_both_and_finishes_what_they_
 }
 
 /// Time to freeze the successor in, and to wait for.
-const BAKE_MS: u32 = 2_000;
+const BAKE_MS: u32 = 6_000;
