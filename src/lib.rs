@@ -79,6 +79,7 @@ pub mod state;
 )]
 mod systemd;
 
+pub mod control;
 mod launch;
 
 mod trigger;
