@@ -44,7 +44,8 @@
 //!
 //! # Features
 //!
-//! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`.
+//! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
+//! which asks a service over its [control socket](control).
 //!
 //! # Where to read next
 //!
