@@ -126,6 +126,9 @@ fn the_spawn_path_never_forks() {
         .into_iter()
         .filter(|(path, _)| !path.ends_with("testing.rs"));
     for (path, text) in shipped {
+        let in_tests = text.find("#[cfg(test)]").unwrap_or(text.len());
+        // Whose a connection is, asked without an argument, starts no process.
+        let code = text[..in_tests].replace(".uid()", "");
         for forking in [
             "pre_exec",
             ".uid(",
@@ -133,12 +136,7 @@ fn the_spawn_path_never_forks() {
             "libc::fork",
             "std::process::Command",
         ] {
-            let in_tests = text.find("#[cfg(test)]").unwrap_or(text.len());
-            assert!(
-                !text[..in_tests].contains(forking),
-                "{}: {forking}",
-                path.display()
-            );
+            assert!(!code.contains(forking), "{}: {forking}", path.display());
         }
     }
 }

@@ -51,6 +51,11 @@ pub(crate) trait Answering: Send + Sync + 'static {
 pub(crate) struct Lines(OwnedWriteHalf);
 
 impl Lines {
+    #[cfg(test)]
+    pub(crate) fn to(stream: UnixStream) -> Self {
+        Self(stream.into_split().1)
+    }
+
     /// One line, which the client must have read before [`CONTROL_DEADLINE`] has passed if its buffer is full.
     pub(crate) async fn say(&mut self, content: &impl Serialize) -> io::Result<()> {
         let line = to_line(content)?;
@@ -214,5 +219,40 @@ async fn vanished(reader: &mut (impl AsyncRead + Unpin)) {
     match reader.read(&mut [0; 64]).await {
         Ok(0) | Err(_) => {}
         Ok(_) => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_is_given_up_at_the_deadline() {
+        let (ours, _deaf) = UnixStream::pair().unwrap();
+        let mut lines = Lines::to(ours);
+        let since = Instant::now();
+        lines.say(&Reply::Stopping).await.unwrap();
+        assert_eq!(since.elapsed(), Duration::ZERO);
+        let more_than_a_buffer = Reply::refused("no".repeat(1 << 20));
+        let error = lines.say(&more_than_a_buffer).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(since.elapsed(), CONTROL_DEADLINE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_read_to_its_end_and_to_no_more_than_the_limit() {
+        let longest = [b' '; CONTROL_REQUEST_MAX];
+        assert!(read_request(&mut &longest[..]).await.is_err());
+        let text = br#"{"request":"status"}"#;
+        let mut padded = longest;
+        padded[..text.len()].copy_from_slice(text);
+        padded[CONTROL_REQUEST_MAX - 1] = b'\n';
+        let request = read_request(&mut &padded[..]).await;
+        assert_eq!(request, Ok(Some(Request::Status)));
+        assert_eq!(read_request(&mut &b""[..]).await, Ok(None));
     }
 }

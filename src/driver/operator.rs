@@ -508,3 +508,102 @@ fn moved() -> Reply {
         "another generation answers by now",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::drain::Drain;
+    use crate::listen::Table;
+
+    type Heard = tokio::io::Lines<BufReader<UnixStream>>;
+
+    fn shared() -> Arc<Shared> {
+        let drain = Drain::new(CONTROL_DEADLINE, CONTROL_DEADLINE);
+        Shared::new(Table::default(), drain, mpsc::unbounded_channel().0)
+    }
+
+    /// A client that has asked, and what it hears.
+    fn ask(shared: &Arc<Shared>, request: Request) -> (JoinHandle<io::Result<()>>, Heard) {
+        let operator = Operator::new(Arc::clone(shared), &Config::default());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let answering =
+            tokio::spawn(async move { operator.answer(request, &mut Lines::to(ours)).await });
+        (answering, BufReader::new(theirs).lines())
+    }
+
+    fn stand(shared: &Shared, asked: Asked, elders: &[(u64, u32, Instant)]) {
+        shared.asked.send_replace(asked);
+        shared.standing.send_replace(Standing {
+            elders: elders.to_vec(),
+            ..Standing::default()
+        });
+    }
+
+    fn draining(shared: &Shared) {
+        shared.emit(Event::Draining {
+            in_flight: 0,
+            reason: String::new(),
+        });
+    }
+
+    async fn next(heard: &mut Heard) -> String {
+        heard.next_line().await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_is_being_answered_keeps_the_generation_until_the_answer_is_out() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[(1, 7, Instant::now())]);
+        let (answering, mut heard) = ask(&shared, Request::Drain { wait: true });
+        let is_counted = async {
+            while shared.drain.in_flight() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(CONTROL_DEADLINE, is_counted)
+            .await
+            .unwrap();
+        shared.drain.begin();
+        stand(&shared, Asked::NeverAgain, &[]);
+        assert!(next(&mut heard).await.contains(r#""kind":"moved""#));
+        answering.await.unwrap().unwrap();
+        assert!(shared.drain.drained().await.stragglers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_hears_that_the_generation_hands_over_and_then_the_end() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[]);
+        let (answering, mut heard) = ask(&shared, Request::Events);
+        assert!(next(&mut heard).await.contains("events"));
+        assert_eq!(shared.drain.in_flight(), 1);
+        stand(&shared, Asked::NeverAgain, &[]);
+        draining(&shared);
+        assert!(next(&mut heard).await.contains("draining"));
+        answering.await.unwrap().unwrap();
+        assert_eq!(heard.next_line().await.unwrap(), None);
+        assert_eq!(shared.drain.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_does_not_put_off_the_end_of_the_service_and_hears_of_it() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[]);
+        let (answering, mut heard) = ask(&shared, Request::Events);
+        assert!(next(&mut heard).await.contains("events"));
+        draining(&shared);
+        assert!(next(&mut heard).await.contains("draining"));
+        assert_eq!(shared.drain.in_flight(), 0);
+        shared.emit(Event::Drained {
+            stragglers: Vec::new(),
+            took: Duration::ZERO,
+        });
+        assert!(next(&mut heard).await.contains("drained"));
+        answering.await.unwrap().unwrap();
+    }
+}
