@@ -88,7 +88,7 @@ impl Driver {
             }
             _ => {
                 if let Some((waiting, _)) = self.waiting.take() {
-                    self.refuse(waiting.reply, "the service is stopping".to_owned());
+                    self.refuse_waiting(waiting, "the service is stopping".to_owned());
                 }
                 let now = Instant::now();
                 let config = &self.config;
@@ -138,6 +138,7 @@ impl Driver {
     /// Refuses who comes now, serves who came before, then drains.
     fn end_service(&mut self, stop: Stop) {
         self.shared.health.stopping();
+        self.ends_service = true;
         self.begin_leaving("stopping".to_owned());
         let (shared, pid_file) = (self.shared.clone(), self.config.pid_file.clone());
         let manager = self.manager.listening().cloned();

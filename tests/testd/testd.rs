@@ -125,6 +125,12 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(path) = setting("TESTD_PID_FILE") {
         builder = builder.pid_file(path);
     }
+    if let Some(path) = setting("TESTD_CONTROL").filter(|_| plan.get("control") != Some("none")) {
+        builder = builder.control(path);
+    }
+    if let Some(build) = setting("TESTD_BUILD") {
+        builder = builder.build_id(build);
+    }
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);
     }
