@@ -169,7 +169,7 @@ impl Builder {
         self
     }
 
-    /// A Unix socket by which operators ask the service how it is, and upgrade and stop it: see [`control`](crate::control)
+    /// A Unix socket by which operators ask the service how it is, and upgrade and stop it: see [`control`]
     /// and the program `handover`. The incumbent answers, whichever generation that is.
     ///
     /// The path is created with mode 0600 and handed over with the other sockets; a path that begins with `@` is an
