@@ -52,6 +52,8 @@ pub const LAME_DUCK_ALB: Duration = Duration::from_secs(65);
 pub const JOB_DEADLINE: Duration = Duration::from_secs(1);
 /// How long until a queue in which somebody waits is looked at again, if the settle time is shorter: 5 ms.
 pub const STOP_LOOK: Duration = Duration::from_millis(5);
+/// How often the service manager hears again how long an upgrade may take: 5 s. One that begins to measure anew forgets.
+pub const EXTEND_AGAIN: Duration = Duration::from_secs(5);
 /// How long until a directory that somebody else has locked is tried again: 5 ms.
 pub const PATH_LOCK_RETRY: Duration = Duration::from_millis(5);
 /// How long a closing connection reads and discards what its client still sends, so that the last answer reaches it: 1 s.
@@ -66,6 +68,23 @@ pub const GOAWAY_SETTLE: Duration = Duration::from_millis(100);
 pub const STREAM_SETTLE: Duration = Duration::from_millis(100);
 /// How many requests of a client that pipelines without end are answered on its connection on the way out: 1,000.
 pub const PIPELINED_MAX: u32 = 1_000;
+/// How long a client of the control socket may take to say what it wants, and to read each line of the answer: 5 s.
+pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long [`control::Client`](crate::control::Client) waits for an answer, unless it is told otherwise: 10 s.
+pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
+/// How many clients of the control socket are talked to at once; more are told so and sent away: 128.
+pub const CONTROL_CLIENTS_MAX: usize = 128;
+/// How many of them may wait for something that takes its time, such as a verdict or events: 64. So an answer about the
+/// moment, and an abort, can always be had.
+pub const CONTROL_WAITING_MAX: usize = 64;
+/// The longest request that the control socket takes: 16 KiB.
+pub const CONTROL_REQUEST_MAX: usize = 16 * 1024;
+/// The longest line that [`control::Client`](crate::control::Client) takes for an answer: 4 MiB.
+pub const CONTROL_REPLY_MAX: usize = 4 * 1024 * 1024;
+/// How many upgrades the history keeps: 20.
+pub const HISTORY_MAX: usize = 20;
+/// How long a successor stands by that an operator has asked for (`blue-green`), where the builder has no limit: 1 h.
+pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
@@ -90,6 +109,7 @@ pub(crate) struct Config {
     pub(crate) capture_stderr: bool,
     pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) control: Option<PathBuf>,
     pub(crate) fd_store: Option<bool>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
@@ -124,6 +144,7 @@ impl Default for Config {
             capture_stderr: true,
             build: String::new(),
             pid_file: None,
+            control: None,
             fd_store: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],

@@ -12,9 +12,11 @@ use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::Config;
+use crate::control;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
-use crate::driver::manager::ServiceManager;
+use crate::driver::manager::{KeptState, ServiceManager};
+use crate::driver::operator::Operator;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -167,6 +169,16 @@ impl Builder {
         self
     }
 
+    /// A Unix socket by which operators ask the service how it is, and upgrade and stop it: see [`control`]
+    /// and the program `handover`. The incumbent answers, whichever generation that is.
+    ///
+    /// The path is created with mode 0600 and handed over with the other sockets; a path that begins with `@` is an
+    /// abstract name, which has no mode. Whoever connects must be the user of this process, or root. Default: none.
+    pub fn control(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.control = Some(path.into());
+        self
+    }
+
     /// Whether systemd is to keep the sockets for a start after a crash or a restart of this service
     /// (`FileDescriptorStoreMax=`, systemd.service(5)): connections wait in their queues until then.
     ///
@@ -201,7 +213,8 @@ impl Builder {
     /// # Errors
     ///
     /// [`ErrorKind::Protocol`] if the incumbent cannot be understood, [`ErrorKind::Aborted`] if it has given this
-    /// successor up, [`ErrorKind::Launch`] if this process was started as a successor but got no channel, and
+    /// successor up, [`ErrorKind::Listen`] if the [control socket](Self::control) cannot be had, [`ErrorKind::Launch`] if
+    /// this process was started as a successor but got no channel, and
     /// [`ErrorKind::Io`] if a signal cannot be listened to. Leave `main` with it: the incumbent serves on and reports
     /// it to whoever asked for the upgrade.
     ///
@@ -233,6 +246,10 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
+        let (path, operator) = (
+            config.control.clone(),
+            Operator::new(shared.clone(), &config),
+        );
         let manager = ServiceManager::of(snapshot, &config, channel.is_none());
         let driver = Driver::new(
             shared.clone(),
@@ -248,10 +265,16 @@ impl Builder {
             Some(channel) => driver.succeed(channel).await?,
             None => driver.take_activation(snapshot),
         }
-        Ok(Starting {
+        let mut starting = Starting {
             shared,
             driver: Some(Mutex::new(driver)),
-        })
+            control: None,
+        };
+        if let Some(path) = path {
+            let socket = starting.shared.table.control(&path).await?;
+            starting.control = Some((socket, operator));
+        }
+        Ok(starting)
     }
 }
 
@@ -264,6 +287,7 @@ pub struct Starting {
     shared: Arc<Shared>,
     /// None once it has a task of its own.
     driver: Option<Mutex<Box<Driver>>>,
+    control: Option<(std::os::unix::net::UnixListener, Operator)>,
 }
 
 impl Starting {
@@ -346,7 +370,8 @@ impl Starting {
     /// A TCP listener by name for a server that has its own accept loop: a plain non-blocking socket without a gate.
     ///
     /// Begin to accept after [`ready`](Self::ready), and stop at [`Serving::draining`]; between flip and commit both
-    /// generations accept. Never clear its `O_NONBLOCK`: the other generation shares it.
+    /// generations accept. Never clear its `O_NONBLOCK`: the other generation shares it. A stop of the service refuses
+    /// new connections on it before it drains, and a shared port ([`ListenOptions::reuse_port`]) cannot be refused.
     ///
     /// # Errors
     ///
@@ -455,6 +480,9 @@ impl Starting {
         if let Some(driver) = self.driver.take() {
             let driver = driver.into_inner().unwrap_or_else(PoisonError::into_inner);
             tokio::spawn(driver.run());
+        }
+        if let Some((socket, operator)) = self.control.take() {
+            tokio::spawn(control::serve(socket, operator));
         }
         Ok(Serving {
             shared: Arc::clone(&self.shared),
@@ -575,11 +603,11 @@ impl Serving {
         bytes: impl Into<Vec<u8>>,
     ) -> Result<()> {
         let (reply, kept) = oneshot::channel();
-        self.shared.command(Command::KeepState {
+        self.shared.command(Command::KeepState(KeptState {
             name: name.into(),
             bytes: bytes.into(),
             reply,
-        })?;
+        }))?;
         kept.await.map_err(|_| gone())?
     }
 

@@ -14,7 +14,8 @@
 //! }
 //! ```
 //!
-//! `kill -HUP` upgrades this service in place; `kill -TERM` stops it.
+//! `kill -HUP` upgrades this service in place; `kill -TERM` stops it, without resetting a connection: see
+//! [`Serving::stop`]. [`Health`] tells a load balancer in time.
 //!
 //! # What happens
 //!
@@ -44,7 +45,8 @@
 //!
 //! # Features
 //!
-//! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`.
+//! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
+//! which asks a service over its [control socket](control).
 //!
 //! # Where to read next
 //!
@@ -80,6 +82,7 @@ pub mod state;
 )]
 mod systemd;
 
+pub mod control;
 mod launch;
 
 mod trigger;

@@ -82,6 +82,13 @@ impl State {
         self.0.remove(name).map(|(_, descriptor)| descriptor)
     }
 
+    /// Takes the library's own bytes out, which are nothing to the application. What cannot be read is as good as none.
+    pub(crate) fn take_blob(&mut self, name: &str) -> Option<Vec<u8>> {
+        let bytes = self.blob(name).ok().flatten();
+        self.0.remove(name);
+        bytes
+    }
+
     /// The names of everything that is here, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -109,6 +116,17 @@ impl fmt::Debug for Offer {
         let kinds = self.0.iter().map(|(name, item)| (name, item.kind));
         f.debug_map().entries(kinds).finish()
     }
+}
+
+/// Bytes of the library's own, to send beside what the application offers.
+pub(crate) fn own_blob(name: &str, bytes: &[u8]) -> io::Result<(Slot, OwnedFd)> {
+    let slot = Slot {
+        name: name.to_owned(),
+        kind: SlotKind::Blob,
+        inode: None,
+        keeper: None,
+    };
+    Ok((slot, memory::sealed(c"handover", bytes)?))
 }
 
 fn slot_of((name, Item { kind, content }): (String, Item)) -> Result<(Slot, OwnedFd)> {

@@ -3,22 +3,24 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::operator::verdict_of;
 use super::parts::{Part, Parts};
 use super::shared::{Collected, Command, Upgraded};
 use super::{Driver, deadlines};
 use crate::channel::Channel;
+use crate::control::{self, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
-use crate::protocol::message::{self, Hello, Message, Slot, VERSION, VERSION_MIN, millis};
-use crate::state::Offer as Outgoing;
+use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::state::{self, Offer as Outgoing};
 use crate::sys::process::{Pidfd, discard};
 
 /// One upgrade, from the request to its verdict.
@@ -26,6 +28,10 @@ use crate::sys::process::{Pidfd, discard};
 pub(crate) struct Downward {
     pub(crate) generation: u64,
     pub(crate) asked_at: Instant,
+    /// The same for other processes, in milliseconds since 1970.
+    pub(crate) asked_at_ms: u64,
+    /// How long the successor may be held in standby, if it is.
+    pub(crate) standby: Option<Duration>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
     pub(crate) link: Option<Link>,
     pid: u32,
@@ -61,11 +67,14 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        standby: Option<Duration>,
         asked_at: Instant,
     ) -> Self {
         Self {
             generation,
             asked_at,
+            asked_at_ms: control::unix_ms(SystemTime::now()),
+            standby,
             reply,
             link: None,
             pid: 0,
@@ -79,6 +88,42 @@ impl Downward {
                 successor = generation,
                 pid = tracing::field::Empty
             ),
+        }
+    }
+
+    /// The successor's process, once there is one.
+    pub(super) fn pid(&self) -> Option<u32> {
+        (self.pid != 0).then_some(self.pid)
+    }
+
+    fn ready_after(&self) -> Option<Duration> {
+        self.ready_at.map(|ready_at| ready_at - self.asked_at)
+    }
+
+    fn timings(&self) -> Timings {
+        Timings {
+            asked_at_ms: self.asked_at_ms,
+            ready_after_ms: self.ready_after().map_or(0, millis),
+            flip_took_us: micros(self.flip_took),
+        }
+    }
+
+    /// As the history has it; who serves, and what the successor said, is for a failure to add.
+    fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
+        control::Upgrade {
+            generation: self.generation,
+            from,
+            verdict,
+            reason: String::new(),
+            phase: None,
+            pid: self.pid(),
+            incumbent_serves: false,
+            exit: None,
+            last_words: String::new(),
+            asked_at_ms: self.asked_at_ms,
+            ready_after_ms: self.ready_after().map(millis),
+            flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            took_ms: millis(self.asked_at.elapsed()),
         }
     }
 }
@@ -255,6 +300,12 @@ impl Driver {
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
         }
+        if self.config.control.is_some() {
+            let history = self.shared.history.borrow().to_bytes();
+            table.extend(shareable(vec![
+                state::own_blob(HISTORY, &history).map_err(failed)?,
+            ]));
+        }
         link.slots = table.iter().map(|(slot, _)| slot.clone()).collect();
         link.passing.offer = Some(Parts::new(table));
         Ok(())
@@ -316,11 +367,13 @@ impl Driver {
             return self.incumbent.handle_broken(Instant::now(), reason);
         }
         let millis = millis(deadlines(&self.config).life());
+        let timings = self.down.as_ref().map(Downward::timings);
         let message = |part: Part<message::Elder>| Message::Commit {
             chunk: part.chunk,
             last: part.last,
             millis,
             elders: part.items,
+            timings,
         };
         let Some((passing, channel)) = self.passing() else {
             return;
@@ -437,6 +490,10 @@ impl Driver {
         }
         let (successor, after) = (down.generation, now - down.asked_at);
         self.announce_phase();
+        if phase == Phase::Committing {
+            // Nobody asks this generation any more when the successor hears that it is the one to ask.
+            self.publish();
+        }
         self.shared.emit(Event::Phase {
             successor,
             phase,
@@ -450,6 +507,8 @@ impl Driver {
         };
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
+        self.shared
+            .remember(down.outcome(self.generation, Outcome::Committed));
         self.shared.emit(Event::Committed {
             successor: generation,
             pid,
@@ -460,9 +519,7 @@ impl Driver {
             let _ = reply.send(Ok(Upgraded {
                 generation,
                 pid,
-                ready_after: down
-                    .ready_at
-                    .map_or(after, |ready_at| ready_at - down.asked_at),
+                ready_after: down.ready_after().unwrap_or(after),
                 flip_took: down.flip_took,
                 committed_after: after,
             }));
@@ -493,6 +550,12 @@ impl Driver {
         } else {
             error
         };
+        let outcome = control::Upgrade {
+            reason: reason.to_owned(),
+            phase: Some(phase.to_string()),
+            incumbent_serves: serving,
+            ..down.outcome(self.generation, verdict_of(kind))
+        };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
         let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
         if is_at_large {
@@ -503,6 +566,11 @@ impl Driver {
                 Some(link) => link.last_words(error, patience).await,
                 None => error,
             };
+            shared.remember(control::Upgrade {
+                exit: error.exit().map(str::to_owned),
+                last_words: error.stderr_tail().to_owned(),
+                ..outcome
+            });
             let reason = format!("{error:?}");
             // A driver that has ended has nobody to tell.
             let _ = shared.command(Command::AnnounceFailure {
@@ -621,6 +689,13 @@ impl Link {
         error.with_last_words(self.ended.take(), tail)
     }
 }
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The state that the history of upgrades is to a successor.
+pub(super) const HISTORY: &str = "handover.history";
 
 fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
     let error = sent.as_ref().err();

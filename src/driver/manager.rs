@@ -5,6 +5,7 @@
 //! successor that crashes there is nobody's main process. Then, as its last word, the incumbent names the successor.
 
 use std::future::{Future, pending};
+use std::mem;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -12,7 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::shared::lock;
 use super::upward::state_of;
 use super::{Driver, Role};
-use crate::config::{Config, NOTIFY_DEADLINE};
+use crate::channel::Channel;
+use crate::config::{Config, EXTEND_AGAIN, NOTIFY_DEADLINE};
+use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::message::SlotKind;
 use crate::sys::environment::Snapshot;
@@ -28,7 +31,11 @@ pub(crate) struct ServiceManager {
     problems: mpsc::UnboundedReceiver<String>,
     /// What was wrong with what it passed, until somebody can have asked for events.
     passed_badly: Vec<String>,
-    is_main: bool,
+    /// What it is to keep once it listens to this process.
+    to_keep: Vec<KeptState>,
+    place: Place,
+    /// When it is to hear again how long the upgrade under way may take.
+    extend_again: Option<Instant>,
     /// Whether it is to keep sockets for a start after this service's crash or restart.
     keeps: bool,
     /// How many descriptors it keeps in all, if it says so.
@@ -36,11 +43,58 @@ pub(crate) struct ServiceManager {
     watchdog: Option<Watchdog>,
 }
 
+/// What this process is to the manager.
+#[derive(Debug)]
+enum Place {
+    /// It may become the main one. The manager would drop what it says (`NotifyAccess=main`), so that is kept until then:
+    /// the manager itself may ask it for a reload before it has heard from its predecessor that it is the main one.
+    NotYet {
+        told: Vec<Notice>,
+        /// Who is to be the main one after it, if it has handed over meanwhile.
+        successor: Option<Named>,
+    },
+    Main,
+    NoMore,
+}
+
+/// A committed successor that is to be named as the main process.
+#[derive(Debug)]
+struct Named {
+    generation: u64,
+    pid: u32,
+    /// Its closing tells the successor that the manager knows.
+    channel: Option<Channel>,
+    /// This process must outlive the manager's hearing so.
+    guard: Guard,
+}
+
+/// Bytes for the next fresh start, and who waits to hear that they are kept.
+#[derive(Debug)]
+pub(crate) struct KeptState {
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) reply: oneshot::Sender<Result<()>>,
+}
+
 /// How often it wants to hear that the main process is alive.
 #[derive(Debug)]
 struct Watchdog {
     every: Duration,
     next: Option<Instant>,
+}
+
+impl KeptState {
+    fn answer(self, problem: Option<String>) {
+        let failed = || {
+            Error::new(
+                ErrorKind::Io,
+                format!("keeping {:?} for the next start", self.name),
+            )
+        };
+        let result = problem.map_or(Ok(()), |problem| Err(failed().because(problem)));
+        // Whoever asked may have stopped waiting.
+        let _ = self.reply.send(result);
+    }
 }
 
 impl ServiceManager {
@@ -63,7 +117,15 @@ impl ServiceManager {
             manager,
             problems,
             passed_badly: Vec::new(),
-            is_main,
+            to_keep: Vec::new(),
+            extend_again: None,
+            place: match is_main {
+                true => Place::Main,
+                false => Place::NotYet {
+                    told: Vec::new(),
+                    successor: None,
+                },
+            },
         }
     }
 
@@ -79,19 +141,32 @@ impl ServiceManager {
         }
     }
 
-    pub(super) fn tell(&self, notice: Notice) {
-        if let Some(manager) = self.listening() {
-            manager.tell(notice);
+    pub(super) fn tell(&mut self, notice: Notice) {
+        match (&self.manager, &mut self.place) {
+            (Some(manager), Place::Main) => manager.tell(notice),
+            (Some(_), Place::NotYet { told, .. }) => told.push(notice),
+            _ => {}
         }
     }
 
     /// The manager, if it listens to this process.
     pub(super) fn listening(&self) -> Option<&Manager> {
-        self.manager.as_ref().filter(|_| self.is_main)
+        let is_main = matches!(self.place, Place::Main);
+        self.manager.as_ref().filter(|_| is_main)
+    }
+
+    /// Whether the manager listens to this process, or will before this process leaves.
+    fn hears(&self) -> bool {
+        self.manager.is_some() && !matches!(self.place, Place::NoMore)
     }
 
     pub(super) fn next_pet(&self) -> Option<Instant> {
-        self.watchdog.as_ref()?.next.filter(|_| self.is_main)
+        let next = self.watchdog.as_ref()?.next;
+        next.filter(|_| self.listening().is_some())
+    }
+
+    pub(super) fn next_extension(&self) -> Option<Instant> {
+        self.extend_again.filter(|_| self.listening().is_some())
     }
 
     pub(super) fn pet_if_due(&mut self, now: Instant) {
@@ -117,7 +192,7 @@ impl ServiceManager {
         };
         self.tell(notice);
         let told = self.listening().map(Manager::barrier);
-        self.is_main = false;
+        self.place = Place::NoMore;
         told
     }
 }
@@ -141,7 +216,7 @@ impl Driver {
             let name = slot.name;
             format!("nobody claims {name:?}, which the service manager has passed")
         });
-        let badly = std::mem::take(&mut self.manager.passed_badly);
+        let badly = mem::take(&mut self.manager.passed_badly);
         for problem in badly.into_iter().chain(unclaimed) {
             self.shared.warn(problem);
         }
@@ -153,10 +228,20 @@ impl Driver {
 
     /// The last word of the generation before this one was that this is the main process now.
     pub(super) fn become_main(&mut self) {
-        if !std::mem::replace(&mut self.manager.is_main, true) {
-            self.manager.pet(Instant::now());
-            self.keep_sockets();
+        let Place::NotYet { told, successor } = &mut self.manager.place else {
+            return;
+        };
+        let (told, successor) = (mem::take(told), successor.take());
+        self.manager.place = Place::Main;
+        told.into_iter()
+            .for_each(|notice| self.manager.tell(notice));
+        if let Some(successor) = successor {
+            return self.name(successor);
         }
+        self.manager.pet(Instant::now());
+        self.keep_sockets();
+        let to_keep = mem::take(&mut self.manager.to_keep);
+        to_keep.into_iter().for_each(|state| self.keep_state(state));
     }
 
     /// Has the manager keep what is claimed, for a start after a crash or a restart, and let go of what is not.
@@ -189,60 +274,39 @@ impl Driver {
         });
     }
 
-    /// Has the manager keep some bytes for the next fresh start, in the place of those of the same name.
-    pub(super) fn keep_state(
-        &self,
-        name: String,
-        bytes: &[u8],
-        reply: oneshot::Sender<Result<()>>,
-    ) {
-        let failed = || {
-            Error::new(
-                ErrorKind::Io,
-                format!("keeping {name:?} for the next start"),
-            )
-        };
+    /// Has the manager keep some bytes for the next fresh start, in the place of those of the same name. A generation to
+    /// which it does not listen yet waits until it does.
+    pub(super) fn keep_state(&mut self, state: KeptState) {
         let Some(manager) = self.manager.listening().cloned() else {
-            // Whoever asked may have stopped waiting; so below.
-            let _ = reply.send(Err(
-                failed().because("there is no service manager that listens")
-            ));
-            return;
-        };
-        let blob = match memory::sealed(c"handover-kept", bytes) {
-            Ok(blob) => blob,
-            Err(error) => {
-                let _ = reply.send(Err(failed().because(error)));
-                return;
+            if self.manager.manager.is_some() && self.role != Role::Leaving {
+                return self.manager.to_keep.push(state);
             }
+            return state.answer(Some("there is no service manager that listens".to_owned()));
+        };
+        let descriptor = match memory::sealed(c"handover-kept", &state.bytes) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return state.answer(Some(error.to_string())),
         };
         let deposit = Deposit {
-            name: name.clone(),
+            name: state.name.clone(),
             kind: SlotKind::Blob,
-            descriptor: blob,
+            descriptor,
         };
-        store::forget_state(&manager, std::slice::from_ref(&name));
+        store::forget_state(&manager, std::slice::from_ref(&state.name));
         let room_max = self.manager.room_max;
         tokio::spawn(async move {
             let deposited = store::deposit(&manager, vec![deposit], room_max).await;
-            let problem = deposited.problem.map(|problem| {
-                let failed = Error::new(
-                    ErrorKind::Io,
-                    format!("keeping {name:?} for the next start"),
-                );
-                failed.because(problem)
-            });
-            let _ = reply.send(problem.map_or(Ok(()), Err));
+            state.answer(deposited.problem);
         });
     }
 
-    pub(super) fn announce_upgrade(&self) {
+    pub(super) fn announce_upgrade(&mut self) {
         let status = format!("starting an upgrade; {}", self.standing());
         self.manager.tell(Notice::new().reloading().status(&status));
     }
 
     /// A reload that comes to nothing has to end all the same; one that meets another upgrade ends with that one.
-    pub(super) fn announce_refusal(&self, reason: &str) {
+    pub(super) fn announce_refusal(&mut self, reason: &str) {
         if self.role != Role::Incumbent {
             return;
         }
@@ -254,10 +318,14 @@ impl Driver {
     }
 
     /// How far the upgrade is, and how long it may take to get further.
-    pub(super) fn announce_phase(&self) {
+    ///
+    /// Told again now and then: systemd 252 starts its clock anew with each command of a reload.
+    pub(super) fn announce_phase(&mut self) {
         let Some((down, phase)) = self.down.as_ref().zip(self.incumbent.phase()) else {
+            self.manager.extend_again = None;
             return;
         };
+        self.manager.extend_again = Some(Instant::now() + EXTEND_AGAIN);
         let status = format!(
             "upgrading to generation {}: {phase}; {}",
             down.generation,
@@ -274,38 +342,55 @@ impl Driver {
 
     /// An upgrade has failed. A reload has no way to fail (facts: systemd 257 takes READY=1 for success), so the words
     /// say it. An upgrade that has begun since then ends the reload itself.
-    pub(super) fn announce_failure(&self, reason: &str) {
+    pub(super) fn announce_failure(&mut self, reason: &str) {
         if self.role == Role::Incumbent && self.down.is_none() && self.waiting.is_none() {
             let status = format!("{}; {reason}", self.standing());
             self.manager.tell(Notice::new().ready().status(&status));
         }
     }
 
-    /// Hands the service over to a committed successor. This process must outlive the manager's hearing so, and its end
-    /// of the channel, whose closing tells the successor, with it.
+    /// Hands the service over to a committed successor, at once or as soon as the manager listens to this process. This
+    /// process must outlive the manager's hearing so, and its end of the channel, whose closing tells the successor, with
+    /// it.
     pub(super) fn announce_successor(
         &mut self,
         generation: u64,
         pid: u32,
-        channel: impl Send + 'static,
+        channel: Option<Channel>,
     ) {
+        if !self.manager.hears() {
+            return;
+        }
+        let class = self
+            .shared
+            .drain
+            .class_with_deadline("service manager", NAMING_DEADLINE);
+        let named = Named {
+            generation,
+            pid,
+            channel,
+            guard: class.guard("hearing of the successor"),
+        };
+        match &mut self.manager.place {
+            Place::NotYet { successor, .. } => *successor = Some(named),
+            _ => self.name(named),
+        }
+    }
+
+    fn name(&mut self, named: Named) {
+        let (generation, pid) = (named.generation, named.pid);
         let status = format!("generation {generation} serves (process {pid})");
         let notice = Notice::new().main_pid(pid).ready().status(&status);
         let Some(told) = self.manager.resign(notice) else {
             return;
         };
-        let class = self
-            .shared
-            .drain
-            .class_with_deadline("service manager", NOTIFY_DEADLINE);
-        let guard = class.guard("hearing of the successor");
         let shared = self.shared.clone();
         tokio::spawn(async move {
             if let Err(error) = told.await {
                 shared.warn(format!("{error:?}"));
             }
-            drop(channel);
-            drop(guard);
+            drop(named.channel);
+            drop(named.guard);
         });
     }
 
@@ -318,7 +403,7 @@ impl Driver {
         let notice = Notice::new().stopping().status(&status);
         self.manager
             .tell(notice.extend_timeout(within + self.config.exit));
-        if self.manager.listening().is_some() && self.elders.count() > 0 {
+        if self.manager.hears() && self.elders.count() > 0 {
             let class = self.shared.drain.class("older generations");
             self.elders_awaited = Some(class.guard(self.elders.describe()));
         }
@@ -328,3 +413,6 @@ impl Driver {
         format!("generation {} serves", self.generation)
     }
 }
+
+/// Until the manager has heard of a successor: first the predecessor may have to wait for it, then this process.
+const NAMING_DEADLINE: Duration = NOTIFY_DEADLINE.saturating_mul(2);

@@ -7,6 +7,7 @@ mod downward;
 mod elders;
 mod link;
 pub(crate) mod manager;
+pub(crate) mod operator;
 mod parts;
 pub(crate) mod shared;
 mod stop;
@@ -17,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,11 +26,13 @@ use self::downward::Downward;
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
+use self::operator::{Done, verdict_of};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
+use crate::control::{self, Strategy};
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -37,7 +40,7 @@ use crate::launch::Launcher;
 use crate::pid_file;
 use crate::protocol::deadlines::Deadlines;
 use crate::protocol::incumbent::Incumbent;
-use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN};
+use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN, millis};
 use crate::protocol::successor::Successor;
 use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
@@ -78,6 +81,9 @@ pub(crate) struct Driver {
     stop_asked: bool,
     /// The stop of the service, once it has begun.
     stop: Option<Stop>,
+    /// It leaves, and nobody follows.
+    ends_service: bool,
+    incumbent_since: Option<SystemTime>,
 }
 
 /// What this generation is to the service.
@@ -137,6 +143,8 @@ impl Driver {
             answer: None,
             stop_asked: false,
             stop: None,
+            ends_service: false,
+            incumbent_since: None,
         }
     }
 
@@ -290,7 +298,10 @@ impl Driver {
             Input::HooksDone(result) => self.hooks_done(result),
             Input::ElderGone(elder) => self.elder_gone(&elder),
             Input::Command(command) => self.handle_command(command),
-            Input::Trigger(Trigger::Upgrade) => self.upgrade(None),
+            Input::Trigger(Trigger::Upgrade) => {
+                // Nobody waits for the answer of a signal; the refusal is an event.
+                let _ = self.upgrade(None, None);
+            }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
             Input::Time => self.time_passed(),
@@ -306,6 +317,7 @@ impl Driver {
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
+            self.manager.next_extension(),
             self.lame_duck_until(),
         ]
         .into_iter()
@@ -319,6 +331,9 @@ impl Driver {
         self.hear_rest_of_successor();
         let now = Instant::now();
         self.manager.pet_if_due(now);
+        if self.manager.next_extension().is_some_and(|at| now >= at) {
+            self.announce_phase();
+        }
         if let Some(up) = &mut self.up {
             up.machine.handle_timeout(now);
         }
@@ -336,13 +351,18 @@ impl Driver {
         let overdue = |waiting: &mut (Downward, Instant)| now >= waiting.1;
         if let Some((waiting, _)) = self.waiting.take_if(overdue) {
             let reason = format!("too many generations are alive: {}", self.elders.describe());
-            self.refuse(waiting.reply, reason);
+            self.refuse_waiting(waiting, reason);
+            self.publish();
         }
     }
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Upgrade { reply } => self.upgrade(Some(reply)),
+            Command::Upgrade { reply } => {
+                // Answered by way of `reply`.
+                let _ = self.upgrade(Some(reply), None);
+            }
+            Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
             Command::Flip => {
                 self.incumbent.handle_flip(Instant::now());
                 self.perform_downward();
@@ -352,7 +372,7 @@ impl Driver {
                 self.perform_downward();
             }
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
-            Command::KeepState { name, bytes, reply } => self.keep_state(name, &bytes, reply),
+            Command::KeepState(state) => self.keep_state(state),
             Command::Stop => self.stop(),
         }
     }
@@ -378,6 +398,7 @@ impl Driver {
 
     fn become_incumbent(&mut self) {
         self.role = Role::Incumbent;
+        self.incumbent_since = Some(SystemTime::now());
         self.write_pid_file();
         self.shared.emit(Event::Incumbent {
             generation: self.generation,
@@ -385,7 +406,12 @@ impl Driver {
         self.publish();
     }
 
-    fn upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
+    /// The successor's number, or why there will be none.
+    fn upgrade(
+        &mut self,
+        reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        strategy: Option<Strategy>,
+    ) -> Done {
         let reason = match (self.role, self.incumbent.phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {
@@ -396,13 +422,20 @@ impl Driver {
             (Role::Incumbent, None) if self.waiting.is_some() => {
                 "an upgrade waits for an older generation to leave".to_owned()
             }
-            (Role::Incumbent, None) => return self.begin_upgrade(reply),
+            (Role::Incumbent, None) => return Ok(self.begin_upgrade(reply, strategy)),
         };
-        self.refuse(reply, reason);
+        self.refuse(reply, reason.clone());
+        Err(reason)
     }
 
-    fn begin_upgrade(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>) {
-        let down = Downward::new(self.next_generation, reply, Instant::now());
+    fn begin_upgrade(
+        &mut self,
+        reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        strategy: Option<Strategy>,
+    ) -> u64 {
+        let generation = self.next_generation;
+        let standby = self.standby_of(strategy);
+        let down = Downward::new(generation, reply, standby, Instant::now());
         if self.has_capacity() {
             self.next_generation += 1;
             self.start_upgrade(down);
@@ -415,10 +448,13 @@ impl Driver {
             self.announce_upgrade();
             self.next_generation += 1;
             self.waiting = Some((down, Instant::now() + self.config.capacity));
+            self.publish();
         }
+        generation
     }
 
     fn start_upgrade(&mut self, down: Downward) {
+        self.incumbent.hold(down.standby);
         self.down = Some(down);
         self.announce_upgrade();
         // Refused only while one is under way, which `upgrade` has looked at.
@@ -448,7 +484,7 @@ impl Driver {
         self.publish();
     }
 
-    fn refuse(&self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
+    fn refuse(&mut self, reply: Option<oneshot::Sender<Result<Upgraded>>>, reason: String) {
         self.announce_refusal(&reason);
         self.shared.emit(Event::Refused {
             reason: reason.clone(),
@@ -463,6 +499,26 @@ impl Driver {
                 error
             }));
         }
+    }
+
+    /// It has a number, so somebody may wait for its verdict.
+    fn refuse_waiting(&mut self, waiting: Downward, reason: String) {
+        self.shared.remember(control::Upgrade {
+            generation: waiting.generation,
+            from: self.generation,
+            verdict: verdict_of(ErrorKind::Refused),
+            reason: reason.clone(),
+            phase: None,
+            pid: None,
+            incumbent_serves: self.answers_for_the_service(),
+            exit: None,
+            last_words: String::new(),
+            asked_at_ms: waiting.asked_at_ms,
+            ready_after_ms: None,
+            flip_took_us: None,
+            took_ms: millis(waiting.asked_at.elapsed()),
+        });
+        self.refuse(waiting.reply, reason);
     }
 
     /// Leaves, or ends the service if nobody else has the role.
@@ -483,6 +539,8 @@ impl Driver {
 
     fn begin_leaving(&mut self, reason: String) {
         self.role = Role::Leaving;
+        // Whoever hears of it finds that it is so.
+        self.publish();
         let in_flight = self.shared.drain.in_flight();
         self.shared.emit(Event::Draining { in_flight, reason });
     }
@@ -531,6 +589,7 @@ impl Driver {
             elders: elders.collect(),
         };
         self.shared.status.send_replace(status);
+        self.publish_standing();
     }
 
     fn hello(&self) -> Message {

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::manager::KeptState;
+use super::operator::{Done, Standing, Wanted};
+use crate::control::{Asked, History, Upgrade};
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -32,6 +35,11 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
+    /// What operators are told beside the status.
+    pub(crate) standing: watch::Sender<Standing>,
+    /// Whether operators are to ask this generation.
+    pub(crate) asked: watch::Sender<Asked>,
+    pub(crate) history: watch::Sender<History>,
     /// Successors that were given up and whose end has not been seen: they may accept for as long as they live.
     pub(crate) at_large: watch::Sender<usize>,
     pub(crate) at_offer: Hooks,
@@ -53,6 +61,11 @@ pub(crate) enum Command {
     Upgrade {
         reply: oneshot::Sender<Result<Upgraded>>,
     },
+    /// Do what an operator wants; answered when it has begun.
+    Operate {
+        wanted: Wanted,
+        reply: oneshot::Sender<Done>,
+    },
     /// Let the successor that is held in standby take over.
     Flip,
     /// Undo the upgrade that is under way.
@@ -60,11 +73,7 @@ pub(crate) enum Command {
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.
-    KeepState {
-        name: String,
-        bytes: Vec<u8>,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    KeepState(KeptState),
     /// Stop, and the service with it.
     Stop,
 }
@@ -128,6 +137,9 @@ impl Shared {
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),
+            standing: watch::Sender::default(),
+            asked: watch::Sender::default(),
+            history: watch::Sender::default(),
             at_large: watch::Sender::new(0),
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
@@ -148,6 +160,11 @@ impl Shared {
         }
         // Nobody listening is no loss: the log has it.
         let _ = self.events.send(event);
+    }
+
+    /// An upgrade has its verdict.
+    pub(crate) fn remember(&self, upgrade: Upgrade) {
+        self.history.send_modify(|history| history.add(upgrade));
     }
 
     pub(crate) fn warn(&self, message: impl Into<String>) {

@@ -9,6 +9,8 @@ use crate::config::Config;
 use crate::event::Event;
 use crate::listen::FinalStop;
 use crate::systemd::job::{self, Job};
+use crate::systemd::notify::Manager;
+use crate::systemd::store;
 
 /// When what happens, from the first request on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +88,7 @@ impl Driver {
             }
             _ => {
                 if let Some((waiting, _)) = self.waiting.take() {
-                    self.refuse(waiting.reply, "the service is stopping".to_owned());
+                    self.refuse_waiting(waiting, "the service is stopping".to_owned());
                 }
                 let now = Instant::now();
                 let config = &self.config;
@@ -136,15 +138,17 @@ impl Driver {
     /// Refuses who comes now, serves who came before, then drains.
     fn end_service(&mut self, stop: Stop) {
         self.shared.health.stopping();
+        self.ends_service = true;
         self.begin_leaving("stopping".to_owned());
         let (shared, pid_file) = (self.shared.clone(), self.config.pid_file.clone());
+        let manager = self.manager.listening().cloned();
         let patience = Patience {
             exit: self.config.exit,
             settle: self.config.stop_settle,
             empty: self.config.stop_empty,
         };
         tokio::spawn(async move {
-            let finishing = give_up_sockets(shared.clone(), stop, patience);
+            let finishing = give_up_sockets(shared.clone(), manager, stop, patience);
             let left = || stop.left(Instant::now());
             leave(&shared, finishing, pid_file.as_deref(), left).await;
         });
@@ -161,8 +165,13 @@ struct Patience {
     empty: Duration,
 }
 
-async fn give_up_sockets(shared: Arc<Shared>, stop: Stop, patience: Patience) -> Vec<String> {
-    leave_to_manager(&shared).await;
+async fn give_up_sockets(
+    shared: Arc<Shared>,
+    manager: Option<Manager>,
+    stop: Stop,
+    patience: Patience,
+) -> Vec<String> {
+    leave_to_manager(&shared, manager).await;
     // Others that are alive have shut their gates for good, or were never told to open them; all but one that was
     // given up in the middle of it, and is being killed.
     let exit = patience.exit.min(stop.left(Instant::now()));
@@ -181,10 +190,17 @@ async fn give_up_sockets(shared: Arc<Shared>, stop: Stop, patience: Patience) ->
 }
 
 /// What the service manager holds too waits for the next start of the service, if there is to be one.
-async fn leave_to_manager(shared: &Shared) {
-    if !shared.table.stored().is_empty() && job::pending().await == Job::Stop {
-        // It closes its own when this process has gone: whoever came until then would be cut off.
-        shared.table.set_stored(&[]);
+async fn leave_to_manager(shared: &Shared, manager: Option<Manager>) {
+    let stored = shared.table.stored();
+    if let Some(manager) = manager.filter(|_| !stored.is_empty())
+        && job::pending().await == Job::Stop
+    {
+        // It closes its own when this process has gone: whoever came until then would be cut off. So they are refused,
+        // which is for good, and a start that comes after all must not be given them.
+        match store::let_go(&manager, &stored).await {
+            Ok(()) => shared.table.set_stored(&[]),
+            Err(error) => shared.warn(format!("new connections are not refused: {error:?}")),
+        }
     }
     shared.table.leave_to_manager();
 }
@@ -230,7 +246,7 @@ mod tests {
         let web = shared.table.std_tcp("web", &[address], &options).unwrap();
         shared.at_large.send_replace(1);
         let stop = stop(Instant::now(), Duration::ZERO, None);
-        let mut giving_up = pin!(give_up_sockets(shared.clone(), stop, patience()));
+        let mut giving_up = pin!(give_up_sockets(shared.clone(), None, stop, patience()));
         let mut context = Context::from_waker(Waker::noop());
         assert!(giving_up.as_mut().poll(&mut context).is_pending());
         // Whatever becomes of it, nobody is refused while it lives.

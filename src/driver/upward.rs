@@ -4,14 +4,16 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::Driver;
+use super::downward::HISTORY;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
 use crate::channel::Channel;
+use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::launch::{self, OwnStderr};
-use crate::protocol::message::{self, Message, Slot};
+use crate::protocol::message::{self, Message, Slot, Timings};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
 use crate::sys::process::Pidfd;
@@ -28,6 +30,7 @@ pub(crate) struct Upward {
     /// How many milliseconds the incumbent may live once this generation has the role.
     millis: u64,
     elders: Vec<(message::Elder, OwnedFd)>,
+    timings: Option<Timings>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -49,6 +52,7 @@ impl Upward {
             offered: Vec::new(),
             millis: 0,
             elders: Vec::new(),
+            timings: None,
             stderr: None,
             failed: None,
         }
@@ -116,8 +120,14 @@ impl Driver {
                 .offered
                 .extend(chunk.slots.iter().cloned().zip(descriptors)),
             Message::Start(chunk) => self.accept_flip_state(chunk.slots.clone(), descriptors),
-            Message::Commit { millis, elders, .. } => {
+            Message::Commit {
+                millis,
+                elders,
+                timings,
+                ..
+            } => {
                 up.millis = *millis;
+                up.timings = up.timings.or(*timings);
                 up.elders.extend(elders.iter().cloned().zip(descriptors));
             }
             // It comes behind the commit when the service is to stop in that very moment.
@@ -192,6 +202,11 @@ impl Driver {
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
         up.stderr = OwnStderr::take(&mut state);
+        if let Some(history) = state.take_blob(HISTORY) {
+            self.shared
+                .history
+                .send_replace(History::from_bytes(&history));
+        }
         if let (Some(stderr), Some(process)) = (&up.stderr, &up.process) {
             stderr.restore_after(process).map_err(|error| {
                 Error::new(ErrorKind::Io, "watching the incumbent").because(error)
@@ -258,7 +273,9 @@ impl Driver {
                 kill_at,
             });
         }
+        let (from, timings) = (up.generation, up.timings);
         self.restore_stderr();
+        self.remember_own_upgrade(from, timings);
         self.become_incumbent();
     }
 

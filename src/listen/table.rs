@@ -129,6 +129,15 @@ impl Table {
         self.claim_unix(name, path, options).await?.duplicate()
     }
 
+    /// Claims or binds the control socket, which only its user reaches: a duplicate, in non-blocking mode.
+    ///
+    /// Cancel safe as [`unix`](Self::unix) is.
+    pub(crate) async fn control(&self, path: &Path) -> Result<unix::net::UnixListener> {
+        let options = ListenOptions::new().mode(0o600);
+        let claimed = self.claim_unix_as(CONTROL, path, &options).await?;
+        claimed.duplicate()
+    }
+
     /// Indexes of the offered sockets that nobody has claimed.
     pub(crate) fn unclaimed(&self) -> Vec<u32> {
         let inner = self.lock();
@@ -155,6 +164,27 @@ impl Table {
         let claimed = inner.claimed();
         claimed
             .map(|held| (held.slot.clone(), Arc::clone(&held.socket)))
+            .collect()
+    }
+
+    /// Name, kind and address of every socket of the application's, in the order of the claims.
+    pub(crate) fn describe(&self) -> Vec<(String, String, String)> {
+        let inner = self.lock();
+        let sockets = inner.claimed().filter(|held| held.slot.name != CONTROL);
+        sockets
+            .map(|held| {
+                let kind = match held.slot.kind {
+                    SlotKind::Tcp => "tcp",
+                    SlotKind::Unix => "unix",
+                    SlotKind::Udp => "udp",
+                    SlotKind::Blob | SlotKind::Descriptor | SlotKind::Unknown => "unknown",
+                };
+                (
+                    held.slot.name.clone(),
+                    kind.to_owned(),
+                    held.address.to_string(),
+                )
+            })
             .collect()
     }
 
@@ -280,6 +310,7 @@ impl Table {
 
 impl Table {
     fn claim_inet(&self, request: &Request<'_>) -> Result<Claimed> {
+        refuse_reserved(request.name)?;
         let mut inner = self.lock();
         if let Some(inherited) = inner.claim_inherited(request)? {
             return Ok(inherited);
@@ -289,6 +320,16 @@ impl Table {
     }
 
     async fn claim_unix(
+        &self,
+        name: &str,
+        path: &Path,
+        options: &ListenOptions,
+    ) -> Result<Claimed> {
+        refuse_reserved(name)?;
+        self.claim_unix_as(name, path, options).await
+    }
+
+    async fn claim_unix_as(
         &self,
         name: &str,
         path: &Path,
@@ -463,6 +504,14 @@ impl Inner {
     }
 }
 
+fn refuse_reserved(name: &str) -> Result<()> {
+    match name.starts_with(RESERVED) {
+        true => Err(listen_error(format!("naming a socket {name:?}"))
+            .because("names that begin with \"handover.\" are reserved")),
+        false => Ok(()),
+    }
+}
+
 fn too_late(name: &str) -> Error {
     listen_error(format!("claiming {name:?}")).because("this generation will not serve any more")
 }
@@ -497,6 +546,10 @@ async fn finish_all(held: Vec<Held>, until: Instant) -> Vec<String> {
     cut_off
 }
 
+/// Names that begin like this are the library's own.
+const RESERVED: &str = "handover.";
+/// The name of the control socket.
+const CONTROL: &str = "handover.control";
 /// Bytes in a name.
 const NAME_MAX: usize = 255;
 const NO_ADDRESS: &str = "the name resolves to no address";

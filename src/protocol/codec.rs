@@ -205,6 +205,7 @@ mod tests {
                     pid: 4100,
                     millis: 61_500,
                 }],
+                timings: None,
             },
             Message::Committed,
             Message::Abort {

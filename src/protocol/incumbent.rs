@@ -9,7 +9,7 @@
 //! - I6: every state that waits for somebody has a deadline.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::deadlines::Deadlines;
 use super::message::{Hello, Message, VERSION, VERSION_MIN};
@@ -209,6 +209,11 @@ impl Incumbent {
             | State::AwaitStopped { deadline, .. }
             | State::AwaitExit { deadline, .. } => Some(*deadline),
         }
+    }
+
+    /// How long the next successor may be held in standby, or that it is not held at all.
+    pub(crate) fn hold(&mut self, standby: Option<Duration>) {
+        self.deadlines.standby = standby;
     }
 
     /// Somebody wants an upgrade. Refused with the phase of the one that is under way.
@@ -473,7 +478,7 @@ impl Incumbent {
         };
         let latest = launched_at + self.deadlines.start_max;
         let wanted = now
-            .checked_add(std::time::Duration::from_millis(millis))
+            .checked_add(Duration::from_millis(millis))
             .unwrap_or(latest);
         if let State::AwaitHello { deadline, .. }
         | State::AwaitReceived { deadline, .. }
@@ -677,7 +682,6 @@ enum Ending {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
 

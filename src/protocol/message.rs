@@ -76,6 +76,9 @@ pub(crate) enum Message {
         millis: u64,
         /// Older generations that still drain.
         elders: Vec<Elder>,
+        /// How the upgrade went so far, for the history that the successor goes on with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timings: Option<Timings>,
     },
     /// Successor to incumbent: I have the role; you may leave.
     Committed,
@@ -182,6 +185,17 @@ pub(crate) struct Elder {
     pub(crate) pid: u32,
     /// Milliseconds that it may still live: by its own deadlines, which are not those of whoever watches over it.
     pub(crate) millis: u64,
+}
+
+/// When what happened in an upgrade, as its incumbent has seen it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Timings {
+    /// When it was asked for, in milliseconds since 1970.
+    pub(crate) asked_at_ms: u64,
+    /// From then until the successor was ready, in milliseconds.
+    pub(crate) ready_after_ms: u64,
+    /// From the incumbent's gates being shut until the successor's were open, in microseconds.
+    pub(crate) flip_took_us: u64,
 }
 
 impl Message {

@@ -188,6 +188,7 @@ impl World {
                     last,
                     millis: 0,
                     elders: Vec::new(),
+                    timings: None,
                 });
                 machine.handle_chunk_sent(chunk, last);
                 self.commit_chunk += 1;

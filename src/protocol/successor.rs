@@ -443,6 +443,7 @@ mod tests {
             last,
             millis: 0,
             elders: Vec::new(),
+            timings: None,
         }
     }
 

@@ -127,11 +127,15 @@ pub(crate) fn leads_to(number: RawFd, expected: u64) -> bool {
 
 /// Takes ownership of a descriptor that this process was started with, and makes it close-on-exec.
 ///
-/// To be called once for each number, while the process starts and nothing else can own it.
+/// To be called once for each number, while the process starts and nothing else can own it. Whoever started this process
+/// may be wrong about the number: what is close-on-exec did not come by an exec and is somebody's here, the runtime's for
+/// one.
 pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    descriptor_flags(number)?;
-    // SAFETY: the number is open, as fcntl(2) has just said; that nothing else owns it is what the caller knows from
-    // having been told the number by whoever started this process.
+    if descriptor_flags(number)? & libc::FD_CLOEXEC != 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // SAFETY: the number is open, as fcntl(2) has just said, and came by the exec; that nothing else owns it is what the
+    // caller knows from having been told the number by whoever started this process.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(descriptor)

@@ -91,7 +91,7 @@ impl Passed<'_> {
         if let Some(number) = missing.first() {
             let missing = missing.len() + count.saturating_sub(COUNT_MAX);
             activation.problems.push(format!(
-                "LISTEN_FDS is {count}, and {missing} of these descriptors are not open, the first of them {number}"
+                "LISTEN_FDS is {count}, and {missing} of these descriptors were not passed, the first of them {number}"
             ));
         }
     }
@@ -341,6 +341,21 @@ mod tests {
             assert!(problem.contains(missing), "{problem}");
             assert!(problem.contains("the first of them 960"), "{problem}");
         }
+    }
+
+    #[test]
+    fn what_this_process_has_opened_itself_was_not_passed() {
+        let (tcp, own) = (listener(), listener());
+        passed(860, &[&tcp]);
+        // As everything that std and tokio open.
+        let own = fcntl(&own, FcntlArg::F_DUPFD_CLOEXEC(861)).unwrap();
+        assert_eq!(own, 861, "somebody else uses the test's range");
+        let activation = adopted(860, "2", Some("web:api"));
+        assert_eq!(found(&activation).len(), 1);
+        let problem = activation.problems.last().unwrap();
+        assert!(problem.contains("1 of"), "{problem}");
+        drop(activation);
+        assert!(is_open(own));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! `systemctl` is asked, because the alternative is a D-Bus client for one question at the end of a life.
 
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -50,13 +52,22 @@ pub(crate) async fn pending() -> Job {
 async fn ask(systemctl: &Path, cgroup: &Path, deadline: Duration) -> Result<Job, String> {
     let cgroup = std::fs::read_to_string(cgroup).map_err(|error| error.to_string())?;
     let unit = Unit::of(&cgroup).ok_or("this process is in no unit")?;
-    let output = Command::new(systemctl)
-        .args(unit.arguments())
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = timeout(deadline, output)
+    let answer = async {
+        loop {
+            let output = Command::new(systemctl)
+                .args(unit.arguments())
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .output()
+                .await?;
+            // A stop without ExecStop= goes on sending SIGTERM until no process of the unit is new to it.
+            if output.status.signal() != Some(libc::SIGTERM) {
+                return io::Result::Ok(output);
+            }
+        }
+    };
+    let output = timeout(deadline, answer)
         .await
         .map_err(|_| format!("systemctl has not answered within {deadline:?}"))?
         .map_err(|error| error.to_string())?;
@@ -222,6 +233,14 @@ mod tests {
         let asked = fs::read_to_string(room.path().join("systemctl.asked")).unwrap();
         let question = "--user list-jobs --no-legend --no-pager --plain --full -- web.service\n";
         assert_eq!(asked, question);
+    }
+
+    #[tokio::test]
+    async fn who_is_stopped_with_the_unit_before_it_can_answer_is_asked_again() {
+        let room = TempDir::new().unwrap();
+        let script = r#"test -e "$0.again" || { touch "$0.again"; kill -TERM $$; }; echo 1 web.service restart x"#;
+        let said = asked(&room, script, "0::/system.slice/web.service");
+        assert_eq!(said.await, Ok(Job::Restart));
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::config::NOTIFY_DEADLINE;
@@ -40,6 +40,7 @@ pub(crate) struct Notice {
 pub(crate) struct Manager {
     queue: mpsc::Sender<Queued>,
     overflowed: Arc<AtomicBool>,
+    storing: Arc<Mutex<()>>,
 }
 
 struct Queued {
@@ -146,7 +147,16 @@ impl Manager {
         let overflowed = Arc::new(AtomicBool::new(false));
         let problems = Problems::new(socket, problems);
         runtime.spawn(deliver(queued, address, problems, Arc::clone(&overflowed)));
-        Ok(Self { queue, overflowed })
+        Ok(Self {
+            queue,
+            overflowed,
+            storing: Arc::default(),
+        })
+    }
+
+    /// Until nobody else measures the store or puts something into it: two at once would find each other's probes.
+    pub(super) async fn alone_with_the_store(&self) -> MutexGuard<'_, ()> {
+        self.storing.lock().await
     }
 
     /// Queues a notice. It is dropped, and that is a problem, if the manager takes too long over those before it.

@@ -71,6 +71,16 @@ pub(crate) fn forget_sockets(manager: &Manager, names: &[String]) {
     stored.for_each(|stored| manager.tell(Notice::new().forget(&stored)));
 }
 
+/// As [`forget_sockets`]; resolves once the manager has let go of them.
+///
+/// # Errors
+///
+/// As [`Manager::barrier`]: then it may have them still.
+pub(crate) async fn let_go(manager: &Manager, names: &[String]) -> Result<()> {
+    forget_sockets(manager, names);
+    manager.barrier().await
+}
+
 /// Has the manager let go of blobs of state by their names.
 pub(crate) fn forget_state(manager: &Manager, names: &[String]) {
     let stored = names.iter().filter_map(|name| names::blob(name));
@@ -90,6 +100,7 @@ pub(crate) fn deposit(
 ) -> impl Future<Output = Deposited> + Send + use<> {
     let manager = manager.clone();
     async move {
+        let _alone = manager.alone_with_the_store().await;
         let mut deposited = Deposited::default();
         let (mut named, unnamed) = named(deposits);
         let mut refused = Vec::new();
@@ -186,6 +197,8 @@ fn problem(refused: &[String], unnamed: &[String], room_max: Option<usize>) -> O
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
 
     use super::super::testing::{FakeManager, Store, within};
     use super::*;
@@ -278,6 +291,25 @@ mod tests {
         assert_eq!(third.kept, ["c"]);
         within(manager.barrier()).await.unwrap();
         assert_eq!(store.names(), ["handover.socket.b", "handover.socket.c"]);
+    }
+
+    /// As a generation does that keeps its sockets and some state as soon as it serves.
+    #[tokio::test]
+    async fn deposits_at_the_same_time_do_not_measure_each_other() {
+        let fake = FakeManager::at_path();
+        let (manager, _problems) = fake.connected();
+        let _store = Store::behind(fake, 3);
+        let mut one = pin!(deposit(&manager, deposits(&["a"]), None));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(one.as_mut().poll(&mut context).is_pending());
+        // The other one is done with its probes before the first one looks at its own.
+        let other = tokio::spawn(deposit(&manager, deposits(&["b", "c"]), None));
+        for _ in 0..3 {
+            within(manager.barrier()).await.unwrap();
+        }
+        let (one, other) = (within(one).await, within(other).await.unwrap());
+        assert_eq!((one.problem, other.problem), (None, None));
+        assert_eq!((one.kept.len(), other.kept.len()), (1, 2));
     }
 
     #[tokio::test]

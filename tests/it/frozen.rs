@@ -30,6 +30,12 @@ impl Moment {
 
     /// Every client is with the successor.
     async fn in_the_bake(bake_ms: u32) -> Self {
+        let baking = Self::early_in_the_bake(bake_ms).await;
+        baking.clients_have_left_the_incumbent().await;
+        baking
+    }
+
+    async fn early_in_the_bake(bake_ms: u32) -> Self {
         let setup = Setup::new()
             .with("TESTD_BAKE_MS", bake_ms)
             .with("TESTD_FLIP_MS", LONG_MS);
@@ -39,7 +45,6 @@ impl Moment {
         signal(incumbent, Signal::HUP);
         let successor = service.ready(2).await;
         service.line("event 1 phase 2 baking").await;
-        eventually("clients of the incumbent", || connections(incumbent), 0).await;
         more_answers(&load, 2).await;
         Self {
             service,
@@ -50,10 +55,18 @@ impl Moment {
         }
     }
 
+    /// Or wait for the successor.
+    async fn clients_have_left_the_incumbent(&self) {
+        let connections = || connections(self.incumbent);
+        eventually("clients of the incumbent", connections, 0).await;
+    }
+
     /// The bake is over, and the successor has not heard so yet.
     async fn of_commit() -> Self {
-        let baking = Self::in_the_bake(BAKE_MS).await;
+        // Clients may take longer to leave than the bake does.
+        let baking = Self::early_in_the_bake(BAKE_MS).await;
         freeze(baking.successor).await;
+        baking.clients_have_left_the_incumbent().await;
         baking.service.line("event 1 phase 2 committing").await;
         baking
     }
@@ -180,4 +193,4 @@ async fn a_stop_of_the_incumbent_at_the_commit_ends_both_and_finishes_what_they_
 }
 
 /// Time to freeze the successor in, and to wait for.
-const BAKE_MS: u32 = 2_000;
+const BAKE_MS: u32 = 6_000;

@@ -99,7 +99,7 @@ async fn a_request_that_outstays_the_drain_deadline_is_cut_off_and_named() {
 }
 
 /// Long enough to stop a successor in, short enough to wait for.
-const BAKE_MS: u32 = 2_000;
+const BAKE_MS: u32 = 6_000;
 /// It never leaves by itself, and none of the others has so short a deadline.
 const HANGS: &str = "hard-stop=100\nbefore-leave=hang";
 

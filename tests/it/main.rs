@@ -9,6 +9,7 @@ mod health;
 mod killed;
 mod listeners;
 mod load;
+mod manager;
 mod signals;
 mod start;
 mod state;

@@ -176,5 +176,8 @@ fn room_for_everybody() -> TempDir {
 fn program() -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let profile = here.parent().and_then(Path::parent).unwrap();
-    profile.join("examples/testd")
+    let testd = profile.join("examples/testd");
+    let build = "build it first: cargo build --features axum --example testd";
+    assert!(testd.exists(), "{build}");
+    testd
 }

@@ -55,7 +55,7 @@ impl<'a> Setup<'a> {
             .env("TESTD_LISTEN", "0.0.0.0:8080")
             .env("TESTD_PLAN", PLAN)
             .env("TESTD_BAKE_MS", 0)
-            .env("TESTD_IDLE_GRACE_MS", 200);
+            .env("TESTD_IDLE_GRACE_MS", 1000);
         match machine.release {
             Release::Trixie => setup,
             // It has a store and does not say so.

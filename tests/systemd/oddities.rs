@@ -79,7 +79,9 @@ async fn names_with_any_character_come_back_from_the_store(machine: &Machine) {
 /// A service for which systemd does not wait, told of another notify socket than systemd's.
 fn notifying<'a>(setup: Setup<'a>, socket: &str) -> Setup<'a> {
     let exec = format!("/usr/bin/env NOTIFY_SOCKET={socket} /srv/app/current/app");
-    setup.line("Type=exec").line("WatchdogSec=0").exec(&exec)
+    // systemd will not learn who the main process is, either.
+    let setup = setup.line("Type=exec").line("ExitType=cgroup");
+    setup.line("WatchdogSec=0").exec(&exec)
 }
 
 async fn serves_and_upgrades(app: &crate::app::App<'_>) {

@@ -3,10 +3,13 @@
 use crate::app::{App, Setup, answered, assert_lost_only_what_was_in_flight, assert_no_failure};
 use crate::machine::{Machine, eventually};
 use crate::on_each_systemd;
+use crate::root::Release;
 
 on_each_systemd! {
     a_hundred_reloads_in_a_row_lose_nothing
     a_reload_comes_back_with_the_verdict
+    a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade
+    a_reload_may_take_longer_than_systemd_waits_if_it_goes_on
     a_release_that_does_not_start_changes_nothing
     a_release_that_hangs_changes_nothing
     a_release_that_crashes_in_its_bake_is_rolled_back
@@ -36,6 +39,37 @@ async fn a_hundred_reloads_in_a_row_lose_nothing(machine: &Machine) {
 async fn a_reload_comes_back_with_the_verdict(machine: &Machine) {
     let app = Setup::new(machine).env("TESTD_BAKE_MS", 1000).start().await;
     app.plan("before-ready=wait:500");
+    app.systemctl("reload").await;
+    app.serving_main().await;
+    assert_eq!(app.serving().await.0, 2);
+    assert_never_left(&app).await;
+}
+
+/// systemd lets it wait until the upgrade is over, and asks the new main process in that very moment.
+async fn a_reload_that_meets_an_upgrade_by_hand_is_the_next_upgrade(machine: &Machine) {
+    let setup = Setup::new(machine).env("TESTD_BAKE_MS", 500);
+    let app = setup.env("TESTD_GENERATIONS", 16).start().await;
+    for by_hand in [2, 4, 6] {
+        let main = app.serving_main().await;
+        app.kill("HUP", main).await;
+        let baking = format!("event {} phase {by_hand} baking", by_hand - 1);
+        app.says(&[&baking]).await;
+        app.systemctl("reload").await;
+        app.serving_main().await;
+        assert_eq!(app.serving().await.0, by_hand + 1);
+    }
+    assert_never_left(&app).await;
+}
+
+async fn a_reload_may_take_longer_than_systemd_waits_if_it_goes_on(machine: &Machine) {
+    // The older one begins to wait anew with each ExecReload=, until it is told again.
+    let (patience, takes) = match machine.release {
+        Release::Trixie => (1, 2000),
+        Release::Bookworm => (6, 7000),
+    };
+    let setup = Setup::new(machine).line(&format!("TimeoutStartSec={patience}"));
+    let app = setup.env("TESTD_BAKE_MS", 2000).start().await;
+    app.plan(&format!("before-ready=wait:{takes}"));
     app.systemctl("reload").await;
     app.serving_main().await;
     assert_eq!(app.serving().await.0, 2);

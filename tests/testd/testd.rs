@@ -56,8 +56,14 @@ async fn main() -> Outcome {
         drop(starting);
         return pending().await;
     }
+    if let Some(kept) = starting.state().blob("kept")? {
+        println!("found {}", String::from_utf8_lossy(&kept));
+    }
     let events = starting.events();
     let generation = starting.ready().await?;
+    if setting("TESTD_KEEP").is_some() {
+        tokio::spawn(keep(generation.clone()));
+    }
     passed.take_part(&generation)?;
     let number = generation.number();
     let telling = match setting("TESTD_QUIET").as_deref() {
@@ -80,6 +86,15 @@ async fn main() -> Outcome {
     telling.await?;
     println!("left {}", generation.number());
     Ok(())
+}
+
+/// For whoever starts after this service has crashed.
+async fn keep(generation: Serving) {
+    let number = generation.number();
+    let kept = generation
+        .keep_state("kept", format!("what {number} has kept"))
+        .await;
+    println!("kept by {number}: {kept:?}");
 }
 
 fn builder(plan: &Plan) -> Builder {
@@ -109,6 +124,12 @@ fn builder(plan: &Plan) -> Builder {
     }
     if let Some(path) = setting("TESTD_PID_FILE") {
         builder = builder.pid_file(path);
+    }
+    if let Some(path) = setting("TESTD_CONTROL").filter(|_| plan.get("control") != Some("none")) {
+        builder = builder.control(path);
+    }
+    if let Some(build) = setting("TESTD_BUILD") {
+        builder = builder.build_id(build);
     }
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);

@@ -1,0 +1,251 @@
+//! Each command: ask, show the answer, and end with the code that says what became of it.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use handover::Error;
+use handover::control::{Client, Reply, Request, Strategy, What};
+use indicatif::ProgressBar;
+
+use crate::arguments::{Arguments, Command};
+use crate::exit::{Exit, io_kind};
+use crate::following::{End, Following};
+use crate::output::{Output, Paint, say};
+use crate::{text, watch};
+
+pub(crate) async fn run(arguments: Arguments) -> Exit {
+    let output = Output::new(arguments.json);
+    match &arguments.command {
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man { directory } => return man(output, directory.as_deref()),
+        _ => {}
+    }
+    let Some(path) = arguments.control else {
+        let missing = "which service? Give --control PATH, or set HANDOVER_CONTROL";
+        return output.trouble("error", missing, Exit::Usage);
+    };
+    let client = Client::new(path);
+    match arguments.command {
+        Command::Upgrade { strategy, wait } => {
+            let request = Request::Upgrade {
+                wait: wait.is_wanted(),
+                strategy: strategy.map(Strategy::from),
+            };
+            await_verdict(output, &client, &request, wait.timeout).await
+        }
+        Command::Promote { wait } => {
+            let request = Request::Promote {
+                wait: wait.is_wanted(),
+            };
+            await_verdict(output, &client, &request, wait.timeout).await
+        }
+        Command::Abort { undo } => {
+            let request = Request::Abort {
+                reason: undo.reason,
+            };
+            await_verdict(output, &client, &request, undo.timeout).await
+        }
+        Command::Rollback { undo } => {
+            let request = Request::Rollback {
+                reason: undo.reason,
+            };
+            await_verdict(output, &client, &request, undo.timeout).await
+        }
+        Command::Drain {
+            wait: true,
+            timeout,
+        } => {
+            let client = client.deadline(timeout);
+            answer(output, &client, &Request::Drain { wait: true }).await
+        }
+        Command::Status => answer(output, &client, &Request::Status).await,
+        Command::Generations => answer(output, &client, &Request::Generations).await,
+        Command::History => answer(output, &client, &Request::History).await,
+        Command::Drain { .. } => answer(output, &client, &Request::Drain { wait: false }).await,
+        Command::Stop { now } => answer(output, &client, &Request::Stop { now }).await,
+        Command::Explain => answer(output, &client, &Request::Explain).await,
+        Command::Events => events(output, &client).await,
+        Command::Watch => watch::watch(output, client).await,
+        Command::Completions { .. } | Command::Man { .. } => Exit::Usage,
+    }
+}
+
+async fn answer(output: Output, client: &Client, request: &Request) -> Exit {
+    match with_progress(output, client, client.ask(request)).await {
+        Ok(reply) => show(output, request, &reply),
+        Err(error) if is_late(&error) && takes_its_time(request) => {
+            output.trouble("late", "the time to wait is over; it goes on", Exit::GoesOn)
+        }
+        Err(error) => output.error(&error),
+    }
+}
+
+/// The generation that was asked may die before it has an answer, and another one serve.
+async fn await_verdict(
+    output: Output,
+    client: &Client,
+    request: &Request,
+    timeout: Duration,
+) -> Exit {
+    let patient = client.clone().deadline(timeout);
+    let asked = with_progress(output, client, patient.ask(request)).await;
+    match asked {
+        Ok(reply) => show(output, request, &reply),
+        Err(error) if is_late(&error) => {
+            let message = "the time to wait for the verdict is over; it goes on";
+            output.trouble("late", message, Exit::GoesOn)
+        }
+        Err(error) if is_cut_off(&error) => {
+            let now = match client.ask(&Request::Status).await {
+                Ok(Reply::Status(status)) => {
+                    format!(
+                        "generation {} (pid {}) serves now",
+                        status.generation, status.pid
+                    )
+                }
+                Ok(_) | Err(_) => "nobody answers now".to_owned(),
+            };
+            let message = format!("the incumbent has gone without a verdict; {now}");
+            output.trouble("degraded", &message, Exit::Degraded)
+        }
+        Err(error) => output.error(&error),
+    }
+}
+
+fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
+    let shown = output.answer(reply, |paint| in_words(reply, paint));
+    let exit = match (request, reply) {
+        (Request::Abort { .. } | Request::Rollback { .. }, Reply::Verdict { upgrade }) => {
+            Exit::of_undoing(upgrade)
+        }
+        (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
+        (_, Reply::Standby { .. }) => Exit::Decide,
+        _ => Exit::Reached,
+    };
+    match shown {
+        Ok(()) => exit,
+        // Whoever reads may have had enough, as `head` does; what was asked for is done all the same.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit,
+        Err(error) => output.trouble("error", &format!("writing the answer: {error}"), exit),
+    }
+}
+
+fn in_words(reply: &Reply, paint: Paint) -> String {
+    match reply {
+        Reply::Status(status) => text::status(status, paint),
+        Reply::Begun { generation } => format!("upgrade to generation {generation} goes on"),
+        Reply::Standby { generation, pid } => {
+            let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            format!("generation {generation}{pid} stands by: promote it, or abort")
+        }
+        Reply::Verdict { upgrade }
+        | Reply::Explain {
+            upgrade: Some(upgrade),
+        } => text::explain(Some(upgrade), paint),
+        Reply::Explain { upgrade: None } => text::explain(None, paint),
+        Reply::Generations { generations } => text::generations(generations, paint),
+        Reply::History { upgrades } => text::history(upgrades, paint),
+        Reply::Drain(drain) => text::drain(drain),
+        Reply::Stopping => "the service stops".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+async fn events(output: Output, client: &Client) -> Exit {
+    let mut following = match Following::begin(client).await {
+        Ok(following) => following,
+        Err(error) => return output.error(&error),
+    };
+    loop {
+        let happened = match following.next().await {
+            Ok(happened) => happened,
+            Err(End::Stopped) => return Exit::Reached,
+            Err(End::Lost(error)) => {
+                output.error(&error);
+                return Exit::Degraded;
+            }
+        };
+        let written = output.answer(&happened, |_| text::happened(&happened));
+        if written.is_err() {
+            return Exit::Reached; // nobody reads any more
+        }
+    }
+}
+
+/// Shows on a terminal how far it is, while it waits.
+async fn with_progress<T>(output: Output, client: &Client, work: impl Future<Output = T>) -> T {
+    if output.json || !io::stderr().is_terminal() {
+        return work.await;
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let telling = async {
+        // Without it there is only no progress to be seen.
+        if let Ok(mut following) = Following::begin(client).await {
+            while let Ok(happened) = following.next().await {
+                match happened.what {
+                    What::Phase {
+                        successor, phase, ..
+                    } => bar.set_message(format!("upgrade to generation {successor}: {phase}")),
+                    _ => bar.set_message(text::happened(&happened)),
+                }
+            }
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        never = telling => match never {},
+    };
+    bar.finish_and_clear();
+    outcome
+}
+
+fn takes_its_time(request: &Request) -> bool {
+    matches!(request, Request::Drain { wait: true })
+}
+
+fn is_late(error: &Error) -> bool {
+    io_kind(error) == Some(io::ErrorKind::TimedOut)
+}
+
+fn is_cut_off(error: &Error) -> bool {
+    matches!(
+        io_kind(error),
+        Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+    )
+}
+
+fn completions(shell: clap_complete::Shell) -> Exit {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "handover", &mut script);
+    written(say(String::from_utf8_lossy(&script).trim_end()))
+}
+
+fn man(output: Output, directory: Option<&Path>) -> Exit {
+    let Some(directory) = directory else {
+        let mut page = Vec::new();
+        let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
+        return written(rendered.and_then(|()| say(String::from_utf8_lossy(&page).trim_end())));
+    };
+    let generated = fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(Arguments::command(), directory));
+    match generated {
+        Ok(()) => Exit::Reached,
+        Err(error) => {
+            let message = format!("writing man pages to {}: {error}", directory.display());
+            output.trouble("error", &message, Exit::Usage)
+        }
+    }
+}
+
+fn written(result: io::Result<()>) -> Exit {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Usage,
+        _ => Exit::Reached,
+    }
+}

@@ -1,0 +1,339 @@
+//! Answers in words.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use handover::control::{
+    ClassWork, DrainState, Elder, Generation, Happened, Role, Status, Upgrade, Verdict, What,
+};
+
+use crate::output::Paint;
+
+pub(crate) fn status(status: &Status, paint: Paint) -> String {
+    let mut lines = vec![head(status, paint)];
+    if let Some(upgrade) = &status.upgrade {
+        let pid = upgrade
+            .pid
+            .map(|pid| format!(", pid {pid}"))
+            .unwrap_or_default();
+        lines.push(format!(
+            "upgrade     to generation {}: {} ({} so far{pid})",
+            upgrade.generation,
+            paint.strong(&upgrade.phase),
+            millis(upgrade.for_ms)
+        ));
+    }
+    lines.extend(
+        status
+            .elders
+            .iter()
+            .map(|elder| format!("draining    {}", self::elder(elder))),
+    );
+    lines.push(format!("in flight   {}", classes(&status.classes)));
+    for socket in &status.sockets {
+        lines.push(format!(
+            "listens     {} ({} {})",
+            socket.name, socket.kind, socket.address
+        ));
+    }
+    if let Some(last) = &status.last {
+        lines.push(format!("last        {}", upgrade(last, paint)));
+    }
+    lines.join("\n")
+}
+
+/// Who serves, in one line.
+pub(crate) fn head(status: &Status, paint: Paint) -> String {
+    let since = status
+        .incumbent_since_ms
+        .map(|at| format!(" for {}", age(at)));
+    let build = match status.build.as_str() {
+        "" => String::new(),
+        build => format!(", build {build}"),
+    };
+    format!(
+        "{} {} ({}{}), {}, pid {}, up {}{build}",
+        paint.strong("generation"),
+        paint.strong(&status.generation.to_string()),
+        role(status.role),
+        since.unwrap_or_default(),
+        status.health,
+        status.pid,
+        millis(status.uptime_ms),
+    )
+}
+
+pub(crate) fn role(role: Role) -> &'static str {
+    match role {
+        Role::Starting => "starting",
+        Role::Incumbent => "incumbent",
+        Role::Successor => "successor",
+        Role::LameDuck => "lame duck",
+        Role::Draining => "draining",
+        _ => "unknown",
+    }
+}
+
+pub(crate) fn generations(generations: &[Generation], paint: Paint) -> String {
+    let lines = generations.iter().map(|generation| {
+        let pid = generation
+            .pid
+            .map(|pid| pid.to_string())
+            .unwrap_or_else(|| "-".to_owned());
+        let role = match generation.role {
+            Role::Incumbent => paint.good(role(generation.role)),
+            other => role(other).to_owned(),
+        };
+        let phase = generation
+            .phase
+            .as_deref()
+            .map(|phase| format!(", {phase}"));
+        format!(
+            "{:>4}  pid {pid:<8} {role}{}",
+            generation.generation,
+            phase.unwrap_or_default()
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+pub(crate) fn history(upgrades: &[Upgrade], paint: Paint) -> String {
+    match upgrades {
+        [] => NO_UPGRADE.to_owned(),
+        upgrades => {
+            let lines = upgrades.iter().map(|one| upgrade(one, paint));
+            lines.collect::<Vec<_>>().join("\n")
+        }
+    }
+}
+
+/// One upgrade in one line.
+pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
+    let verdict = match upgrade.verdict {
+        Verdict::Committed => paint.good("committed"),
+        Verdict::Aborted => paint.bad("aborted"),
+        Verdict::RolledBack => paint.bad("rolled back"),
+        Verdict::Refused => paint.bad("refused"),
+        _ => "unknown".to_owned(),
+    };
+    let phase = upgrade.phase.as_deref().map(|phase| format!(" ({phase})"));
+    let flip = upgrade.flip_took().map(|took| format!(", flip {took:.2?}"));
+    let reason = match upgrade.reason.lines().next() {
+        None | Some("") => String::new(),
+        Some(reason) => format!(": {reason}"),
+    };
+    format!(
+        "{} -> {} {verdict}{}, {} ago, took {}{}{reason}",
+        upgrade.from,
+        upgrade.generation,
+        phase.unwrap_or_default(),
+        age(upgrade.asked_at_ms),
+        millis(upgrade.took_ms),
+        flip.unwrap_or_default(),
+    )
+}
+
+pub(crate) fn explain(upgrade: Option<&Upgrade>, paint: Paint) -> String {
+    let Some(upgrade) = upgrade else {
+        return NO_UPGRADE.to_owned();
+    };
+    let mut lines = vec![self::upgrade(upgrade, paint)];
+    lines.extend(
+        upgrade
+            .reason
+            .lines()
+            .skip(1)
+            .map(|line| format!("  {line}")),
+    );
+    if let Some(pid) = upgrade.pid {
+        let end = upgrade
+            .exit
+            .as_deref()
+            .map(|exit| format!(", ended with {exit}"));
+        lines.push(format!("successor   pid {pid}{}", end.unwrap_or_default()));
+    }
+    if let Some(ready) = upgrade.ready_after_ms {
+        lines.push(format!("ready       after {}", millis(ready)));
+    }
+    if upgrade.verdict != Verdict::Committed {
+        lines.push(match upgrade.incumbent_serves {
+            true => format!("serving     generation {}, as before", upgrade.from),
+            false => format!(
+                "serving     {}",
+                paint.bad("not generation ").to_owned() + &upgrade.from.to_string()
+            ),
+        });
+    }
+    if !upgrade.last_words.is_empty() {
+        lines.push("last words of the successor:".to_owned());
+        lines.extend(upgrade.last_words.lines().map(|line| format!("  {line}")));
+    }
+    lines.join("\n")
+}
+
+pub(crate) fn drain(drain: &DrainState) -> String {
+    let verb = if drain.draining { "drains" } else { "serves" };
+    let own = format!(
+        "generation {} {verb}: {}",
+        drain.generation,
+        classes(&drain.classes)
+    );
+    let elders = drain.elders.iter().map(elder);
+    let elders: Vec<_> = match drain.elders.is_empty() {
+        true => vec!["no older generation is alive".to_owned()],
+        false => elders.map(|elder| format!("draining    {elder}")).collect(),
+    };
+    [&[own], &elders[..]].concat().join("\n")
+}
+
+pub(crate) fn elder(elder: &Elder) -> String {
+    format!(
+        "generation {}, pid {}, gone in {} at the latest",
+        elder.generation,
+        elder.pid,
+        millis(elder.killed_in_ms)
+    )
+}
+
+pub(crate) fn classes(classes: &[ClassWork]) -> String {
+    let busy = classes.iter().filter(|class| class.in_flight > 0);
+    let each: Vec<_> = busy
+        .map(|class| {
+            let oldest = class
+                .oldest_ms
+                .map(|oldest| format!(", oldest {}", millis(oldest)));
+            let left = class
+                .left_ms
+                .map(|left| format!(", cut in {}", millis(left)));
+            format!(
+                "{} {}{}{}",
+                class.in_flight,
+                class.name,
+                oldest.unwrap_or_default(),
+                left.unwrap_or_default()
+            )
+        })
+        .collect();
+    match each.is_empty() {
+        true => "nothing".to_owned(),
+        false => each.join("; "),
+    }
+}
+
+/// One event in one line.
+pub(crate) fn happened(happened: &Happened) -> String {
+    let what = match &happened.what {
+        What::Phase {
+            successor, phase, ..
+        } => format!("upgrade to {successor}: {phase}"),
+        What::Refused { reason } => format!("upgrade refused: {reason}"),
+        What::Aborted {
+            successor, reason, ..
+        } => format!("upgrade to {successor} aborted: {reason}"),
+        What::RolledBack {
+            successor, reason, ..
+        } => format!("upgrade to {successor} rolled back: {reason}"),
+        What::Committed {
+            successor,
+            pid,
+            after_ms,
+        } => format!(
+            "upgrade to {successor} committed after {} (pid {pid})",
+            millis(*after_ms)
+        ),
+        What::Serving { generation } => format!("generation {generation} serves"),
+        What::Incumbent { generation } => format!("generation {generation} is the incumbent"),
+        What::ElderGone { generation, pid } => {
+            format!("generation {generation} is gone (pid {pid})")
+        }
+        What::LameDuck { lasts_ms } => format!("lame duck for {}", millis(*lasts_ms)),
+        What::Draining { in_flight, reason } => format!("drains, {in_flight} in flight: {reason}"),
+        What::Drained {
+            stragglers,
+            took_ms,
+        } => format!(
+            "drained in {}, {} cut off",
+            millis(*took_ms),
+            stragglers.len()
+        ),
+        What::Warning { message } => format!("warning: {message}"),
+        What::Missed { count } => format!("{count} events were missed"),
+        _ => "something that this build does not know".to_owned(),
+    };
+    let what = what.lines().collect::<Vec<_>>().join(" | ");
+    format!("{} [{}] {what}", clock(happened.at_ms), happened.to)
+}
+
+/// A length of time as people say it, to two units.
+pub(crate) fn millis(millis: u64) -> String {
+    let (seconds, minutes) = (millis / 1_000, millis / 60_000);
+    let (hours, days) = (minutes / 60, minutes / (24 * 60));
+    match millis {
+        0..1_000 => format!("{millis}ms"),
+        1_000..60_000 => format!("{}.{}s", seconds, millis % 1_000 / 100),
+        60_000..3_600_000 => format!("{minutes}m{}s", seconds % 60),
+        3_600_000..86_400_000 => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+/// How long ago a moment was.
+fn age(at_ms: u64) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(at_ms);
+    let ago = SystemTime::now().duration_since(at).unwrap_or_default();
+    millis(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The time of day, in UTC.
+fn clock(at_ms: u64) -> String {
+    let seconds = at_ms / 1_000 % 86_400;
+    format!(
+        "{:02}:{:02}:{:02}.{:03}Z",
+        seconds / 3_600,
+        seconds / 60 % 60,
+        seconds % 60,
+        at_ms % 1_000
+    )
+}
+
+const NO_UPGRADE: &str = "no upgrade is known";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_of_time_has_two_units() {
+        for (length, said) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1_250, "1.2s"),
+            (61_000, "1m1s"),
+            (3_660_000, "1h1m"),
+            (90_000_000, "1d1h"),
+        ] {
+            assert_eq!(millis(length), said);
+        }
+    }
+
+    #[test]
+    fn a_failed_upgrade_is_explained_with_its_last_words_and_who_serves() {
+        let failed: Upgrade = serde_json::from_str(
+            r#"{"generation":2,"from":1,"verdict":"aborted","phase":"warming","pid":7,"incumbent_serves":true,
+                "reason":"it ended (exit status: 3)","exit":"exit status: 3","last_words":"no such\ndatabase\n"}"#,
+        )
+        .unwrap();
+        let said = explain(Some(&failed), Paint::Plain);
+        for part in [
+            "1 -> 2 aborted (warming)",
+            "it ended (exit status: 3)",
+            "pid 7, ended with exit status: 3",
+            "generation 1, as before",
+            "  no such\n  database",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in {said}");
+        }
+        assert!(!said.contains('\u{1b}'));
+        assert!(explain(Some(&failed), Paint::Coloured).contains('\u{1b}'));
+        assert_eq!(explain(None, Paint::Plain), NO_UPGRADE);
+    }
+}

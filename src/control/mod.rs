@@ -1,0 +1,26 @@
+//! The operator's way to a running service: a Unix socket that every generation holds and only the incumbent answers.
+//!
+//! A client connects to the path of [`Builder::control`](crate::Builder::control), says one [`Request`] in one line of
+//! JSON, and gets one [`Reply`] in one line; after [`Request::Events`] a [`Happened`] in each further line. Whoever asks
+//! must be the user that the service runs as, or root.
+//!
+//! ```text
+//! → {"version":1,"request":"upgrade","wait":true}
+//! ← {"version":1,"reply":"verdict","upgrade":{"generation":2,"verdict":"committed",...}}
+//! ```
+//!
+//! [`Client`] speaks it from Rust; the program `handover` (feature `cli`) from a shell.
+
+mod client;
+mod history;
+mod request;
+mod server;
+
+pub use self::client::{Client, EventStream};
+pub(crate) use self::history::History;
+pub(crate) use self::request::unix_ms;
+pub use self::request::{
+    ClassWork, DrainState, Elder, Generation, Happened, Refusal, RefusalKind, Reply, Request, Role,
+    Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN, Verdict, What,
+};
+pub(crate) use self::server::{Answering, Asked, Lines, serve};

@@ -1,0 +1,651 @@
+//! What an operator's client and the incumbent say to each other.
+//!
+//! Client and service are different builds as a rule. A reader ignores fields that it does not know and takes words that
+//! it does not know for `unknown`, so both may be added; a request that must be understood has a name of its own, and one
+//! whose name is not known is refused.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::protocol::message::millis;
+
+/// The newest version of this language that this build speaks.
+pub const VERSION: u32 = 1;
+/// The oldest version of this language that this build speaks.
+pub const VERSION_MIN: u32 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Request {
+    /// How the service is. Answered with [`Reply::Status`].
+    Status,
+    /// Hand over to a successor. Answered with [`Reply::Begun`], or, if it waits, with [`Reply::Verdict`] or
+    /// [`Reply::Standby`].
+    Upgrade {
+        /// Whether the answer is the verdict, or only that it has begun.
+        #[serde(default)]
+        wait: bool,
+        /// How it is done. Default: as the builder says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        strategy: Option<Strategy>,
+    },
+    /// Let the successor that stands by take over. Answered like [`Upgrade`](Self::Upgrade).
+    Promote {
+        /// As in [`Upgrade`](Self::Upgrade).
+        #[serde(default)]
+        wait: bool,
+    },
+    /// Give the upgrade under way up, if it is before its flip. Answered with its [`Reply::Verdict`].
+    Abort {
+        /// For the history.
+        #[serde(default)]
+        reason: String,
+    },
+    /// Undo the upgrade under way, be it before or after its flip. Answered with its [`Reply::Verdict`].
+    Rollback {
+        /// For the history.
+        #[serde(default)]
+        reason: String,
+    },
+    /// Who is alive. Answered with [`Reply::Generations`].
+    Generations,
+    /// The last upgrades. Answered with [`Reply::History`].
+    History,
+    /// The last upgrade in full. Answered with [`Reply::Explain`].
+    Explain,
+    /// What is in flight. Answered with [`Reply::Drain`].
+    Drain {
+        /// Whether to answer when every older generation has left.
+        #[serde(default)]
+        wait: bool,
+    },
+    /// Stop the service, as SIGTERM does. Answered with [`Reply::Stopping`].
+    Stop {
+        /// Not to wait for work in flight: as a second SIGTERM. Without it, a stop that is under way is left alone.
+        #[serde(default)]
+        now: bool,
+    },
+    /// What happens from now on. Answered with [`Reply::Events`] and one [`Happened`] in each line after it, until this
+    /// generation has handed over or is gone.
+    Events,
+}
+
+/// How an upgrade is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The successor takes over as soon as it is ready.
+    Immediate,
+    /// The successor stands by, ready with its gates shut, until it is promoted.
+    BlueGreen,
+}
+
+/// What a client is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reply {
+    /// How the service is.
+    Status(Box<Status>),
+    /// It goes on without whoever asked.
+    Begun {
+        /// The successor's number.
+        generation: u64,
+    },
+    /// The successor is ready and stands by: somebody has to promote it or to abort.
+    Standby {
+        /// Its number.
+        generation: u64,
+        /// Its process.
+        pid: Option<u32>,
+    },
+    /// How it ended.
+    Verdict {
+        /// All about it.
+        upgrade: Box<Upgrade>,
+    },
+    /// Who is alive.
+    Generations {
+        /// Oldest first.
+        generations: Vec<Generation>,
+    },
+    /// The last upgrades.
+    History {
+        /// Oldest first, [`HISTORY_MAX`](crate::config::HISTORY_MAX) at most.
+        upgrades: Vec<Upgrade>,
+    },
+    /// The last upgrade in full.
+    Explain {
+        /// `None` if there has been none, as far as this generation knows.
+        upgrade: Option<Box<Upgrade>>,
+    },
+    /// What is in flight.
+    Drain(DrainState),
+    /// The service stops.
+    Stopping,
+    /// Events follow.
+    Events,
+    /// It was not done.
+    Error(Refusal),
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// What kind of reason.
+    pub kind: RefusalKind,
+    /// In words.
+    pub message: String,
+}
+
+/// What kind of reason there is not to do a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RefusalKind {
+    /// It cannot be done now; nothing has changed.
+    Refused,
+    /// Whoever asks is neither the service's user nor root.
+    Forbidden,
+    /// Too many clients are being talked to.
+    Busy,
+    /// The request cannot be understood, or did not come in time.
+    Malformed,
+    /// Another generation answers by now: connect again.
+    Moved,
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How the service is, as its incumbent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The generation that answers.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// What it is to the service.
+    pub role: Role,
+    /// What [`Builder::build_id`](crate::Builder::build_id) was given.
+    #[serde(default)]
+    pub build: String,
+    /// The version of this crate in it.
+    #[serde(default)]
+    pub crate_version: String,
+    /// What it says at `/readyz`.
+    #[serde(default)]
+    pub health: String,
+    /// How long its process has been running since it called `start`, in milliseconds.
+    #[serde(default)]
+    pub uptime_ms: u64,
+    /// Since when it is the incumbent, in milliseconds since 1970.
+    #[serde(default)]
+    pub incumbent_since_ms: Option<u64>,
+    /// The upgrade under way.
+    #[serde(default)]
+    pub upgrade: Option<Underway>,
+    /// Older generations that still drain, oldest first.
+    #[serde(default)]
+    pub elders: Vec<Elder>,
+    /// What is in flight in the generation that answers.
+    #[serde(default)]
+    pub classes: Vec<ClassWork>,
+    /// What it listens on, in the order of the claims.
+    #[serde(default)]
+    pub sockets: Vec<Socket>,
+    /// The last upgrade, as far as this generation knows.
+    #[serde(default)]
+    pub last: Option<Upgrade>,
+}
+
+/// What a generation is to the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Role {
+    /// It has not been committed.
+    Starting,
+    /// It answers for the service.
+    Incumbent,
+    /// The one that an upgrade under way is to.
+    Successor,
+    /// It still serves, and stops soon.
+    LameDuck,
+    /// It finishes what it has begun.
+    Draining,
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// An upgrade that has no verdict yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Underway {
+    /// The successor's number.
+    pub generation: u64,
+    /// The successor's process, once there is one.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// The phase, as docs/OPERATIONS.md lists them; `waiting` for an older generation to leave.
+    pub phase: String,
+    /// Since it was asked for, in milliseconds.
+    #[serde(default)]
+    pub for_ms: u64,
+}
+
+/// An older generation that still drains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Elder {
+    /// Its number.
+    pub generation: u64,
+    /// Its process.
+    pub pid: u32,
+    /// How long until it is killed for having outstayed its own hard stop, in milliseconds.
+    #[serde(default)]
+    pub killed_in_ms: u64,
+}
+
+/// One generation that is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Generation {
+    /// Its number.
+    pub generation: u64,
+    /// Its process, if there is one yet.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// What it is to the service.
+    pub role: Role,
+    /// The phase of the upgrade to it, for a successor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+}
+
+/// One listening socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Socket {
+    /// The name that the application gave it.
+    pub name: String,
+    /// `tcp`, `unix` or `udp`.
+    pub kind: String,
+    /// Where it is bound.
+    pub address: String,
+}
+
+/// What is in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DrainState {
+    /// The generation that answers.
+    pub generation: u64,
+    /// Whether it drains itself.
+    pub draining: bool,
+    /// Its units of work, by class.
+    #[serde(default)]
+    pub classes: Vec<ClassWork>,
+    /// Older generations that still drain, oldest first. What is in flight there only they know.
+    #[serde(default)]
+    pub elders: Vec<Elder>,
+}
+
+/// One class's work in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ClassWork {
+    /// The class.
+    pub name: String,
+    /// Units in flight.
+    pub in_flight: usize,
+    /// Age of the oldest one, in milliseconds.
+    #[serde(default)]
+    pub oldest_ms: Option<u64>,
+    /// How long they may still take, in milliseconds, if the generation drains.
+    #[serde(default)]
+    pub left_ms: Option<u64>,
+}
+
+/// An upgrade and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Upgrade {
+    /// The successor's number.
+    pub generation: u64,
+    /// The number of the generation that it was to take over from.
+    pub from: u64,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Why it did not end otherwise; empty where there is nothing to say.
+    #[serde(default)]
+    pub reason: String,
+    /// How far it came, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The successor's process, if there was one.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Whether the generation that it was to take over from serves on.
+    #[serde(default)]
+    pub incumbent_serves: bool,
+    /// How the successor's process ended, if it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<String>,
+    /// The last lines that the successor wrote to its standard error, if it failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub last_words: String,
+    /// When it was asked for, in milliseconds since 1970.
+    #[serde(default)]
+    pub asked_at_ms: u64,
+    /// From then until the successor was ready, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_after_ms: Option<u64>,
+    /// From the incumbent's gates being shut until the successor's were open, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flip_took_us: Option<u64>,
+    /// From the request to the verdict, in milliseconds.
+    #[serde(default)]
+    pub took_ms: u64,
+}
+
+/// How an upgrade ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// The successor is the incumbent.
+    Committed,
+    /// It ended before the flip; nothing changed for any client.
+    Aborted,
+    /// The successor had taken over, and the accept right went back.
+    RolledBack,
+    /// It was not begun, though it had its number: it waited for an older generation to leave.
+    Refused,
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Something that happened: a line of an event stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Happened {
+    /// The generation that it happened to.
+    pub to: u64,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened. See [`Event`], whose names these are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each is documented where the events are")]
+pub enum What {
+    Phase {
+        successor: u64,
+        phase: String,
+        after_ms: u64,
+    },
+    Refused {
+        reason: String,
+    },
+    Aborted {
+        successor: u64,
+        reason: String,
+        after_ms: u64,
+    },
+    RolledBack {
+        successor: u64,
+        reason: String,
+        after_ms: u64,
+    },
+    Committed {
+        successor: u64,
+        pid: u32,
+        after_ms: u64,
+    },
+    Serving {
+        generation: u64,
+    },
+    Incumbent {
+        generation: u64,
+    },
+    ElderGone {
+        generation: u64,
+        pid: u32,
+    },
+    LameDuck {
+        lasts_ms: u64,
+    },
+    Draining {
+        in_flight: usize,
+        reason: String,
+    },
+    Drained {
+        stragglers: Vec<String>,
+        took_ms: u64,
+    },
+    Warning {
+        message: String,
+    },
+    /// The reader was too slow for this many events.
+    Missed {
+        count: u64,
+    },
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One line: the version, and the fields of what is said.
+#[derive(Serialize, Deserialize)]
+struct Line<T> {
+    #[serde(default = "first")]
+    version: u32,
+    #[serde(flatten)]
+    content: T,
+}
+
+/// Who writes a request by hand means the language of the documentation.
+fn first() -> u32 {
+    VERSION
+}
+
+/// As one line, its end included.
+pub(super) fn to_line<T: Serialize>(content: &T) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(&Line {
+        version: VERSION,
+        content,
+    })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// What one line says, or in words why it cannot be understood.
+pub(super) fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+    let Line { version, content } = serde_json::from_slice(line)
+        .map_err(|error| format!("this is no line that version {VERSION} has: {error}"))?;
+    if version < VERSION_MIN {
+        return Err(format!(
+            "it speaks version {version}, this build {VERSION_MIN} to {VERSION}"
+        ));
+    }
+    Ok(content)
+}
+
+/// As a line says when something happened.
+pub(crate) fn unix_ms(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+impl Reply {
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::error(RefusalKind::Refused, message)
+    }
+
+    pub(crate) fn error(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self::Error(Refusal {
+            kind,
+            message: message.into(),
+        })
+    }
+}
+
+impl Happened {
+    pub(crate) fn now(to: u64, what: What) -> Self {
+        let at_ms = unix_ms(SystemTime::now());
+        Self { to, at_ms, what }
+    }
+}
+
+impl From<Event> for What {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Phase {
+                successor,
+                phase,
+                after,
+            } => Self::Phase {
+                successor,
+                phase: phase.to_string(),
+                after_ms: millis(after),
+            },
+            Event::Refused { reason } => Self::Refused { reason },
+            Event::Aborted {
+                successor,
+                reason,
+                after,
+            } => Self::Aborted {
+                successor,
+                reason,
+                after_ms: millis(after),
+            },
+            Event::RolledBack {
+                successor,
+                reason,
+                after,
+            } => Self::RolledBack {
+                successor,
+                reason,
+                after_ms: millis(after),
+            },
+            Event::Committed {
+                successor,
+                pid,
+                after,
+            } => Self::Committed {
+                successor,
+                pid,
+                after_ms: millis(after),
+            },
+            Event::Serving { generation } => Self::Serving { generation },
+            Event::Incumbent { generation } => Self::Incumbent { generation },
+            Event::ElderGone { generation, pid } => Self::ElderGone { generation, pid },
+            Event::LameDuck { lasts } => Self::LameDuck {
+                lasts_ms: millis(lasts),
+            },
+            Event::Draining { in_flight, reason } => Self::Draining { in_flight, reason },
+            Event::Drained { stragglers, took } => Self::Drained {
+                stragglers,
+                took_ms: millis(took),
+            },
+            Event::Warning { message } => Self::Warning { message },
+        }
+    }
+}
+
+impl Upgrade {
+    /// How long the flip took, if there was one.
+    pub fn flip_took(&self) -> Option<Duration> {
+        self.flip_took_us.map(Duration::from_micros)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests() -> Vec<Request> {
+        vec![
+            Request::Status,
+            Request::Upgrade {
+                wait: true,
+                strategy: Some(Strategy::BlueGreen),
+            },
+            Request::Promote { wait: false },
+            Request::Abort {
+                reason: "no".into(),
+            },
+            Request::Rollback {
+                reason: "slow".into(),
+            },
+            Request::Generations,
+            Request::History,
+            Request::Explain,
+            Request::Drain { wait: true },
+            Request::Stop { now: false },
+            Request::Events,
+        ]
+    }
+
+    #[test]
+    fn every_request_is_one_line_and_comes_back() {
+        for request in requests() {
+            let line = to_line(&request).unwrap();
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert_eq!(from_line::<Request>(&line).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn a_request_can_be_written_by_hand_and_by_a_newer_client() {
+        let by_hand = br#"{"request":"upgrade"}"#;
+        let plain = Request::Upgrade {
+            wait: false,
+            strategy: None,
+        };
+        assert_eq!(from_line::<Request>(by_hand).unwrap(), plain);
+        let newer = br#"{"version":9,"request":"status","depth":3}"#;
+        assert_eq!(from_line::<Request>(newer).unwrap(), Request::Status);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_told_in_words() {
+        for line in [
+            &b"GET / HTTP/1.1"[..],
+            b"",
+            b"[]",
+            br#"{"version":1}"#,
+            br#"{"version":1,"request":"dance"}"#,
+            br#"{"version":0,"request":"status"}"#,
+        ] {
+            let refusal = from_line::<Request>(line).unwrap_err();
+            assert!(refusal.contains("version"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn words_of_a_newer_service_are_unknown_and_no_error() {
+        let line = br#"{"version":2,"reply":"generations","generations":[{"generation":4,"role":"oracle","mood":1}]}"#;
+        let Reply::Generations { generations } = from_line(line).unwrap() else {
+            panic!("no generations");
+        };
+        assert_eq!(generations[0].role, Role::Unknown);
+        let line = br#"{"to":1,"at_ms":2,"event":"eclipse","of":"the sun"}"#;
+        assert_eq!(from_line::<Happened>(line).unwrap().what, What::Unknown);
+    }
+}

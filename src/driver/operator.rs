@@ -1,0 +1,609 @@
+//! What operators see of this generation and want of it, by way of the control socket.
+//!
+//! Two halves: the driver's, which does what is wanted and publishes where it stands, and the [`Operator`]'s, which runs
+//! in the control socket's tasks, reads what was published, and waits there for verdicts.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{broadcast, oneshot, watch};
+
+use super::shared::{Command, Shared};
+use super::{Driver, Role};
+use crate::config::{CONTROL_DEADLINE, Config, STANDBY};
+use crate::control::{
+    self, Answering, Asked, Happened, Lines, Reply, Request, Strategy, Underway, Upgrade, Verdict,
+    What,
+};
+use crate::drain::Guard;
+use crate::error::{Error, ErrorKind};
+use crate::event::{Event, Phase};
+use crate::protocol::message::{Timings, millis};
+
+/// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
+const CLASS: &str = "control";
+
+/// Where this generation stands, beyond what [`Status`](super::shared::Status) says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    role: Option<Role>,
+    incumbent_since: Option<SystemTime>,
+    upgrade: Option<Upgrading>,
+    elders: Vec<(u64, u32, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Upgrading {
+    generation: u64,
+    pid: Option<u32>,
+    /// None while it waits for an elder to leave.
+    phase: Option<Phase>,
+    asked_at: Instant,
+}
+
+/// What an operator wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Upgrade(Option<Strategy>),
+    Promote,
+    Abort { reason: String },
+    Rollback { reason: String },
+}
+
+/// The successor's number, or why it was not done.
+pub(crate) type Done = Result<u64, String>;
+
+impl Driver {
+    pub(super) fn do_wanted(&mut self, wanted: Wanted, reply: oneshot::Sender<Done>) {
+        let done = match wanted {
+            Wanted::Upgrade(strategy) => self.upgrade(None, strategy),
+            Wanted::Promote => self.promote_successor(),
+            Wanted::Abort { reason } => self.abort(or(reason, "an operator aborted it")),
+            Wanted::Rollback { reason } => self.undo(or(reason, "an operator rolled it back")),
+        };
+        // Whoever asked may have gone away.
+        let _ = reply.send(done);
+    }
+
+    fn promote_successor(&mut self) -> Done {
+        let generation = match (&self.down, self.incumbent.phase()) {
+            (Some(down), Some(Phase::Standby)) => down.generation,
+            (_, Some(phase)) => return Err(format!("the successor does not stand by ({phase})")),
+            (_, None) => return Err(NOTHING_UNDER_WAY.to_owned()),
+        };
+        self.incumbent.handle_flip(Instant::now());
+        self.perform_downward();
+        Ok(generation)
+    }
+
+    /// Whoever aborts has not seen the flip. What the successor serves by then is for a rollback to end.
+    fn abort(&mut self, reason: String) -> Done {
+        match self.incumbent.phase() {
+            Some(phase) if phase > Phase::Standby => Err(format!(
+                "the successor has taken over ({phase}): only a rollback undoes that"
+            )),
+            _ => self.undo(reason),
+        }
+    }
+
+    fn undo(&mut self, reason: String) -> Done {
+        if let Some((waiting, _)) = self.waiting.take() {
+            let generation = waiting.generation;
+            self.refuse_waiting(waiting, reason);
+            self.publish();
+            return Ok(generation);
+        }
+        let generation = match (&self.down, self.incumbent.phase()) {
+            (_, Some(Phase::Committing)) => {
+                return Err("it is being committed: upgrade to the release before".to_owned());
+            }
+            (_, Some(Phase::Reverting)) => return Err("it is being undone already".to_owned()),
+            (Some(down), Some(_)) => down.generation,
+            _ => return Err(NOTHING_UNDER_WAY.to_owned()),
+        };
+        self.incumbent.handle_rollback(Instant::now(), reason);
+        self.perform_downward();
+        Ok(generation)
+    }
+
+    /// How long the next successor is held in standby, if it is.
+    pub(super) fn standby_of(&self, strategy: Option<Strategy>) -> Option<Duration> {
+        match strategy {
+            None => self.config.standby,
+            Some(Strategy::Immediate) => None,
+            Some(Strategy::BlueGreen) => Some(self.config.standby.unwrap_or(STANDBY)),
+        }
+    }
+
+    pub(super) fn publish_standing(&self) {
+        let underway = self
+            .down
+            .as_ref()
+            .map(|down| (down, self.incumbent.phase()));
+        let waiting = self.waiting.as_ref().map(|(waiting, _)| (waiting, None));
+        let upgrade = underway
+            .filter(|(_, phase)| phase.is_some())
+            .or(waiting)
+            .map(|(down, phase)| Upgrading {
+                generation: down.generation,
+                pid: down.pid(),
+                phase,
+                asked_at: down.asked_at,
+            });
+        // First, so that whoever sees the standing change finds out who is asked now.
+        let asked = match self.role {
+            // Who has the role is being settled; whoever it is answers then.
+            Role::Incumbent if upgrade.is_some_and(|it| it.phase == Some(Phase::Committing)) => {
+                Asked::NotNow
+            }
+            Role::Incumbent | Role::LameDuck => Asked::Yes,
+            Role::Starting => Asked::NotNow,
+            Role::Leaving if self.ends_service => Asked::Yes,
+            Role::Leaving => Asked::NeverAgain,
+        };
+        self.shared.asked.send_if_modified(|now| {
+            let changes = *now != asked;
+            *now = asked;
+            changes
+        });
+        let elders = self.elders.iter();
+        self.shared.standing.send_replace(Standing {
+            role: Some(self.role),
+            incumbent_since: self.incumbent_since,
+            upgrade,
+            elders: elders
+                .map(|elder| (elder.generation, elder.pid, elder.kill_at))
+                .collect(),
+        });
+    }
+
+    /// The upgrade that this generation came by is an upgrade in its history too.
+    pub(super) fn remember_own_upgrade(&self, from: u64, timings: Option<Timings>) {
+        let Some(timings) = timings else { return };
+        let now_ms = control::unix_ms(SystemTime::now());
+        self.shared.remember(Upgrade {
+            generation: self.generation,
+            from,
+            verdict: Verdict::Committed,
+            reason: String::new(),
+            phase: None,
+            pid: Some(std::process::id()),
+            incumbent_serves: false,
+            exit: None,
+            last_words: String::new(),
+            asked_at_ms: timings.asked_at_ms,
+            ready_after_ms: Some(timings.ready_after_ms),
+            flip_took_us: Some(timings.flip_took_us),
+            took_ms: now_ms.saturating_sub(timings.asked_at_ms),
+        });
+    }
+}
+
+/// As the history says how an upgrade failed.
+pub(super) fn verdict_of(kind: ErrorKind) -> Verdict {
+    match kind {
+        ErrorKind::RolledBack => Verdict::RolledBack,
+        ErrorKind::Refused => Verdict::Refused,
+        _ => Verdict::Aborted,
+    }
+}
+
+fn or(reason: String, default: &str) -> String {
+    if reason.is_empty() {
+        default.to_owned()
+    } else {
+        reason
+    }
+}
+
+const NOTHING_UNDER_WAY: &str = "no upgrade is under way";
+
+/// What the control socket asks.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    shared: Arc<Shared>,
+    build: String,
+    started_at: Instant,
+}
+
+impl Operator {
+    pub(crate) fn new(shared: Arc<Shared>, config: &Config) -> Self {
+        Self {
+            shared,
+            build: config.build.clone(),
+            started_at: Instant::now(),
+        }
+    }
+
+    /// This generation stays until the answer is out.
+    fn guard(&self) -> Guard {
+        let class = self
+            .shared
+            .drain
+            .class_with_deadline(CLASS, CONTROL_DEADLINE);
+        class.guard("answering an operator")
+    }
+
+    async fn have_done(&self, wanted: Wanted) -> Result<u64, Reply> {
+        let (reply, done) = oneshot::channel();
+        let gone = |error: Error| Reply::refused(format!("{error:?}"));
+        self.shared
+            .command(Command::Operate { wanted, reply })
+            .map_err(gone)?;
+        done.await
+            .map_err(|_| gone(super::shared::gone()))?
+            .map_err(Reply::refused)
+    }
+
+    /// Does it, and answers that it has begun or how it ended.
+    async fn carry_out(&self, wanted: Wanted, wait: bool) -> Result<Reply, Reply> {
+        let stands_by = wanted == Wanted::Upgrade(Some(Strategy::BlueGreen));
+        let generation = self.have_done(wanted).await?;
+        if !wait {
+            return Ok(Reply::Begun { generation });
+        }
+        let standby = async {
+            match stands_by {
+                true => self.until_standby(generation).await,
+                false => std::future::pending().await,
+            }
+        };
+        Ok(tokio::select! {
+            biased;
+            upgrade = self.until_verdict(generation) => Reply::Verdict { upgrade: Box::new(upgrade) },
+            pid = standby => Reply::Standby { generation, pid },
+        })
+    }
+
+    async fn until_verdict(&self, generation: u64) -> Upgrade {
+        let mut history = self.shared.history.subscribe();
+        loop {
+            if let Some(upgrade) = history.borrow_and_update().of(generation) {
+                return upgrade.clone();
+            }
+            // The sender lives as long as `self`.
+            let _ = history.changed().await;
+        }
+    }
+
+    async fn until_standby(&self, generation: u64) -> Option<u32> {
+        let mut standing = self.shared.standing.subscribe();
+        let stands_by = |standing: &Standing| {
+            let upgrade = standing.upgrade?;
+            let is_it = upgrade.generation == generation && upgrade.phase == Some(Phase::Standby);
+            is_it.then_some(upgrade.pid)
+        };
+        loop {
+            if let Some(pid) = stands_by(&standing.borrow_and_update()) {
+                return pid;
+            }
+            let _ = standing.changed().await;
+        }
+    }
+
+    /// Answered by the next generation if this one hands over meanwhile: the list of elders goes there.
+    async fn until_no_elders(&self) -> Reply {
+        let mut standing = self.shared.standing.subscribe();
+        loop {
+            let is_alone = standing.borrow_and_update().elders.is_empty();
+            if *self.shared.asked.borrow() == Asked::NeverAgain {
+                return moved();
+            }
+            if is_alone {
+                return Reply::Drain(self.drain_state());
+            }
+            let _ = standing.changed().await;
+        }
+    }
+
+    async fn tell_events(&self, lines: &mut Lines) -> io::Result<()> {
+        let mut events = self.shared.events.subscribe();
+        let generation = self.generation();
+        let mut guard = Some(self.guard());
+        lines.say(&Reply::Events).await?;
+        loop {
+            let (what, is_last) = match events.recv().await {
+                Ok(event) => {
+                    let drains = matches!(event, Event::Draining { .. });
+                    let is_last = drains && *self.shared.asked.borrow() == Asked::NeverAgain
+                        || matches!(event, Event::Drained { .. });
+                    if drains && !is_last {
+                        // A service that stops is told of to its end, which nobody who listens may put off.
+                        guard = None;
+                    }
+                    (What::from(event), is_last)
+                }
+                Err(broadcast::error::RecvError::Lagged(count)) => (What::Missed { count }, false),
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            };
+            lines.say(&Happened::now(generation, what)).await?;
+            if is_last {
+                drop(guard);
+                return Ok(());
+            }
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.shared.status.borrow().generation
+    }
+
+    fn stop(&self, now: bool) -> Reply {
+        let is_stopping = matches!(
+            self.shared.standing.borrow().role,
+            Some(Role::LameDuck | Role::Leaving)
+        );
+        if is_stopping && !now {
+            return Reply::refused("the service is stopping already");
+        }
+        let stop = || self.shared.command(Command::Stop);
+        let stopped = match now && !is_stopping {
+            // The second one does not wait.
+            true => stop().and_then(|()| stop()),
+            false => stop(),
+        };
+        match stopped {
+            Ok(()) => Reply::Stopping,
+            Err(error) => Reply::refused(format!("{error:?}")),
+        }
+    }
+
+    fn status(&self) -> control::Status {
+        let standing = self.shared.standing.borrow().clone();
+        let history = self.shared.history.borrow();
+        control::Status {
+            generation: self.generation(),
+            pid: std::process::id(),
+            role: standing.role(),
+            build: self.build.clone(),
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            health: self.shared.health.readiness().to_string(),
+            uptime_ms: millis(self.started_at.elapsed()),
+            incumbent_since_ms: standing.incumbent_since.map(control::unix_ms),
+            upgrade: standing.underway(),
+            elders: standing.elders(),
+            classes: self.classes(),
+            sockets: self.sockets(),
+            last: history.last().cloned(),
+        }
+    }
+
+    fn generations(&self) -> Vec<control::Generation> {
+        let standing = self.shared.standing.borrow().clone();
+        let elders = standing.elders.iter();
+        let elders = elders.map(|(generation, pid, _)| control::Generation {
+            generation: *generation,
+            pid: Some(*pid),
+            role: control::Role::Draining,
+            phase: None,
+        });
+        let own = control::Generation {
+            generation: self.generation(),
+            pid: Some(std::process::id()),
+            role: standing.role(),
+            phase: None,
+        };
+        let successor = standing.underway().map(|upgrade| control::Generation {
+            generation: upgrade.generation,
+            pid: upgrade.pid,
+            role: control::Role::Successor,
+            phase: Some(upgrade.phase),
+        });
+        let mut all: Vec<_> = elders.chain([own]).chain(successor).collect();
+        all.sort_by_key(|generation| generation.generation);
+        all
+    }
+
+    fn drain_state(&self) -> control::DrainState {
+        let standing = self.shared.standing.borrow().clone();
+        control::DrainState {
+            generation: self.generation(),
+            draining: standing.role == Some(Role::Leaving),
+            classes: self.classes(),
+            elders: standing.elders(),
+        }
+    }
+
+    fn classes(&self) -> Vec<control::ClassWork> {
+        let classes = self.shared.drain.progress().classes.into_iter();
+        let shown = classes.filter(|class| class.name != CLASS);
+        shown
+            .map(|class| control::ClassWork {
+                name: class.name.to_owned(),
+                in_flight: class.in_flight,
+                oldest_ms: class.oldest.map(millis),
+                left_ms: class.time_left.map(millis),
+            })
+            .collect()
+    }
+
+    fn sockets(&self) -> Vec<control::Socket> {
+        let described = self.shared.table.describe().into_iter();
+        described
+            .map(|(name, kind, address)| control::Socket {
+                name,
+                kind,
+                address,
+            })
+            .collect()
+    }
+}
+
+impl Answering for Operator {
+    fn asked(&self) -> watch::Receiver<Asked> {
+        self.shared.asked.subscribe()
+    }
+
+    async fn answer(&self, request: Request, lines: &mut Lines) -> io::Result<()> {
+        if request == Request::Events {
+            return self.tell_events(lines).await;
+        }
+        let _guard = self.guard();
+        let reply = match request {
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::Upgrade { wait, strategy } => {
+                self.carry_out(Wanted::Upgrade(strategy), wait).await
+            }
+            Request::Promote { wait } => self.carry_out(Wanted::Promote, wait).await,
+            Request::Abort { reason } => self.carry_out(Wanted::Abort { reason }, true).await,
+            Request::Rollback { reason } => self.carry_out(Wanted::Rollback { reason }, true).await,
+            Request::Generations => Ok(Reply::Generations {
+                generations: self.generations(),
+            }),
+            Request::History => Ok(Reply::History {
+                upgrades: self.shared.history.borrow().iter().cloned().collect(),
+            }),
+            Request::Explain => Ok(Reply::Explain {
+                upgrade: self.shared.history.borrow().last().cloned().map(Box::new),
+            }),
+            Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
+            Request::Drain { wait: true } => Ok(self.until_no_elders().await),
+            Request::Stop { now } => Ok(self.stop(now)),
+            Request::Events => Ok(Reply::Events),
+        };
+        let reply = reply.unwrap_or_else(|refusal| refusal);
+        lines.say(&reply).await
+    }
+}
+
+impl Standing {
+    fn role(&self) -> control::Role {
+        match self.role {
+            None | Some(Role::Starting) => control::Role::Starting,
+            Some(Role::Incumbent) => control::Role::Incumbent,
+            Some(Role::LameDuck) => control::Role::LameDuck,
+            Some(Role::Leaving) => control::Role::Draining,
+        }
+    }
+
+    fn underway(&self) -> Option<Underway> {
+        self.upgrade.map(|upgrade| Underway {
+            generation: upgrade.generation,
+            pid: upgrade.pid,
+            phase: match upgrade.phase {
+                Some(phase) => phase.to_string(),
+                None => "waiting".to_owned(),
+            },
+            for_ms: millis(upgrade.asked_at.elapsed()),
+        })
+    }
+
+    fn elders(&self) -> Vec<control::Elder> {
+        let now = Instant::now();
+        let elders = self.elders.iter();
+        elders
+            .map(|(generation, pid, kill_at)| control::Elder {
+                generation: *generation,
+                pid: *pid,
+                killed_in_ms: millis(kill_at.saturating_duration_since(now)),
+            })
+            .collect()
+    }
+}
+
+fn moved() -> Reply {
+    Reply::error(
+        control::RefusalKind::Moved,
+        "another generation answers by now",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::drain::Drain;
+    use crate::listen::Table;
+
+    type Heard = tokio::io::Lines<BufReader<UnixStream>>;
+
+    fn shared() -> Arc<Shared> {
+        let drain = Drain::new(CONTROL_DEADLINE, CONTROL_DEADLINE);
+        Shared::new(Table::default(), drain, mpsc::unbounded_channel().0)
+    }
+
+    /// A client that has asked, and what it hears.
+    fn ask(shared: &Arc<Shared>, request: Request) -> (JoinHandle<io::Result<()>>, Heard) {
+        let operator = Operator::new(Arc::clone(shared), &Config::default());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let answering =
+            tokio::spawn(async move { operator.answer(request, &mut Lines::to(ours)).await });
+        (answering, BufReader::new(theirs).lines())
+    }
+
+    fn stand(shared: &Shared, asked: Asked, elders: &[(u64, u32, Instant)]) {
+        shared.asked.send_replace(asked);
+        shared.standing.send_replace(Standing {
+            elders: elders.to_vec(),
+            ..Standing::default()
+        });
+    }
+
+    fn draining(shared: &Shared) {
+        shared.emit(Event::Draining {
+            in_flight: 0,
+            reason: String::new(),
+        });
+    }
+
+    async fn next(heard: &mut Heard) -> String {
+        heard.next_line().await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_is_being_answered_keeps_the_generation_until_the_answer_is_out() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[(1, 7, Instant::now())]);
+        let (answering, mut heard) = ask(&shared, Request::Drain { wait: true });
+        let is_counted = async {
+            while shared.drain.in_flight() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(CONTROL_DEADLINE, is_counted)
+            .await
+            .unwrap();
+        shared.drain.begin();
+        stand(&shared, Asked::NeverAgain, &[]);
+        assert!(next(&mut heard).await.contains(r#""kind":"moved""#));
+        answering.await.unwrap().unwrap();
+        assert!(shared.drain.drained().await.stragglers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_hears_that_the_generation_hands_over_and_then_the_end() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[]);
+        let (answering, mut heard) = ask(&shared, Request::Events);
+        assert!(next(&mut heard).await.contains("events"));
+        assert_eq!(shared.drain.in_flight(), 1);
+        stand(&shared, Asked::NeverAgain, &[]);
+        draining(&shared);
+        assert!(next(&mut heard).await.contains("draining"));
+        answering.await.unwrap().unwrap();
+        assert_eq!(heard.next_line().await.unwrap(), None);
+        assert_eq!(shared.drain.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_listens_does_not_put_off_the_end_of_the_service_and_hears_of_it() {
+        let shared = shared();
+        stand(&shared, Asked::Yes, &[]);
+        let (answering, mut heard) = ask(&shared, Request::Events);
+        assert!(next(&mut heard).await.contains("events"));
+        draining(&shared);
+        assert!(next(&mut heard).await.contains("draining"));
+        assert_eq!(shared.drain.in_flight(), 0);
+        shared.emit(Event::Drained {
+            stragglers: Vec::new(),
+            took: Duration::ZERO,
+        });
+        assert!(next(&mut heard).await.contains("drained"));
+        answering.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,12 @@
+//! The program `handover` and the control socket that it talks to, against real services.
+
+#![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
+mod commands;
+mod generated;
+mod handing_over;
+mod misuse;
+mod operated;
+#[allow(dead_code, reason = "the process tests need more of it")]
+#[path = "../it/support.rs"]
+mod support;
