@@ -35,6 +35,8 @@ pub(crate) struct Downward {
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
     pub(crate) link: Option<Link>,
     pid: u32,
+    /// Of the protocol; none until the successor's greeting.
+    pub(super) version: u32,
     pub(crate) hooks: Option<oneshot::Receiver<Collected>>,
     state: Option<Outgoing>,
     ready_at: Option<Instant>,
@@ -78,6 +80,7 @@ impl Downward {
             reply,
             link: None,
             pid: 0,
+            version: 0,
             hooks: None,
             state: None,
             ready_at: None,
@@ -604,6 +607,7 @@ impl Driver {
     fn note(&mut self, message: &Message, now: Instant) {
         let Some(down) = &mut self.down else { return };
         match message {
+            Message::Hello(hello) => down.version = hello.version(),
             Message::Ready { .. } => down.ready_at = Some(now),
             Message::Received { .. } => {
                 if let Some(link) = &mut down.link {

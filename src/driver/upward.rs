@@ -25,6 +25,8 @@ pub(crate) struct Upward {
     pub(crate) channel: Option<Channel>,
     pub(crate) process: Option<Pidfd>,
     pub(crate) pid: u32,
+    /// Of the protocol; none until the incumbent's greeting.
+    pub(super) version: u32,
     generation: u64,
     offered: Vec<(Slot, OwnedFd)>,
     /// How many milliseconds the incumbent may live once this generation has the role.
@@ -48,6 +50,7 @@ impl Upward {
             channel: Some(channel),
             process,
             pid,
+            version: 0,
             generation: 0,
             offered: Vec::new(),
             millis: 0,
@@ -111,6 +114,7 @@ impl Driver {
         let Some(up) = &mut self.up else { return };
         match &message {
             Message::Hello(hello) if up.generation == 0 => {
+                up.version = hello.version();
                 up.generation = hello.generation;
                 self.generation = hello.successor;
                 self.next_generation = hello.successor + 1;

@@ -1,4 +1,4 @@
-//! What the two ends of a handover say to each other, version 1.
+//! What the two ends of a handover say to each other, version 2.
 //!
 //! One message is one datagram: a JSON object whose `type` names the message, and the descriptors it counts. A reader
 //! ignores fields it does not know, so a field can be added; a message or field that the other side must understand
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::codec;
 
 /// The newest protocol version this build speaks.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The oldest protocol version this build speaks.
 pub(crate) const VERSION_MIN: u32 = 1;
 /// Descriptors in one message: the kernel's SCM_MAX_FD (unix(7)).
@@ -196,6 +196,13 @@ pub(crate) struct Timings {
     pub(crate) ready_after_ms: u64,
     /// From the incumbent's gates being shut until the successor's were open, in microseconds.
     pub(crate) flip_took_us: u64,
+}
+
+impl Hello {
+    /// The version that both ends speak, if this is what the other one has said of itself.
+    pub(crate) fn version(&self) -> u32 {
+        self.version_max.min(VERSION)
+    }
 }
 
 impl Message {
