@@ -20,6 +20,18 @@ pub const HARD_STOP: Duration = Duration::from_secs(15 * 60);
 pub const GENERATIONS_MAX: usize = 3;
 /// How long an upgrade waits for an older generation to leave when too many are alive, before it is refused: 60 s.
 pub const CAPACITY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long one fresh connection of a verification may wait for its answer before another is tried: 1 s.
+pub const VERIFY_ANSWER: Duration = Duration::from_secs(1);
+/// How long a verification waits before it tries the addresses that have not passed again: 50 ms.
+pub const VERIFY_RETRY: Duration = Duration::from_millis(50);
+/// How many fresh connections in a row the right generation must answer at each address: 3.
+pub const VERIFY_PASSES: u32 = 3;
+/// How many answers in a row from another generation are proof that it accepts: 3.
+pub const VERIFY_WRONG_MAX: u32 = 3;
+/// How many connections of a verification a generation remembers to answer itself: 4,096.
+pub const PROBES_MAX: usize = 4_096;
+/// How long it remembers them at most, since they may wait in a queue that nobody empties: 5 min.
+pub const PROBE_PATIENCE_MAX: Duration = Duration::from_secs(5 * 60);
 /// How long a killed process may take to be gone, and a closed channel or an incumbent that is silent after a rollback to
 /// be explained by its death: 5 s.
 pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);

@@ -84,6 +84,7 @@ mod systemd;
 
 pub mod control;
 mod launch;
+mod verify;
 
 mod trigger;
 

@@ -20,6 +20,7 @@ const RANKS: &[(&str, u32)] = &[
     ("systemd", 20),
     ("control", 30),
     ("launch", 30),
+    ("verify", 30),
     ("trigger", 40),
     ("driver", 50),
     ("generation", 60),

@@ -44,7 +44,7 @@ pub(super) async fn bind(
     let inode = match address.as_pathname() {
         Some(path) => Some(bind_path(&socket, path, options).await?),
         None => {
-            socket.bind(&to_sockaddr(address)?)?;
+            socket.bind(&sockaddr(address)?)?;
             socket.listen(options.backlog_for_kernel())?;
             None
         }
@@ -150,7 +150,11 @@ async fn wait_for_lock(mut directory: File) -> io::Result<Flock<File>> {
     }
 }
 
-fn to_sockaddr(address: &SocketAddr) -> io::Result<SockAddr> {
+/// What the system calls want for a path or an abstract name.
+pub(crate) fn sockaddr(address: &SocketAddr) -> io::Result<SockAddr> {
+    if let Some(path) = address.as_pathname() {
+        return SockAddr::unix(path);
+    }
     let name = address.as_abstract_name().unwrap_or_default();
     SockAddr::unix(std::ffi::OsStr::from_bytes(&[b"\0", name].concat()))
 }

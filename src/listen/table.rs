@@ -15,10 +15,11 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
-use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
+use super::claim::{BoundPath, Claim, Claimed, Held, Public, Request, listen_error};
 use super::gate::{Gate, Gated, Watch};
 use super::options::ListenOptions;
 use super::path::{self, Inode};
+use super::probe::{Caller, Expected};
 use super::tcp::TcpListener;
 use super::udp::UdpSocket;
 use super::unix::UnixListener;
@@ -37,6 +38,8 @@ struct Inner {
     retired: bool,
     /// Names under which the service manager keeps a socket for the next start, whether it is still held here or not.
     stored: BTreeSet<String>,
+    /// What its listeners answer themselves.
+    expected: Arc<Expected>,
 }
 
 // What a starting generation does.
@@ -67,7 +70,12 @@ impl Table {
     ) -> Result<TcpListener> {
         let claimed = self.claim_inet(&Request::inet(SlotKind::Tcp, name, addresses, options))?;
         let gate = self.gate(name, &claimed)?;
-        Ok(TcpListener::new(gate, name, claimed.inet()?))
+        Ok(TcpListener::new(
+            gate,
+            self.expected(),
+            name,
+            claimed.inet()?,
+        ))
     }
 
     /// Claims or binds a UDP socket on the first of `addresses` that works.
@@ -94,7 +102,12 @@ impl Table {
     ) -> Result<UnixListener> {
         let claimed = self.claim_unix(name, path, options).await?;
         let gate = self.gate(name, &claimed)?;
-        Ok(UnixListener::new(gate, name, claimed.unix()?))
+        Ok(UnixListener::new(
+            gate,
+            self.expected(),
+            name,
+            claimed.unix()?,
+        ))
     }
 
     /// As [`tcp`](Self::tcp), without a gate: a duplicate, in non-blocking mode, for a server that accepts by itself.
@@ -186,6 +199,28 @@ impl Table {
                 )
             })
             .collect()
+    }
+
+    /// Connections from `callers` ask who accepts: its listeners answer so, until `patience` is over, and keep them from
+    /// the application.
+    pub(crate) fn expect(&self, callers: Vec<Caller>, answer: &str, patience: Duration) {
+        self.expected().expect(callers, answer, patience);
+    }
+
+    /// Where clients reach the application's sockets, in the order of the claims, without those of `names`.
+    pub(crate) fn public(&self, except: &[String]) -> Vec<Public> {
+        let inner = self.lock();
+        let sockets = inner
+            .claimed()
+            .filter(|held| held.slot.name != CONTROL && !except.contains(&held.slot.name));
+        sockets.map(Public::of).collect()
+    }
+
+    /// The names of the sockets that nobody answers for but the application: it accepts by itself.
+    pub(crate) fn ungated(&self) -> Vec<String> {
+        let inner = self.lock();
+        let ungated = inner.claimed().filter(|held| held.gate().is_none());
+        ungated.map(|held| held.slot.name.clone()).collect()
     }
 
     /// Shuts every gate but those of `kept`. When it returns, nobody in this process accepts from the others.
@@ -363,6 +398,10 @@ impl Table {
             None => return Err(too_late(name)),
         }
         Ok(gate)
+    }
+
+    fn expected(&self) -> Arc<Expected> {
+        Arc::clone(&self.lock().expected)
     }
 
     /// Everything that is held, and the paths to unlink.

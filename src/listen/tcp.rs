@@ -5,11 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpStream;
 
 use super::gate::{Gate, Watch};
+use super::probe::{Caller, Expected};
 
 /// A named TCP listener. It accepts while its generation serves, and waits while another generation does.
 ///
@@ -17,6 +18,7 @@ use super::gate::{Gate, Watch};
 /// generation leaves, so that a successor can still inherit it.
 pub struct TcpListener {
     gate: Arc<Gate<tokio::net::TcpListener>>,
+    expected: Arc<Expected>,
     name: String,
     local_addr: SocketAddr,
 }
@@ -24,11 +26,13 @@ pub struct TcpListener {
 impl TcpListener {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::TcpListener>>,
+        expected: Arc<Expected>,
         name: &str,
         local_addr: SocketAddr,
     ) -> Self {
         Self {
             gate,
+            expected,
             name: name.to_owned(),
             local_addr,
         }
@@ -46,12 +50,15 @@ impl TcpListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.gate.pass(accept_one).await
+        self.gate
+            .pass(|listener, cx| self.accept_client(listener, cx))
+            .await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        self.gate.poll_pass(cx, accept_one)
+        self.gate
+            .poll_pass(cx, |listener, cx| self.accept_client(listener, cx))
     }
 
     /// The address it is bound to, with the port that the kernel chose if port 0 was asked for.
@@ -62,6 +69,20 @@ impl TcpListener {
     /// The name it was claimed or bound by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Connections that only ask who accepts are answered on the way.
+    fn accept_client(
+        &self,
+        listener: &tokio::net::TcpListener,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        loop {
+            match ready!(accept_one(listener, cx)) {
+                Ok((stream, peer)) if self.expected.answers(&stream, || Caller::inet(peer)) => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
     }
 }
 

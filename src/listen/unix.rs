@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 
 use super::gate::{Gate, Watch};
+use super::probe::{Caller, Expected};
 use super::tcp::pass_over;
 
 /// A named Unix stream listener. It accepts while its generation serves, and waits while another generation does.
@@ -21,6 +22,7 @@ use super::tcp::pass_over;
 /// generation leaves, so that a successor can still inherit it.
 pub struct UnixListener {
     gate: Arc<Gate<tokio::net::UnixListener>>,
+    expected: Arc<Expected>,
     name: String,
     local_addr: std::os::unix::net::SocketAddr,
 }
@@ -28,11 +30,13 @@ pub struct UnixListener {
 impl UnixListener {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::UnixListener>>,
+        expected: Arc<Expected>,
         name: &str,
         local_addr: std::os::unix::net::SocketAddr,
     ) -> Self {
         Self {
             gate,
+            expected,
             name: name.to_owned(),
             local_addr,
         }
@@ -50,12 +54,15 @@ impl UnixListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
-        self.gate.pass(accept_one).await
+        self.gate
+            .pass(|listener, cx| self.accept_client(listener, cx))
+            .await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
-        self.gate.poll_pass(cx, accept_one)
+        self.gate
+            .poll_pass(cx, |listener, cx| self.accept_client(listener, cx))
     }
 
     /// The path or abstract name it is bound to.
@@ -66,6 +73,20 @@ impl UnixListener {
     /// The name it was claimed or bound by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Connections that only ask who accepts are answered on the way.
+    fn accept_client(
+        &self,
+        listener: &tokio::net::UnixListener,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
+        loop {
+            match ready!(accept_one(listener, cx)) {
+                Ok((stream, peer)) if self.expected.answers(&stream, || caller(&stream)) => {}
+                outcome => return Poll::Ready(outcome),
+            }
+        }
     }
 }
 
@@ -89,6 +110,14 @@ impl Watch for tokio::net::UnixListener {
     fn watch(socket: OwnedFd) -> io::Result<Self> {
         Self::from_std(socket.into())
     }
+}
+
+/// Asked of the socket: what accept says leaves abstract names out (mio's, at least).
+fn caller(stream: &UnixStream) -> Caller {
+    let peer = stream.peer_addr();
+    peer.map_or(Caller::Abstract(Vec::new()), |peer| {
+        Caller::unix(&peer.into())
+    })
 }
 
 fn accept_one(
