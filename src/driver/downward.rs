@@ -135,6 +135,9 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Expecting { nonce, ungated }, _) => {
+                self.confirmed(&nonce, ungated);
+            }
             Heard::Message(message, _) => {
                 let offered = self.offered();
                 let takes_longer = matches!(message, Message::Extend { .. });
@@ -434,7 +437,7 @@ impl Driver {
         }
     }
 
-    fn tell_successor(&mut self, message: &Message) {
+    pub(super) fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()

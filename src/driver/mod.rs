@@ -12,6 +12,7 @@ mod parts;
 pub(crate) mod shared;
 mod stop;
 mod upward;
+mod verify;
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,6 +31,7 @@ use self::operator::{Done, verdict_of};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::stop::Stop;
 use self::upward::Upward;
+use self::verify::Verifying;
 use crate::channel::Channel;
 use crate::config::Config;
 use crate::control::{self, Strategy};
@@ -70,6 +72,8 @@ pub(crate) struct Driver {
     down: Option<Downward>,
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
+    /// Who accepts after a flip or a rollback is being found out.
+    verifying: Option<Verifying>,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
     elders_awaited: Option<Guard>,
@@ -137,6 +141,7 @@ impl Driver {
             incumbent,
             down: None,
             waiting: None,
+            verifying: None,
             elders: Elders::default(),
             elders_awaited: None,
             unclaimed: Vec::new(),
@@ -371,6 +376,11 @@ impl Driver {
                 self.incumbent.handle_rollback(Instant::now(), reason);
                 self.perform_downward();
             }
+            Command::Announce {
+                announcement,
+                reply,
+            } => self.announce_probes(announcement, reply),
+            Command::Verified { side, result } => self.verified(side, result),
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
             Command::KeepState(state) => self.keep_state(state),
             Command::Stop => self.stop(),

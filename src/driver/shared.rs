@@ -9,13 +9,16 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
+use super::verify::Announced;
 use crate::control::{Asked, History, Upgrade};
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::listen::Table;
+use crate::rollout::Side;
 use crate::state::{Offer, State};
+use crate::verify::{Announcement, Verified};
 
 /// Events that a slow reader may fall behind before it misses some.
 const EVENTS_KEPT: usize = 64;
@@ -70,6 +73,16 @@ pub(crate) enum Command {
     Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
+    /// Connections that ask who accepts are about to come; answered when both sides know.
+    Announce {
+        announcement: Announcement,
+        reply: oneshot::Sender<Announced>,
+    },
+    /// They have been answered by this side, or not.
+    Verified {
+        side: Side,
+        result: std::result::Result<Verified, String>,
+    },
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.

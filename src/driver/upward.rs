@@ -1,7 +1,7 @@
 //! The link to the incumbent that this generation takes over from.
 
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Driver;
 use super::downward::HISTORY;
@@ -136,6 +136,11 @@ impl Driver {
             }
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
+            Message::Expect {
+                nonce,
+                from,
+                millis,
+            } => return self.expect(nonce, from, Duration::from_millis(*millis)),
             _ => {}
         }
         if let Some(up) = &mut self.up {
@@ -169,7 +174,7 @@ impl Driver {
         }
     }
 
-    fn tell_incumbent(&mut self, message: &Message) {
+    pub(super) fn tell_incumbent(&mut self, message: &Message) {
         let Some(up) = &mut self.up else { return };
         let Some(channel) = &up.channel else { return };
         if let Err(error) = channel.try_send(message, &[])

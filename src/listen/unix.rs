@@ -83,7 +83,7 @@ impl UnixListener {
     ) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
         loop {
             match ready!(accept_one(listener, cx)) {
-                Ok((stream, peer)) if self.expected.answers(&stream, || caller(&stream)) => {}
+                Ok((stream, _)) if self.expected.answers(&stream, || caller(&stream)) => {}
                 outcome => return Poll::Ready(outcome),
             }
         }
