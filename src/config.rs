@@ -98,6 +98,11 @@ pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the builder has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 
+/// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
+pub const ADOPTED_MAX: usize = 1_024;
+/// How many connections the stable generation passes to a candidate in one message: 32, if as many are there at once.
+pub const FORWARDED_TOGETHER_MAX: usize = 32;
+
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {

@@ -6,7 +6,9 @@
 mod address;
 mod bind;
 mod claim;
+mod divert;
 mod gate;
+mod intake;
 mod options;
 mod path;
 mod probe;
@@ -21,6 +23,10 @@ mod waiting;
 
 pub(crate) use self::address::Address;
 pub(crate) use self::claim::Public;
+#[allow(unused_imports, reason = "the director is about to use it")]
+pub(crate) use self::divert::{Divert, Diverter};
+#[allow(unused_imports, reason = "the director is about to use it")]
+pub(crate) use self::intake::{Adopted, Permit};
 pub use self::options::ListenOptions;
 pub(crate) use self::path::sockaddr;
 pub(crate) use self::probe::{Caller, answer};

@@ -16,7 +16,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::claim::{BoundPath, Claim, Claimed, Held, Public, Request, listen_error};
+use super::divert::Diverter;
 use super::gate::{Gate, Gated, Watch};
+use super::intake::Adopted;
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use super::probe::{Caller, Expected};
@@ -27,8 +29,8 @@ use crate::error::{Error, Result};
 use crate::protocol::message::{Keeper, Slot, SlotKind};
 
 /// The sockets of one generation, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Table(Mutex<Inner>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -40,6 +42,7 @@ struct Inner {
     stored: BTreeSet<String>,
     /// What its listeners answer themselves.
     expected: Arc<Expected>,
+    diverter: Diverter,
 }
 
 // What a starting generation does.
@@ -70,12 +73,7 @@ impl Table {
     ) -> Result<TcpListener> {
         let claimed = self.claim_inet(&Request::inet(SlotKind::Tcp, name, addresses, options))?;
         let gate = self.gate(name, &claimed)?;
-        Ok(TcpListener::new(
-            gate,
-            self.expected(),
-            name,
-            claimed.inet()?,
-        ))
+        Ok(TcpListener::new(gate, name, claimed.inet()?))
     }
 
     /// Claims or binds a UDP socket on the first of `addresses` that works.
@@ -102,12 +100,7 @@ impl Table {
     ) -> Result<UnixListener> {
         let claimed = self.claim_unix(name, path, options).await?;
         let gate = self.gate(name, &claimed)?;
-        Ok(UnixListener::new(
-            gate,
-            self.expected(),
-            name,
-            claimed.unix()?,
-        ))
+        Ok(UnixListener::new(gate, name, claimed.unix()?))
     }
 
     /// As [`tcp`](Self::tcp), without a gate: a duplicate, in non-blocking mode, for a server that accepts by itself.
@@ -286,6 +279,46 @@ impl Table {
     }
 }
 
+// What comes from other generations, and goes to them.
+#[allow(dead_code, reason = "the director is about to use it")]
+impl Table {
+    /// Puts a connection before the application that was accepted elsewhere: the next one that the listener of this name
+    /// gives it, gate open or shut. It comes back if there is no such listener, nobody accepts from it any more, or too
+    /// many wait already.
+    pub(crate) fn adopt_connection(
+        &self,
+        name: &str,
+        adopted: Adopted,
+    ) -> std::result::Result<(), Adopted> {
+        let gate = self.lock().listener(name).cloned();
+        match gate {
+            Some(gate) => gate.adopt(adopted),
+            None => Err(adopted),
+        }
+    }
+
+    /// Waits until the application has accepted everything that was adopted, or `deadline` is over.
+    ///
+    /// Cancel safe.
+    pub(crate) fn adopted_accepted(&self, deadline: Duration) -> impl Future<Output = ()> + use<> {
+        let inner = self.lock();
+        let adopted: Vec<_> = inner.gates().map(|(_, gate)| gate.adopted()).collect();
+        drop(inner);
+        let until = Instant::now() + deadline;
+        async move {
+            for mut count in adopted {
+                // Out of time or without a gate, nobody is left to wait for.
+                let _ = timeout_at(until, count.wait_for(|count| *count == 0)).await;
+            }
+        }
+    }
+
+    /// Has somebody be asked where each connection is to be served.
+    pub(crate) fn diverter(&self) -> Diverter {
+        self.lock().diverter.clone()
+    }
+}
+
 // What is the service manager's.
 impl Table {
     /// Takes over sockets that came from the service manager, for claims to find. Says what is wrong with those that it
@@ -389,8 +422,10 @@ impl Table {
     fn gate<W: Watch>(&self, name: &str, claimed: &Claimed) -> Result<Arc<Gate<W>>> {
         let runtime = Handle::try_current()
             .map_err(|error| listen_error(format!("making a gate for {name:?}")).because(error))?;
-        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime));
         let mut inner = self.lock();
+        let (socket, expected) = (Arc::clone(&claimed.socket), Arc::clone(&inner.expected));
+        let gate = Gate::new(socket, runtime, inner.diverter.at(name), expected);
+        let gate = Arc::new(gate);
         let mut held = inner.held.iter_mut();
         match held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
             Some(held) => held.claim = Claim::Gated(gate.clone()),
@@ -425,6 +460,13 @@ impl Inner {
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
         let held = self.held.iter();
         held.filter_map(|held| Some((&held.slot.name, held.gate()?)))
+    }
+
+    /// The gate of this name, if connections come through it.
+    fn listener(&self, name: &str) -> Option<&Arc<dyn Gated>> {
+        let mut held = self.held.iter();
+        let held = held.find(|held| held.slot.name == name && held.slot.kind != SlotKind::Udp)?;
+        held.gate()
     }
 
     fn add(&mut self, inherited: Vec<Held>) {
@@ -767,6 +809,56 @@ mod tests {
         let slots = vec![(slot("web", SlotKind::Tcp), listener.into())];
         table.adopt(slots).unwrap();
         assert!(SockRef::from(&kept).nonblocking().unwrap());
+    }
+
+    #[tokio::test]
+    async fn connections_are_adopted_by_the_listener_of_their_name() {
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let room = TempDir::new().unwrap();
+        let path = room.path().join("api");
+        let api = table.unix("api", &path, &options()).await.unwrap();
+        let _dns = table.udp("dns", &at(LOOPBACK), &options()).unwrap();
+        table.std_tcp("own", &at(LOOPBACK), &options()).unwrap();
+
+        let (socket, address) = listening_socket();
+        let client = connect(address);
+        await_queue(&socket);
+        let (accepted, _) = net::TcpListener::from(socket).accept().unwrap();
+        let adopted = |descriptor: &OwnedFd| Adopted::new(descriptor.try_clone().unwrap());
+        let accepted = OwnedFd::from(accepted);
+        for no_listener in ["none", "dns", "own"] {
+            assert!(
+                table
+                    .adopt_connection(no_listener, adopted(&accepted))
+                    .is_err()
+            );
+        }
+        table.adopt_connection("web", adopted(&accepted)).unwrap();
+        let (_, peer) = within(web.accept()).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+
+        let (one, _other) = std_unix::UnixStream::pair().unwrap();
+        table
+            .adopt_connection("api", Adopted::new(one.into()))
+            .unwrap();
+        let mut taken = pin!(table.adopted_accepted(DEADLINE));
+        assert!(poll_once(taken.as_mut()).await.is_pending());
+        within(api.accept()).await.unwrap();
+        assert!(poll_once(taken.as_mut()).await.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_deadline_for_what_is_not_accepted() {
+        let table = Table::default();
+        let _web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        table
+            .adopt_connection("web", Adopted::new(null.into()))
+            .unwrap();
+        let begun = Instant::now();
+        table.adopted_accepted(DEADLINE).await;
+        assert_eq!(begun.elapsed(), DEADLINE);
     }
 
     #[tokio::test]

@@ -2,15 +2,15 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 
-use super::gate::{Gate, Watch};
-use super::probe::{Caller, Expected};
+use super::gate::{Gate, Listen, Watch};
+use super::probe::Caller;
 
 /// A named TCP listener. It accepts while its generation serves, and waits while another generation does.
 ///
@@ -18,7 +18,6 @@ use super::probe::{Caller, Expected};
 /// generation leaves, so that a successor can still inherit it.
 pub struct TcpListener {
     gate: Arc<Gate<tokio::net::TcpListener>>,
-    expected: Arc<Expected>,
     name: String,
     local_addr: SocketAddr,
 }
@@ -26,20 +25,19 @@ pub struct TcpListener {
 impl TcpListener {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::TcpListener>>,
-        expected: Arc<Expected>,
         name: &str,
         local_addr: SocketAddr,
     ) -> Self {
         Self {
             gate,
-            expected,
             name: name.to_owned(),
             local_addr,
         }
     }
 
-    /// Accepts a connection as soon as there is one and the gate is open. Once this generation has given its sockets
-    /// away for good, it waits for ever: select it against the end of serving.
+    /// Accepts a connection as soon as there is one and the gate is open, or one that another generation has accepted
+    /// and passed on, whatever the gate. Once this generation has given its sockets away for good, it waits for ever:
+    /// select it against the end of serving.
     ///
     /// # Errors
     ///
@@ -50,15 +48,12 @@ impl TcpListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.gate
-            .pass(|listener, cx| self.accept_client(listener, cx))
-            .await
+        self.gate.accept().await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        self.gate
-            .poll_pass(cx, |listener, cx| self.accept_client(listener, cx))
+        self.gate.poll_accept(cx)
     }
 
     /// The address it is bound to, with the port that the kernel chose if port 0 was asked for.
@@ -69,20 +64,6 @@ impl TcpListener {
     /// The name it was claimed or bound by.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Connections that only ask who accepts are answered on the way.
-    fn accept_client(
-        &self,
-        listener: &tokio::net::TcpListener,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        loop {
-            match ready!(accept_one(listener, cx)) {
-                Ok((stream, peer)) if self.expected.answers(&stream, || Caller::inet(peer)) => {}
-                outcome => return Poll::Ready(outcome),
-            }
-        }
     }
 }
 
@@ -105,6 +86,37 @@ impl fmt::Debug for TcpListener {
 impl Watch for tokio::net::TcpListener {
     fn watch(socket: OwnedFd) -> io::Result<Self> {
         Self::from_std(socket.into())
+    }
+}
+
+impl Listen for tokio::net::TcpListener {
+    type Accepted = (TcpStream, SocketAddr);
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Self::Accepted>> {
+        accept_one(self, cx)
+    }
+
+    fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted> {
+        let stream = std::net::TcpStream::from(connection);
+        stream.set_nonblocking(true)?;
+        let peer = stream.peer_addr()?;
+        Ok((TcpStream::from_std(stream)?, peer))
+    }
+
+    fn peer((_, peer): &Self::Accepted) -> Option<IpAddr> {
+        Some(peer.ip())
+    }
+
+    fn caller((_, peer): &Self::Accepted) -> Caller {
+        Caller::inet(*peer)
+    }
+
+    fn connection((stream, _): &Self::Accepted) -> BorrowedFd<'_> {
+        stream.as_fd()
+    }
+
+    fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {
+        stream.into_std().map(OwnedFd::from)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::net::UnixStream;
 use tokio::net::unix::SocketAddr;
@@ -12,8 +13,8 @@ use tokio::net::unix::SocketAddr;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 
-use super::gate::{Gate, Watch};
-use super::probe::{Caller, Expected};
+use super::gate::{Gate, Listen, Watch};
+use super::probe::Caller;
 use super::tcp::pass_over;
 
 /// A named Unix stream listener. It accepts while its generation serves, and waits while another generation does.
@@ -22,7 +23,6 @@ use super::tcp::pass_over;
 /// generation leaves, so that a successor can still inherit it.
 pub struct UnixListener {
     gate: Arc<Gate<tokio::net::UnixListener>>,
-    expected: Arc<Expected>,
     name: String,
     local_addr: std::os::unix::net::SocketAddr,
 }
@@ -30,20 +30,19 @@ pub struct UnixListener {
 impl UnixListener {
     pub(super) fn new(
         gate: Arc<Gate<tokio::net::UnixListener>>,
-        expected: Arc<Expected>,
         name: &str,
         local_addr: std::os::unix::net::SocketAddr,
     ) -> Self {
         Self {
             gate,
-            expected,
             name: name.to_owned(),
             local_addr,
         }
     }
 
-    /// Accepts a connection as soon as there is one and the gate is open. Once this generation has given its sockets
-    /// away for good, it waits for ever: select it against the end of serving.
+    /// Accepts a connection as soon as there is one and the gate is open, or one that another generation has accepted
+    /// and passed on, whatever the gate. Once this generation has given its sockets away for good, it waits for ever:
+    /// select it against the end of serving.
     ///
     /// # Errors
     ///
@@ -54,15 +53,12 @@ impl UnixListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
-        self.gate
-            .pass(|listener, cx| self.accept_client(listener, cx))
-            .await
+        self.gate.accept().await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
-        self.gate
-            .poll_pass(cx, |listener, cx| self.accept_client(listener, cx))
+        self.gate.poll_accept(cx)
     }
 
     /// The path or abstract name it is bound to.
@@ -73,20 +69,6 @@ impl UnixListener {
     /// The name it was claimed or bound by.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Connections that only ask who accepts are answered on the way.
-    fn accept_client(
-        &self,
-        listener: &tokio::net::UnixListener,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
-        loop {
-            match ready!(accept_one(listener, cx)) {
-                Ok((stream, _)) if self.expected.answers(&stream, || caller(&stream)) => {}
-                outcome => return Poll::Ready(outcome),
-            }
-        }
     }
 }
 
@@ -112,12 +94,39 @@ impl Watch for tokio::net::UnixListener {
     }
 }
 
-/// Asked of the socket: what accept says leaves abstract names out (mio's, at least).
-fn caller(stream: &UnixStream) -> Caller {
-    let peer = stream.peer_addr();
-    peer.map_or(Caller::Abstract(Vec::new()), |peer| {
-        Caller::unix(&peer.into())
-    })
+impl Listen for tokio::net::UnixListener {
+    type Accepted = (UnixStream, SocketAddr);
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Self::Accepted>> {
+        accept_one(self, cx)
+    }
+
+    fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted> {
+        let stream = std::os::unix::net::UnixStream::from(connection);
+        stream.set_nonblocking(true)?;
+        let peer = stream.peer_addr()?.into();
+        Ok((UnixStream::from_std(stream)?, peer))
+    }
+
+    fn peer(_: &Self::Accepted) -> Option<IpAddr> {
+        None
+    }
+
+    /// Asked of the socket: what tokio's accept says leaves abstract names out.
+    fn caller((stream, _): &Self::Accepted) -> Caller {
+        let peer = stream.peer_addr();
+        peer.map_or(Caller::Abstract(Vec::new()), |peer| {
+            Caller::unix(&peer.into())
+        })
+    }
+
+    fn connection((stream, _): &Self::Accepted) -> BorrowedFd<'_> {
+        stream.as_fd()
+    }
+
+    fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {
+        stream.into_std().map(OwnedFd::from)
+    }
 }
 
 fn accept_one(
@@ -149,8 +158,5 @@ fn accept_rest(listener: &tokio::net::UnixListener) -> io::Result<(UnixStream, S
             error
         }
     });
-    let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(accepted?.0));
-    stream.set_nonblocking(true)?;
-    let peer = stream.peer_addr()?.into();
-    Ok((UnixStream::from_std(stream)?, peer))
+    tokio::net::UnixListener::adopt(accepted?.0.into())
 }
