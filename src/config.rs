@@ -32,6 +32,12 @@ pub const VERIFY_WRONG_MAX: u32 = 3;
 pub const PROBES_MAX: usize = 4_096;
 /// How long it remembers them at most, since they may wait in a queue that nobody empties: 5 min.
 pub const PROBE_PATIENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// How many tries an HTTP check of a candidate gets: 3.
+pub const CHECK_TRIES: u32 = 3;
+/// How long each of them may wait for its answer: 5 s.
+pub const CHECK_ANSWER: Duration = Duration::from_secs(5);
+/// How long an HTTP check waits before its next try: 500 ms.
+pub const CHECK_RETRY: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone, and a closed channel or an incumbent that is silent after a rollback to
 /// be explained by its death: 5 s.
 pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);

@@ -82,6 +82,7 @@ pub mod state;
 )]
 mod systemd;
 
+mod check;
 pub mod control;
 mod launch;
 mod verify;
@@ -95,6 +96,7 @@ mod generation;
 #[cfg(feature = "http")]
 pub mod http;
 
+pub use crate::check::Check;
 pub use crate::driver::shared::{Elder, Status, Upgraded};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};
