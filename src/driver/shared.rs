@@ -16,9 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::listen::Table;
-use crate::rollout::Side;
+use crate::rollout::{Rollout, Side};
 use crate::state::{Offer, State};
-use crate::verify::{Announcement, Verified};
+use crate::verify::Announcement;
 
 /// Events that a slow reader may fall behind before it misses some.
 const EVENTS_KEPT: usize = 64;
@@ -62,6 +62,8 @@ pub(crate) struct Hooks(Mutex<Vec<Hook>>);
 pub(crate) enum Command {
     /// Hand over to a successor; answered with the verdict.
     Upgrade {
+        /// The builder's if there is none.
+        plan: Option<Box<Rollout>>,
         reply: oneshot::Sender<Result<Upgraded>>,
     },
     /// Do what an operator wants; answered when it has begun.
@@ -73,15 +75,11 @@ pub(crate) enum Command {
     Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
-    /// Connections that ask who accepts are about to come; answered when both sides know.
+    /// Connections that ask whether this side accepts are about to come; answered when it knows.
     Announce {
+        side: Side,
         announcement: Announcement,
         reply: oneshot::Sender<Announced>,
-    },
-    /// They have been answered by this side, or not.
-    Verified {
-        side: Side,
-        result: std::result::Result<Verified, String>,
     },
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
