@@ -28,6 +28,8 @@ pub const VERIFY_RETRY: Duration = Duration::from_millis(50);
 pub const VERIFY_PASSES: u32 = 3;
 /// How many answers in a row from another generation are proof that it accepts: 3.
 pub const VERIFY_WRONG_MAX: u32 = 3;
+/// At how many addresses it asks at the same time: 32, with as many sockets each as have to pass.
+pub const VERIFY_TOGETHER_MAX: usize = 32;
 /// How many connections of a verification a generation remembers to answer itself: 4,096.
 pub const PROBES_MAX: usize = 4_096;
 /// How long it remembers them at most, since they may wait in a queue that nobody empties: 5 min.

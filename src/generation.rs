@@ -477,6 +477,32 @@ impl Starting {
         Events(self.shared.events.subscribe())
     }
 
+    /// Adds a hook for when this generation becomes the active one: its gates open, at a fresh start, a flip or a
+    /// rollback. For what must run in one generation only, such as a scheduler or the consumer of a queue.
+    ///
+    /// It runs on a thread where it may block. It and [`on_deactivate`](Self::on_deactivate) alternate, beginning with
+    /// this one. After a rollback it waits until the other generation has stopped or ended. An error or a panic is a
+    /// warning: this generation serves.
+    pub fn on_activate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_activate(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation ceases to be the active one: at a flip, at a rollback, and when it leaves.
+    ///
+    /// The other generation opens its gates only once this has returned, and connections wait in the kernel's queue
+    /// meanwhile: be quick. At a flip, an error, a panic or more time than the [flip
+    /// deadline](Builder::flip_deadline) aborts the upgrade, and [`on_activate`](Self::on_activate) runs again; at a
+    /// rollback, a successor that takes so long is killed.
+    pub fn on_deactivate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_deactivate(Arc::new(hook));
+    }
+
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
     /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
@@ -560,6 +586,32 @@ impl Serving {
         F: Fn(&mut Offer) -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
     {
         self.shared.at_flip.add(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation becomes the active one: its gates open, at a fresh start, a flip or a
+    /// rollback. For what must run in one generation only, such as a scheduler or the consumer of a queue.
+    ///
+    /// It runs on a thread where it may block. It and [`on_deactivate`](Self::on_deactivate) alternate, beginning with
+    /// this one. After a rollback it waits until the other generation has stopped or ended. An error or a panic is a
+    /// warning: this generation serves. It runs at once if this generation is active already.
+    pub fn on_activate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_activate(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation ceases to be the active one: at a flip, at a rollback, and when it leaves.
+    ///
+    /// The other generation opens its gates only once this has returned, and connections wait in the kernel's queue
+    /// meanwhile: be quick. At a flip, an error, a panic or more time than the [flip
+    /// deadline](Builder::flip_deadline) aborts the upgrade, and [`on_activate`](Self::on_activate) runs again; at a
+    /// rollback, a successor that takes so long is killed.
+    pub fn on_deactivate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_deactivate(Arc::new(hook));
     }
 
     /// Hands over to a successor, as SIGHUP does, and waits for the verdict.

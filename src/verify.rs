@@ -19,7 +19,9 @@ use tokio::net::{TcpSocket, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout_at};
 
-use crate::config::{VERIFY_ANSWER, VERIFY_PASSES, VERIFY_RETRY, VERIFY_WRONG_MAX};
+use crate::config::{
+    VERIFY_ANSWER, VERIFY_PASSES, VERIFY_RETRY, VERIFY_TOGETHER_MAX, VERIFY_WRONG_MAX,
+};
 use crate::listen::{Address, Caller, Public, answer, sockaddr};
 
 /// What every generation that may accept has to know before the connections of one round come.
@@ -75,18 +77,26 @@ where
             None => targets.push(Target::of(public)),
         }
     }
-    loop {
-        let (rest, announced) = round(targets, generation, until, &announce).await;
-        targets = verified.sort(rest, started);
-        if targets.is_empty() && announced.is_ok() {
-            return Ok(verified);
-        }
+    while !targets.is_empty() {
+        // Those that have not passed go to the end, so that each has its turn.
+        let rest = targets.split_off(targets.len().min(VERIFY_TOGETHER_MAX));
+        let (asked, announced) = round(targets, generation, until, &announce).await;
+        let failed = verified.sort(asked, started);
         let is_hopeless = |target: &Target| target.wrong_in_a_row >= VERIFY_WRONG_MAX;
-        if targets.iter().any(is_hopeless) || Instant::now() + VERIFY_RETRY >= until {
-            return Err(explain(&targets, generation, announced));
+        if failed.iter().any(is_hopeless) || Instant::now() + VERIFY_RETRY >= until {
+            let left: Vec<Target> = failed.into_iter().chain(rest).collect();
+            match left.is_empty() {
+                true => break,
+                false => return Err(explain(&left, generation, announced)),
+            }
         }
-        sleep(VERIFY_RETRY).await;
+        if !failed.is_empty() {
+            sleep(VERIFY_RETRY).await;
+        }
+        targets = rest;
+        targets.extend(failed);
     }
+    Ok(verified)
 }
 
 /// One announcement, and then the connections to all addresses, those to different ones at the same time.
@@ -346,15 +356,23 @@ fn explain(targets: &[Target], generation: u64, announced: Result<(), String>) -
     if let Err(reason) = announced {
         return format!("generation {generation} could not be told whom to expect: {reason}");
     }
-    let failed = targets.iter().map(|target| {
-        let problem = target.problem.as_deref().unwrap_or("it was not asked");
-        format!(
-            "generation {generation} did not answer {VERIFY_PASSES} connections in a row to {:?} on {}, of {} in all: \
-             at last {problem}",
-            target.name, target.address, target.connections
-        )
-    });
-    failed.collect::<Vec<_>>().join("; ")
+    let failed = targets
+        .iter()
+        .filter_map(|target| Some((target, target.problem.as_ref()?)));
+    let mut told: Vec<String> = failed
+        .take(TOLD_MAX)
+        .map(|(target, problem)| {
+            format!(
+                "generation {generation} did not answer {VERIFY_PASSES} connections in a row to {:?} on {}, of {} in \
+                 all: at last {problem}",
+                target.name, target.address, target.connections
+            )
+        })
+        .collect();
+    if targets.len() > told.len() {
+        told.push(format!("{} more did not pass", targets.len() - told.len()));
+    }
+    told.join("; ")
 }
 
 /// Whether accepts have fallen since the flip: fewer than half of those in as long a time before it, if there were
@@ -365,6 +383,8 @@ pub(crate) fn accepts_have_fallen(before: u64, after: u64) -> bool {
 
 /// Below this many accepts before a flip nothing can be said of those after it.
 pub(crate) const ACCEPTS_MIN: u64 = 20;
+/// Addresses that failed and are told of one by one.
+const TOLD_MAX: usize = 3;
 /// More bytes than any answer has.
 const ANSWER_MAX: u64 = 256;
 const BY_ITSELF: &str = "its application accepts by itself in that generation";

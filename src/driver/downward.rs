@@ -12,7 +12,7 @@ use super::link::{Heard, is_hangup};
 use super::parts::{Part, Parts};
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
-use super::{Driver, deadlines};
+use super::{Driver, activity, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
@@ -351,7 +351,7 @@ impl Driver {
             .collect();
         down.flip_at = Some(Instant::now());
         self.shared.table.shut_all_except(&self.unclaimed);
-        down.hooks = self.shared.at_flip.run();
+        down.hooks = activity::retire(&self.shared);
         if down.hooks.is_none() {
             self.incumbent.handle_gates_shut(Instant::now());
         }
@@ -479,6 +479,7 @@ impl Driver {
 
     fn reopen_gates(&mut self) {
         self.shared.table.open_all_regardless();
+        self.activation_due = true;
         self.shared.drain.resume();
         self.unclaimed.clear();
     }
@@ -640,6 +641,8 @@ impl Driver {
             }
             if is_at_large {
                 shared.at_large.send_modify(|count| *count -= 1);
+                // A driver that has ended has nothing to activate.
+                let _ = shared.command(Command::SuccessorGone);
             }
         });
     }

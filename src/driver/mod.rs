@@ -3,6 +3,7 @@
 //!
 //! It owns what the machines only name: descriptors, processes, channels, gates.
 
+mod activity;
 mod downward;
 mod elders;
 mod link;
@@ -79,6 +80,8 @@ pub(crate) struct Driver {
     waiting: Option<(Downward, Instant)>,
     /// The connections that ask who accepts and that the successor has not said to expect.
     unconfirmed: Option<Unconfirmed>,
+    /// The gates are open again, and it is active again once no successor can be.
+    activation_due: bool,
     attempts: Attempts,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
@@ -149,6 +152,7 @@ impl Driver {
             down: None,
             waiting: None,
             unconfirmed: None,
+            activation_due: false,
             attempts: Attempts::default(),
             elders: Elders::default(),
             elders_awaited: None,
@@ -405,6 +409,8 @@ impl Driver {
                 announcement,
                 reply,
             } => self.announce_probes(side, announcement, reply),
+            Command::Deactivated => self.deactivated(),
+            Command::SuccessorGone => self.perform_downward(),
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
             Command::KeepState(state) => self.keep_state(state),
             Command::Stop => self.stop(),
@@ -421,6 +427,7 @@ impl Driver {
 
     fn serve_fresh(&mut self) -> Result<()> {
         self.shared.table.open_all()?;
+        self.activate();
         self.shared.health.serving();
         self.shared.emit(Event::Serving {
             generation: self.generation,
@@ -576,6 +583,8 @@ impl Driver {
 
     fn begin_leaving(&mut self, reason: String) {
         self.role = Role::Leaving;
+        // Whoever is the next to be active, it is not this one.
+        drop(self.shared.activity.wish(false));
         // Whoever hears of it finds that it is so.
         self.publish();
         let in_flight = self.shared.drain.in_flight();

@@ -89,6 +89,7 @@ impl Driver {
                 break;
             }
         }
+        self.activate_if_due();
         self.publish();
     }
 

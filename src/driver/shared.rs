@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::activity::Activity;
 use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
 use super::verify::Announced;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) at_large: watch::Sender<usize>,
     pub(crate) at_offer: Hooks,
     pub(crate) at_flip: Hooks,
+    /// What runs in the active generation only.
+    pub(crate) activity: Activity,
     /// What the incumbent passed at the offer.
     pub(crate) offered: Mutex<State>,
     /// What the incumbent passed at the flip.
@@ -81,6 +84,10 @@ pub(crate) enum Command {
         announcement: Announcement,
         reply: oneshot::Sender<Announced>,
     },
+    /// The hooks have run that make this generation inactive, for as long as it was wished.
+    Deactivated,
+    /// A successor that was given up has ended.
+    SuccessorGone,
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.
@@ -154,6 +161,7 @@ impl Shared {
             at_large: watch::Sender::new(0),
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
+            activity: Activity::default(),
             offered: Mutex::default(),
             flipped: Mutex::default(),
         })

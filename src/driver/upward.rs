@@ -34,6 +34,8 @@ pub(crate) struct Upward {
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
     stderr: Option<OwnStderr>,
+    /// What it says once its hooks have made it inactive.
+    pub(super) held: Option<Vec<Message>>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
 }
@@ -57,6 +59,7 @@ impl Upward {
             elders: Vec::new(),
             timings: None,
             stderr: None,
+            held: None,
             failed: None,
         }
     }
@@ -151,7 +154,7 @@ impl Driver {
     pub(super) fn perform_upward(&mut self) {
         while let Some(output) = self.up.as_mut().and_then(|up| up.machine.poll_output()) {
             match output {
-                Output::Send(message) => self.tell_incumbent(&message),
+                Output::Send(message) => self.tell_incumbent_in_turn(message),
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
                 Output::ShutGates => self.shut_all_gates(),
@@ -231,9 +234,18 @@ impl Driver {
     }
 
     /// The drain may be taken back as well, until the incumbent has said that it serves.
-    fn shut_all_gates(&self) {
+    fn shut_all_gates(&mut self) {
         self.shared.table.shut_all_except(&[]);
         self.shared.drain.quiesce();
+        self.deactivate();
+    }
+
+    /// What follows on shut gates waits until this generation is inactive.
+    fn tell_incumbent_in_turn(&mut self, message: Message) {
+        match self.up.as_mut().and_then(|up| up.held.as_mut()) {
+            Some(held) => held.push(message),
+            None => self.tell_incumbent(&message),
+        }
     }
 
     fn open_gates(&mut self, regardless: bool) {
@@ -250,6 +262,7 @@ impl Driver {
             Ok(()) => {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
+                self.activate();
                 self.shared.health.serving();
                 self.shared.emit(Event::Serving { generation });
                 self.answer = Some(Ok(()));

@@ -78,6 +78,9 @@ async fn main() -> Outcome {
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
     });
+    if plan.get("deaf").is_some() {
+        generation.draining().await;
+    }
     sockets
         .serve(&generation, &app::app(&generation, passed))
         .await;
@@ -223,7 +226,7 @@ async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
         let listener = starting
             .listen_tcp(&format!("more-{index}"), "127.0.0.1:0")
             .await?;
-        std::mem::forget(listener);
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     }
     if let Some(twice) = plan.get("claim-again") {
         starting.listen_tcp(twice, "127.0.0.1:0").await?;
