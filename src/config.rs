@@ -34,6 +34,10 @@ pub const VERIFY_TOGETHER_MAX: usize = 32;
 pub const PROBES_MAX: usize = 4_096;
 /// How long it remembers them at most, since they may wait in a queue that nobody empties: 5 min.
 pub const PROBE_PATIENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// How many connections there may be at the private endpoints of a candidate: 64. More wait.
+pub const PREVIEW_CLIENTS_MAX: usize = 64;
+/// How long such a connection may take to reach the listener that it is for: 1 s.
+pub const PREVIEW_CONNECT: Duration = Duration::from_secs(1);
 /// How many tries an HTTP check of a candidate gets: 3.
 pub const CHECK_TRIES: u32 = 3;
 /// How long each of them may wait for its answer: 5 s.
@@ -134,6 +138,9 @@ pub(crate) struct Config {
     pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    /// Where a candidate has its private endpoints, if it has any, and the ports beside them.
+    pub(crate) preview: Option<PathBuf>,
+    pub(crate) preview_ports: Vec<(String, u16)>,
     pub(crate) fd_store: Option<bool>,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
@@ -168,6 +175,8 @@ impl Default for Config {
             build: String::new(),
             pid_file: None,
             control: None,
+            preview: None,
+            preview_ports: Vec::new(),
             fd_store: None,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],

@@ -85,6 +85,7 @@ mod systemd;
 mod check;
 pub mod control;
 mod launch;
+mod preview;
 mod verify;
 
 mod trigger;

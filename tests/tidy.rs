@@ -21,6 +21,7 @@ const RANKS: &[(&str, u32)] = &[
     ("control", 30),
     ("check", 30),
     ("launch", 30),
+    ("preview", 30),
     ("verify", 30),
     ("trigger", 40),
     ("driver", 50),

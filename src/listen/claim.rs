@@ -56,6 +56,8 @@ pub(super) enum Refusal {
 pub(crate) struct Public {
     pub(crate) name: String,
     pub(crate) address: Address,
+    /// Whether connections can reach the application from elsewhere.
+    pub(crate) adopts: bool,
     /// Why nobody but the application could answer there, if so.
     pub(crate) unanswered: Option<&'static str>,
 }
@@ -313,6 +315,7 @@ impl Public {
         Self {
             name: held.slot.name.clone(),
             address: held.address.clone(),
+            adopts: held.gate().is_some() && held.slot.kind != SlotKind::Udp,
             unanswered,
         }
     }

@@ -11,6 +11,7 @@ mod gate;
 mod intake;
 mod options;
 mod path;
+mod private;
 mod probe;
 mod stop;
 mod table;
@@ -28,7 +29,8 @@ pub(crate) use self::divert::{Divert, Diverter};
 #[allow(unused_imports, reason = "the director is about to use it")]
 pub(crate) use self::intake::{Adopted, Permit};
 pub use self::options::ListenOptions;
-pub(crate) use self::path::sockaddr;
+pub(crate) use self::path::{clear, sockaddr};
+pub(crate) use self::private::Private;
 pub(crate) use self::probe::{Caller, answer};
 pub(crate) use self::stop::FinalStop;
 pub(crate) use self::table::Table;

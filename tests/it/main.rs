@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+mod activity;
 mod bad_successor;
 mod frozen;
 mod generations;
@@ -15,3 +16,4 @@ mod start;
 mod state;
 mod stop;
 mod support;
+mod verify;

@@ -14,6 +14,7 @@ mod bare;
 mod heap;
 mod passed;
 mod plan;
+mod singleton;
 
 use std::error::Error;
 use std::future::pending;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use axum::Router;
 use handover::http::Server;
+use handover::rollout::Rollout;
 use handover::{
     Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
 };
@@ -48,6 +50,7 @@ async fn main() -> Outcome {
     if let Some(extension) = plan.millis("extend") {
         starting.extend(extension);
     }
+    singleton::run(&starting, &plan);
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
@@ -101,7 +104,14 @@ async fn keep(generation: Serving) {
 }
 
 fn builder(plan: &Plan) -> Builder {
-    let mut builder = handover::builder();
+    let mut rollout = Rollout::immediate();
+    if let Some(limit) = millis("TESTD_VERIFY_MS") {
+        rollout = rollout.verify_deadline(limit);
+    }
+    if let Some(count) = setting("TESTD_FAILURES_MAX").and_then(|count| count.parse().ok()) {
+        rollout = rollout.failures_max(count);
+    }
+    let mut builder = handover::builder().rollout(rollout);
     let durations: [(&str, SetDuration); 10] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
