@@ -90,6 +90,9 @@ pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 pub const ADOPTED_MAX: usize = 1_024;
 /// How many connections the stable generation passes to a candidate in one message: 32, if as many are there at once.
 pub const FORWARDED_TOGETHER_MAX: usize = 32;
+/// How long a candidate may leave a connection waiting that the stable generation has passed to it, before that serves it
+/// and passes on no more: 1 s.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

@@ -83,6 +83,8 @@ pub mod state;
 mod systemd;
 
 pub mod control;
+#[cfg_attr(not(test), allow(dead_code, reason = "the driver is about to use it"))]
+mod director;
 mod launch;
 
 mod trigger;

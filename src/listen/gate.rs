@@ -935,8 +935,8 @@ mod tests {
         diverted(&gate, false, usize::MAX);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
-        diverted(&gate, true, usize::MAX);
-        gate.diversion.diverter().stop();
+        let to = diverted(&gate, true, usize::MAX);
+        gate.diversion.diverter().stop(&*to);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
     }

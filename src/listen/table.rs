@@ -272,6 +272,11 @@ impl Table {
         }
     }
 
+    /// Whether a connection to the listener of this name may be adopted, as far as is known.
+    pub(crate) fn adopts(&self, name: &str) -> bool {
+        self.lock().listener(name).is_some()
+    }
+
     /// Waits until the application has accepted everything that was adopted, or `deadline` is over.
     ///
     /// Cancel safe.
