@@ -1,11 +1,10 @@
 //! Both ends in one process, over real connections.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream as Client};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -428,11 +427,13 @@ async fn a_connection_is_never_served_by_both_sides_when_it_is_taken_back() {
     let (mut begun, mut taken_back) = (0, 0);
     for round in 0..ROUNDS {
         let mut pair = pair(NEVER, &plan());
-        let _adopter = pair.adopter();
+        let adopter = pair.adopter();
         pair.director.set_share(Share::FULL);
         let clients: Vec<_> = (0..40).map(|_| connect(pair.address())).collect();
         let Pair {
+            stable,
             ours,
+            candidate,
             theirs,
             director,
             ..
@@ -448,17 +449,23 @@ async fn a_connection_is_never_served_by_both_sides_when_it_is_taken_back() {
             }
             revoking.revoke();
         });
-        let answers = tokio::task::spawn_blocking(move || {
+        let answered = tokio::task::spawn_blocking(move || {
             let first: Vec<u8> = clients.iter().map(|it| heard_by(it).unwrap()).collect();
-            // One answer has been taken; a second one would be there by now or is on its way, on this machine.
-            let twice = clients.iter().filter(|client| {
-                client.set_nonblocking(true).unwrap();
-                matches!((&mut &**client).read(&mut [0]), Ok(1..))
-            });
-            (first, twice.count())
+            (clients, first)
         });
-        let (first, twice) = within(answers).await.unwrap();
+        let (clients, first) = within(answered).await.unwrap();
         within(director.ended()).await;
+        // Whoever still was to serve something has done so by then.
+        while !adopter.has_heard_the_end() {
+            tokio::task::yield_now().await;
+        }
+        within(candidate.adopted_accepted(PATIENCE)).await;
+        within(stable.adopted_accepted(PATIENCE)).await;
+        let twice = clients.iter().filter(|client| {
+            client.set_nonblocking(true).unwrap();
+            matches!((&mut &**client).read(&mut [0]), Ok(1..))
+        });
+        let twice = twice.count();
         assert_eq!(twice, 0);
         let total = director.standing().total;
         let by_candidate = first.iter().filter(|word| **word == b'c').count() as u64;
