@@ -83,7 +83,6 @@ pub mod state;
 mod systemd;
 
 pub mod control;
-#[cfg_attr(not(test), allow(dead_code, reason = "the driver is about to use it"))]
 mod director;
 mod launch;
 

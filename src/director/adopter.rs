@@ -9,24 +9,41 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
 use super::directing::recv_past_reset;
 use super::word::{WORD_MAX, Word};
 use crate::listen::{Adopted, Permit, Table};
 use crate::sys::descriptors::{self, Received};
 
-/// Adopts what the stable generation passes on, for as long as that has its end open.
-#[derive(Debug)]
-pub(crate) struct Adopter(Arc<Adopting>);
+/// Within a tokio runtime: adopts into the listeners of `table` what arrives at `socket`, for as long as stable has its
+/// end open.
+///
+/// # Errors
+///
+/// If that is no such socket, or the process has no resources to watch it.
+pub(crate) fn adopt(socket: OwnedFd, table: &Table) -> io::Result<()> {
+    begin(socket, table).map(drop)
+}
+
+fn begin(socket: OwnedFd, table: &Table) -> io::Result<Arc<Adopting>> {
+    if !descriptors::is_seqpacket_socket(socket.as_fd()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    SockRef::from(&socket).set_nonblocking(true)?;
+    let adopting = Arc::new(Adopting {
+        socket: descriptors::watched(socket, Interest::READABLE)?,
+        table: table.clone(),
+        hearing: Mutex::default(),
+    });
+    tokio::spawn(Arc::clone(&adopting).run());
+    Ok(adopting)
+}
 
 struct Adopting {
     socket: AsyncFd<OwnedFd>,
     table: Table,
     /// Held while a datagram is taken and understood, so that whoever has it knows all that was said before.
     hearing: Mutex<Hearing>,
-    /// Whether anything has been put before the application.
-    has_adopted: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -50,35 +67,16 @@ struct Delivery {
     connections: Vec<OwnedFd>,
 }
 
-impl Adopter {
-    /// Within a tokio runtime: adopts into the listeners of `table` what arrives at `socket`.
-    ///
-    /// # Errors
-    ///
-    /// If that is no such socket, or the process has no resources to watch it.
-    pub(crate) fn begin(socket: OwnedFd, table: &Table) -> io::Result<Self> {
-        if !descriptors::is_seqpacket_socket(socket.as_fd()) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        SockRef::from(&socket).set_nonblocking(true)?;
-        let adopting = Arc::new(Adopting {
-            socket: descriptors::watched(socket, Interest::READABLE)?,
-            table: table.clone(),
-            hearing: Mutex::default(),
-            has_adopted: watch::Sender::new(false),
-        });
-        tokio::spawn(Arc::clone(&adopting).run());
-        Ok(Self(adopting))
-    }
-
-    /// Becomes `true` when the first connection waits for the application.
-    pub(crate) fn has_adopted(&self) -> watch::Receiver<bool> {
-        self.0.has_adopted.subscribe()
-    }
-}
+/// What a test knows of the candidate's end.
+#[cfg(test)]
+pub(super) struct Adopter(Arc<Adopting>);
 
 #[cfg(test)]
 impl Adopter {
+    pub(super) fn begin(socket: OwnedFd, table: &Table) -> io::Result<Self> {
+        begin(socket, table).map(Self)
+    }
+
     pub(super) fn has_heard_the_end(&self) -> bool {
         self.0.lock().revoked
     }
@@ -182,7 +180,6 @@ impl Adopting {
             // Comes back when too many wait, and is declined by being dropped.
             let _ = self.table.adopt_connection(&listener, adopted);
         }
-        self.has_adopted.send_replace(true);
     }
 
     fn decline(&self, id: u64, for_good: bool) {

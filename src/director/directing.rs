@@ -8,10 +8,9 @@ use std::io;
 use std::mem;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -36,8 +35,13 @@ pub(crate) struct Director(Arc<Directing>);
 pub(crate) enum End {
     /// The candidate has closed its end, most likely by dying.
     Gone,
-    /// It has not acknowledged a connection for so long.
-    Stalled(Duration),
+    /// It has left connections waiting.
+    Stalled {
+        /// How many there were in the end.
+        waiting: usize,
+        /// For how long the first of them.
+        silent: Duration,
+    },
     /// It said something that cannot be understood.
     Broken(String),
     /// This generation wanted everything back.
@@ -48,8 +52,7 @@ pub(crate) enum End {
 
 /// What became of connections. Each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
 /// is on its way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Accepted while the candidate had a share.
     pub(crate) accepted: u64,
@@ -80,6 +83,17 @@ pub(crate) struct Standing {
     pub(crate) listeners: BTreeMap<String, Counts>,
     /// Passed on and not acknowledged.
     pub(crate) on_the_way: usize,
+}
+
+/// A director as long as there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched(Weak<Directing>);
+
+impl Watched {
+    /// How it stands.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        Some(self.0.upgrade()?.lock().standing())
+    }
 }
 
 #[derive(Debug)]
@@ -166,17 +180,15 @@ impl Director {
         }
     }
 
+    /// For those who are to know how it stands at any time.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched(Arc::downgrade(&self.0))
+    }
+
     /// How it stands.
-    pub(crate) fn standing(&self) -> Standing {
-        let state = self.0.lock();
-        let total = state.total();
-        Standing {
-            share: state.share,
-            since: total.since(state.before),
-            total,
-            listeners: state.listeners.clone(),
-            on_the_way: state.on_the_way.len(),
-        }
+    #[cfg(test)]
+    pub(super) fn standing(&self) -> Standing {
+        self.0.lock().standing()
     }
 
     /// Waits until nothing is passed on any more, and says why.
@@ -293,8 +305,12 @@ impl Directing {
         let overdue = Instant::now() - self.deadline;
         let oldest = state.on_the_way.first_key_value();
         if oldest.is_some_and(|(_, sent)| sent.at <= overdue) {
+            let waiting = state.on_the_way.len();
             drop(state);
-            self.end(End::Stalled(self.deadline));
+            self.end(End::Stalled {
+                waiting,
+                silent: self.deadline,
+            });
         }
     }
 
@@ -474,6 +490,17 @@ impl State {
         self.listeners.entry(listener.to_owned()).or_default()
     }
 
+    fn standing(&self) -> Standing {
+        let total = self.total();
+        Standing {
+            share: self.share,
+            since: total.since(self.before),
+            total,
+            listeners: self.listeners.clone(),
+            on_the_way: self.on_the_way.len(),
+        }
+    }
+
     fn total(&self) -> Counts {
         self.listeners
             .values()
@@ -507,9 +534,9 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gone => f.write_str("the candidate takes no more connections"),
-            Self::Stalled(deadline) => write!(
+            Self::Stalled { waiting, silent } => write!(
                 f,
-                "the candidate left a connection waiting for {deadline:?}"
+                "the candidate left {waiting} connections waiting, for up to {silent:?}"
             ),
             Self::Broken(reason) => {
                 write!(f, "the candidate cannot be understood: {reason}")

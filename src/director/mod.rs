@@ -22,10 +22,8 @@ mod directing;
 mod tests;
 mod word;
 
-#[allow(unused_imports, reason = "the driver is about to use them")]
-pub(crate) use self::adopter::Adopter;
-#[allow(unused_imports, reason = "the driver is about to use them")]
-pub(crate) use self::directing::{Counts, Director, End, Standing};
+pub(crate) use self::adopter::adopt;
+pub(crate) use self::directing::{Counts, Director, End, Standing, Watched};
 
 /// The slot in which the candidate is offered its end.
 pub(crate) const SLOT: &str = "handover.director";

@@ -11,6 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::adopter::Adopter;
 use super::word::Word;
 use super::*;
 use crate::listen::{ListenOptions, Table, TcpListener};
@@ -223,7 +224,10 @@ async fn a_candidate_that_stands_still_loses_what_it_had_not_begun_and_cannot_be
     let clients = pair.pass_on(3).await;
     assert_eq!(
         within(pair.director.ended()).await,
-        End::Stalled(Duration::from_millis(50))
+        End::Stalled {
+            waiting: 3,
+            silent: deadline
+        }
     );
     for client in &clients {
         assert_eq!(peer_of(&pair.ours).await, client.local_addr().unwrap());
@@ -277,14 +281,14 @@ async fn a_candidate_that_stable_has_left_alone_serves_what_was_on_its_way() {
 #[tokio::test]
 async fn a_revoked_candidate_gives_back_what_its_application_has_not_accepted() {
     let mut pair = pair(NEVER, &plan());
-    let adopter = pair.adopter();
+    let _adopter = pair.adopter();
     pair.director.set_share(Share::FULL);
     let clients = pair.pass_on(3).await;
     assert_eq!(
         peer_of(&pair.theirs).await,
         clients[0].local_addr().unwrap()
     );
-    within(adopter.has_adopted().wait_for(|adopted| *adopted))
+    within(pair.candidate.has_adopted().wait_for(|adopted| *adopted))
         .await
         .unwrap();
     pair.director.revoke();
@@ -317,10 +321,10 @@ async fn what_the_candidate_does_not_listen_on_stays_with_stable() {
 #[tokio::test]
 async fn a_listener_that_the_candidate_drops_gives_back_what_waits_at_it() {
     let mut pair = pair(NEVER, &plan());
-    let adopter = pair.adopter();
+    let _adopter = pair.adopter();
     pair.director.set_share(Share::FULL);
     let clients = pair.pass_on(2).await;
-    within(adopter.has_adopted().wait_for(|adopted| *adopted))
+    within(pair.candidate.has_adopted().wait_for(|adopted| *adopted))
         .await
         .unwrap();
     let Pair { theirs, ours, .. } = &mut pair;
@@ -415,7 +419,7 @@ async fn a_candidate_that_cannot_understand_stable_gives_everything_back() {
 #[test]
 fn only_a_socket_of_the_right_kind_is_taken_for_the_candidates_end() {
     let null = std::fs::File::open("/dev/null").unwrap();
-    let refused = Adopter::begin(null.into(), &Table::default()).unwrap_err();
+    let refused = adopt(null.into(), &Table::default()).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
 }
 

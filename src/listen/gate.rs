@@ -49,7 +49,6 @@ pub(super) trait Listen: Watch {
 /// A gate as the table sees it, whatever passes through.
 pub(super) trait Gated: fmt::Debug + Send + Sync {
     /// Puts a connection before the application that was accepted elsewhere, or gives it back.
-    #[allow(dead_code, reason = "the director is about to use it")]
     fn adopt(&self, adopted: Adopted) -> Result<(), Adopted>;
     /// Opens, or says why this gate would be deaf and stays shut. An open or retired gate stays as it is.
     fn open(&self) -> io::Result<()>;
@@ -70,7 +69,6 @@ pub(super) trait Gated: fmt::Debug + Send + Sync {
     /// Becomes `true` when the gate has retired.
     fn retired(&self) -> watch::Receiver<bool>;
     /// Becomes 0 when the application has all that was adopted.
-    #[allow(dead_code, reason = "the director is about to use it")]
     fn adopted(&self) -> watch::Receiver<usize>;
 }
 

@@ -20,9 +20,7 @@ mod udp;
 mod unix;
 mod waiting;
 
-#[allow(unused_imports, reason = "the director is about to use it")]
-pub(crate) use self::divert::{Divert, Diverter};
-#[allow(unused_imports, reason = "the director is about to use it")]
+pub(crate) use self::divert::Divert;
 pub(crate) use self::intake::{Adopted, Permit};
 pub use self::options::ListenOptions;
 pub(crate) use self::stop::FinalStop;
