@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::check::Check;
 use crate::config::Config;
 use crate::control;
 use crate::drain::{Class, Drain, Report};
@@ -44,6 +45,7 @@ pub async fn start() -> Result<Starting> {
 pub fn builder() -> Builder {
     Builder {
         config: Config::default(),
+        checks: Vec::new(),
     }
 }
 
@@ -52,6 +54,7 @@ pub fn builder() -> Builder {
 #[must_use = "a builder does nothing until `start`"]
 pub struct Builder {
     config: Config,
+    checks: Vec<Check>,
 }
 
 /// Far enough in the future to mean for ever, and near enough to be added to any instant.
@@ -78,6 +81,10 @@ impl Builder {
         /// How long each half of a flip may take before it is taken back.
         /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
         flip_deadline => flip;
+        /// How long a candidate may leave a connection waiting that this generation has passed to it as its share,
+        /// before it counts as stalled and this generation serves it.
+        /// Default: [`FORWARD_DEADLINE`](crate::config::FORWARD_DEADLINE), 1 s.
+        forward_deadline => forward;
         /// How long in-flight work may take once this generation drains, where its class says nothing else.
         /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
         drain_deadline => drain;
@@ -197,6 +204,36 @@ impl Builder {
         self
     }
 
+    /// Where this generation, as a successor that is ready, can be reached before it has any clients: by the Unix socket
+    /// `preview-GENERATION-LISTENER.sock` in this directory for each of its TCP and Unix listeners, with mode 0600, and
+    /// for the user of this process and root alone. What is neither letter, digit, dot, hyphen nor underscore in the name
+    /// of a listener is an underscore there.
+    ///
+    /// Whoever connects comes to `accept` of that listener; with the first of them [`Starting::ready`] returns, gates
+    /// still shut. TCP listeners see such a client come from the loopback address. The sockets go at the flip, and
+    /// when the successor is given up. One that cannot be bound is an error of [`Starting::ready`]. Default: none.
+    pub fn preview(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.preview = Some(directory.into());
+        self
+    }
+
+    /// Beside the [private socket](Self::preview) of this TCP listener, a port on 127.0.0.1, 0 for any: **every user of
+    /// the machine** can connect to it. May be called once for each listener. Default: none.
+    pub fn preview_port(mut self, listener: impl Into<String>, port: u16) -> Self {
+        self.config.preview_ports.push((listener.into(), port));
+        self
+    }
+
+    /// Adds a check that a successor of this generation has to pass once it is ready, before it has any clients. They run
+    /// in this process, one after another, and have [`Rollout::checks_deadline`] together; one that fails aborts the
+    /// upgrade. The successor needs [private endpoints](Self::preview), if the checks are to reach it.
+    ///
+    /// Default: none.
+    pub fn pre_flip(mut self, check: Check) -> Self {
+        self.checks.push(check);
+        self
+    }
+
     /// Whether systemd is to keep the sockets for a start after a crash or a restart of this service
     /// (`FileDescriptorStoreMax=`, systemd.service(5)): connections wait in their queues until then.
     ///
@@ -240,7 +277,7 @@ impl Builder {
     ///
     /// Dropping the future of a successor makes the incumbent give it up.
     pub async fn start(self) -> Result<Starting> {
-        let Self { config } = self;
+        let Self { config, checks } = self;
         let snapshot = Snapshot::take();
         let mut own_signals = Signals::default();
         let listening = own_signals.listen_upgrade(config.upgrade_signal);
@@ -276,7 +313,8 @@ impl Builder {
             inbox,
             own_signals,
             manager,
-        );
+        )
+        .with_checks(checks);
         // It is moved to a task of its own later, and is not small.
         let mut driver = Box::new(driver);
         match channel {
@@ -505,7 +543,8 @@ impl Starting {
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
-    /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
+    /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
+    /// the first connection that the stable generation passes to it, gates still shut. From now on SIGTERM and SIGINT stop it
     /// gracefully, and, once it is committed, SIGHUP upgrades it.
     ///
     /// # Errors

@@ -84,6 +84,7 @@ mod systemd;
 
 mod check;
 pub mod control;
+mod director;
 mod launch;
 mod preview;
 mod verify;

@@ -377,12 +377,16 @@ fn explain(targets: &[Target], generation: u64, announced: Result<(), String>) -
 
 /// Whether accepts have fallen since the flip: fewer than half of those in as long a time before it, if there were
 /// enough then to tell. It needs no connection of its own, and sees what those from this machine cannot.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the driver has no counts of accepts by side yet")
+)]
 pub(crate) fn accepts_have_fallen(before: u64, after: u64) -> bool {
     before >= ACCEPTS_MIN && after.saturating_mul(2) < before
 }
 
 /// Below this many accepts before a flip nothing can be said of those after it.
-pub(crate) const ACCEPTS_MIN: u64 = 20;
+const ACCEPTS_MIN: u64 = 20;
 /// Addresses that failed and are told of one by one.
 const TOLD_MAX: usize = 3;
 /// More bytes than any answer has.

@@ -20,6 +20,7 @@ const RANKS: &[(&str, u32)] = &[
     ("systemd", 20),
     ("control", 30),
     ("check", 30),
+    ("director", 30),
     ("launch", 30),
     ("preview", 30),
     ("verify", 30),

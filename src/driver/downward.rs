@@ -12,14 +12,17 @@ use super::link::{Heard, is_hangup};
 use super::parts::{Part, Parts};
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
-use super::{Driver, activity, deadlines};
+use super::sharing::Sharing;
+use super::{Driver, activity, deadlines, preview};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::Output;
-use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::protocol::message::{
+    self, Hello, Message, Preview, Slot, Timings, VERSION, VERSION_MIN, millis,
+};
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
@@ -35,6 +38,10 @@ pub(crate) struct Downward {
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
     pub(super) examining: Option<Examining>,
+    /// From the offer on, until the successor is given up or has the role.
+    pub(super) director: Option<Sharing>,
+    /// Where the successor is reached before the flip.
+    pub(super) previews: Vec<Preview>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
@@ -84,6 +91,8 @@ impl Downward {
             controller: Controller::new(plan.clone()),
             plan,
             examining: None,
+            director: None,
+            previews: Vec::new(),
             failed: None,
             reply,
             link: None,
@@ -125,6 +134,7 @@ impl Downward {
             by: self.plan.by,
             pause: self.controller.pause(),
             explanation: self.controller.standing(now),
+            forwarding: None,
         }
     }
 
@@ -315,15 +325,23 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
-        let Some(link) = &mut down.link else {
-            return Ok(());
-        };
-        if link.passing.offer.is_some() {
+        if down
+            .link
+            .as_ref()
+            .is_none_or(|link| link.passing.offer.is_some())
+        {
             return Ok(());
         }
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
+        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
+            table.extend(shareable([slot]));
+            down.director = Some(sharing);
+        }
+        let Some(link) = &mut down.link else {
+            return Ok(());
+        };
         if let Some(state) = down.state.take() {
             table.extend(shareable(state.into_slots()?));
         }
@@ -537,6 +555,9 @@ impl Driver {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        if let Some(sharing) = down.director.take() {
+            sharing.release();
+        }
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
         self.shared.remember(control::Upgrade {
@@ -601,6 +622,7 @@ impl Driver {
             ..down.outcome(self.generation, verdict)
         };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
+        let directory = self.config.preview.clone();
         let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
         if is_at_large {
             shared.at_large.send_modify(|count| *count += 1);
@@ -639,6 +661,7 @@ impl Driver {
             if let Some(link) = down.link.filter(|link| !link.has_ended()) {
                 link.collect_when_gone().await;
             }
+            preview::clear(&down.previews, directory.as_deref()).await;
             if is_at_large {
                 shared.at_large.send_modify(|count| *count -= 1);
                 // A driver that has ended has nothing to activate.
@@ -651,7 +674,10 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         match message {
             Message::Hello(hello) => down.version = hello.version(),
-            Message::Ready { .. } => down.ready_at = Some(now),
+            Message::Ready { preview, .. } => {
+                down.ready_at = Some(now);
+                down.previews.clone_from(preview);
+            }
             Message::Received { .. } => {
                 if let Some(link) = &mut down.link {
                     link.passing.arrived();
@@ -749,7 +775,9 @@ fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::ETOOMANYREFS)
 }
 
-fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
+fn shareable(
+    slots: impl IntoIterator<Item = (Slot, OwnedFd)>,
+) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
     slots
         .into_iter()
         .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))

@@ -10,8 +10,10 @@ mod link;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
+mod preview;
 mod rollout;
 pub(crate) mod shared;
+mod sharing;
 mod stop;
 mod upward;
 mod verify;
@@ -23,7 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::downward::Downward;
 use self::elders::Elders;
@@ -32,17 +34,21 @@ use self::manager::ServiceManager;
 use self::operator::{Done, verdict_of};
 use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::sharing::Sharing;
 use self::stop::Stop;
 use self::upward::Upward;
 use self::verify::Unconfirmed;
 use crate::channel::Channel;
+use crate::check::Check;
 use crate::config::Config;
 use crate::control;
+use crate::director;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::Launcher;
 use crate::pid_file;
+use crate::preview::Endpoints;
 use crate::protocol::deadlines::Deadlines;
 use crate::protocol::incumbent::Incumbent;
 use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN, millis};
@@ -80,9 +86,15 @@ pub(crate) struct Driver {
     waiting: Option<(Downward, Instant)>,
     /// The connections that ask who accepts and that the successor has not said to expect.
     unconfirmed: Option<Unconfirmed>,
+    /// Where this generation is reached before it has clients.
+    preview: Option<Endpoints>,
+    /// What a successor has to pass before it has.
+    checks: Vec<Check>,
     /// The gates are open again, and it is active again once no successor can be.
     activation_due: bool,
     attempts: Attempts,
+    /// Why somebody has to look, if somebody has.
+    degraded: Option<String>,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
     elders_awaited: Option<Guard>,
@@ -96,6 +108,8 @@ pub(crate) struct Driver {
     stop: Option<Stop>,
     /// It leaves, and nobody follows.
     ends_service: bool,
+    /// Whether it has connections to serve that another generation has accepted.
+    has_adopted: watch::Receiver<bool>,
     incumbent_since: Option<SystemTime>,
 }
 
@@ -119,6 +133,8 @@ enum Input {
     FromSuccessor(Heard),
     SuccessorEnded,
     HooksDone(Collected),
+    Adopted,
+    DirectorEnded(director::End),
     Examined(Examination, Examined),
     ElderGone(elders::Elder),
     Command(Command),
@@ -137,6 +153,7 @@ impl Driver {
         manager: ServiceManager,
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
+        let has_adopted = shared.table.has_adopted();
         Self {
             shared,
             config,
@@ -152,8 +169,11 @@ impl Driver {
             down: None,
             waiting: None,
             unconfirmed: None,
+            preview: None,
+            checks: Vec::new(),
             activation_due: false,
             attempts: Attempts::default(),
+            degraded: None,
             elders: Elders::default(),
             elders_awaited: None,
             unclaimed: Vec::new(),
@@ -161,8 +181,15 @@ impl Driver {
             stop_asked: false,
             stop: None,
             ends_service: false,
+            has_adopted,
             incumbent_since: None,
         }
+    }
+
+    /// What each successor has to pass before it has clients.
+    pub(crate) fn with_checks(mut self, checks: Vec<Check>) -> Self {
+        self.checks = checks;
+        self
     }
 
     /// Makes this generation the successor of the one at the other end of `channel`.
@@ -216,13 +243,16 @@ impl Driver {
         // An open gate holds a second descriptor of its socket.
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
-        let Some(up) = &mut self.up else {
+        if self.up.is_none() {
             self.listen_stop();
             return self.serve_fresh();
-        };
+        }
         let unclaimed = self.shared.table.unclaimed();
         self.shared.table.close_unclaimed();
-        up.machine.handle_ready(unclaimed);
+        self.open_preview().await?;
+        if let Some(up) = &mut self.up {
+            up.machine.handle_ready(unclaimed);
+        }
         self.perform_upward();
         self.answer_failed();
         self.listen_stop();
@@ -280,14 +310,20 @@ impl Driver {
             Some(up) => (up.channel.as_mut(), up.process.as_ref()),
             None => (None, None),
         };
-        let (hooks, examining, link) = match &mut self.down {
+        let (hooks, examining, director, link) = match &mut self.down {
             Some(Downward {
                 hooks,
                 examining,
+                director,
                 link,
                 ..
-            }) => (hooks.as_mut(), examining.as_mut(), link.as_mut()),
-            None => (None, None, None),
+            }) => (
+                hooks.as_mut(),
+                examining.as_mut(),
+                director.as_ref(),
+                link.as_mut(),
+            ),
+            None => (None, None, None, None),
         };
         let (down_channel, down_process) = match link {
             Some(link) => {
@@ -303,6 +339,8 @@ impl Driver {
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
             done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
             (what, result) = when(examining.map(Examining::done)) => Input::Examined(what, result),
+            end = when(director.map(Sharing::ended)) => Input::DirectorEnded(end),
+            Ok(()) = self.has_adopted.changed() => Input::Adopted,
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -318,6 +356,8 @@ impl Driver {
             Input::FromSuccessor(heard) => self.heard_from_successor(heard),
             Input::SuccessorEnded => self.successor_ended(),
             Input::HooksDone(result) => self.hooks_done(result),
+            Input::Adopted => self.adopted(),
+            Input::DirectorEnded(end) => self.director_ended(end),
             Input::Examined(what, result) => {
                 self.examined(what, result);
                 self.perform_downward();
@@ -577,7 +617,9 @@ impl Driver {
         let shared = self.shared.clone();
         // What waits in queues that are only ours is served first.
         let unclaimed = std::mem::take(&mut self.unclaimed);
+        let accepted = shared.table.adopted_accepted(self.config.flip);
         let finishing = shared.table.finish(&unclaimed, self.config.flip);
+        let finishing = async { tokio::join!(finishing, accepted).0 };
         tokio::spawn(async move { leave(&shared, finishing, None, || Duration::MAX).await });
     }
 
@@ -585,6 +627,7 @@ impl Driver {
         self.role = Role::Leaving;
         // Whoever is the next to be active, it is not this one.
         drop(self.shared.activity.wish(false));
+        self.preview = None;
         // Whoever hears of it finds that it is so.
         self.publish();
         let in_flight = self.shared.drain.in_flight();

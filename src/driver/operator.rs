@@ -10,12 +10,14 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::shared::{Command, Shared};
+use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Happened, Lines, Reply, Request, RolloutState, Strategy, Underway,
-    Upgrade, Verdict, What,
+    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RolloutState, Strategy,
+    Underway, Upgrade, Verdict, What,
 };
+use crate::director::Watched;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
@@ -33,6 +35,7 @@ pub(crate) struct Standing {
     role: Option<Role>,
     incumbent_since: Option<SystemTime>,
     upgrade: Option<Upgrading>,
+    degraded: Option<String>,
     elders: Vec<(u64, u32, Instant)>,
 }
 
@@ -43,6 +46,7 @@ struct Upgrading {
     /// None while it waits for an elder to leave, and the rollout with it.
     phase: Option<Phase>,
     rollout: Option<RolloutState>,
+    director: Option<Watched>,
     asked_at: Instant,
 }
 
@@ -79,7 +83,7 @@ impl Driver {
             } => self
                 .plan(strategy, plan.as_ref())
                 .and_then(|plan| self.upgrade(None, plan, origin)),
-            Wanted::Promote(promote) => self.promote_successor(promote),
+            Wanted::Promote(promote) => self.promote_or_declare_good(promote),
             Wanted::Pause => self.pause_rollout(),
             Wanted::Resume => self.resume_rollout(),
             Wanted::Share(share) => self.share_by_hand(share),
@@ -110,6 +114,7 @@ impl Driver {
                 pid: down.pid(),
                 phase,
                 rollout: phase.map(|_| down.rollout_state(now)),
+                director: down.director.as_ref().map(Sharing::watched),
                 asked_at: down.asked_at,
             });
         // First, so that whoever sees the standing change finds out who is asked now.
@@ -137,17 +142,37 @@ impl Driver {
             role: Some(self.role),
             incumbent_since: self.incumbent_since,
             upgrade,
+            degraded: self.degraded.clone(),
             elders: elders
                 .map(|elder| (elder.generation, elder.pid, elder.kill_at))
                 .collect(),
         });
     }
 
+    /// This generation serves because the one that was to judge it has died: nobody has said that it is good.
+    pub(super) fn remember_rescue(&mut self, from: u64) {
+        let reason =
+            format!("generation {from} ended before its rollout to this one had a verdict");
+        self.shared.remember(Upgrade {
+            verdict: Verdict::Degraded,
+            reason: reason.clone(),
+            ..self.own_upgrade(from, Timings::default())
+        });
+        self.shared.warn(reason.clone());
+        self.degraded = Some(reason);
+    }
+
     /// The upgrade that this generation came by is an upgrade in its history too.
     pub(super) fn remember_own_upgrade(&self, from: u64, timings: Option<Timings>) {
-        let Some(timings) = timings else { return };
+        if let Some(timings) = timings {
+            self.shared.remember(self.own_upgrade(from, timings));
+        }
+    }
+
+    fn own_upgrade(&self, from: u64, timings: Timings) -> Upgrade {
         let now_ms = control::unix_ms(SystemTime::now());
-        self.shared.remember(Upgrade {
+        let known = timings.asked_at_ms != 0;
+        Upgrade {
             generation: self.generation,
             from,
             verdict: Verdict::Committed,
@@ -157,12 +182,16 @@ impl Driver {
             incumbent_serves: false,
             exit: None,
             last_words: String::new(),
-            asked_at_ms: timings.asked_at_ms,
-            ready_after_ms: Some(timings.ready_after_ms),
-            flip_took_us: Some(timings.flip_took_us),
+            asked_at_ms: if known { timings.asked_at_ms } else { now_ms },
+            ready_after_ms: known.then_some(timings.ready_after_ms),
+            flip_took_us: known.then_some(timings.flip_took_us),
             explanation: None,
-            took_ms: now_ms.saturating_sub(timings.asked_at_ms),
-        });
+            took_ms: if known {
+                now_ms.saturating_sub(timings.asked_at_ms)
+            } else {
+                0
+            },
+        }
     }
 }
 
@@ -340,6 +369,8 @@ impl Operator {
             generation: self.generation(),
             pid: std::process::id(),
             role: standing.role(),
+            condition: standing.condition(),
+            degraded: standing.degraded.clone(),
             build: self.build.clone(),
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             health: self.shared.health.readiness().to_string(),
@@ -445,6 +476,7 @@ impl Answering for Operator {
             }
             Request::Promote { wait, full } => {
                 let promote = if full { Promote::Full } else { Promote::Next };
+                let wait = wait && self.shared.standing.borrow().upgrade.is_some();
                 self.carry_out(Wanted::Promote(promote), wait).await
             }
             Request::Pause => self.do_at_once(Wanted::Pause).await,
@@ -472,6 +504,18 @@ impl Answering for Operator {
     }
 }
 
+impl Upgrading {
+    /// With the counts of this moment.
+    fn rollout(&self) -> Option<RolloutState> {
+        let standing = self.director.as_ref().and_then(Watched::standing);
+        let rollout = self.rollout.clone()?;
+        Some(RolloutState {
+            forwarding: standing.as_ref().map(sharing::state_of),
+            ..rollout
+        })
+    }
+}
+
 impl Standing {
     fn role(&self) -> control::Role {
         match self.role {
@@ -482,11 +526,23 @@ impl Standing {
         }
     }
 
+    fn condition(&self) -> Condition {
+        let pause = self
+            .upgrade
+            .as_ref()
+            .and_then(|upgrade| upgrade.rollout.as_ref()?.pause);
+        match (&self.degraded, &self.upgrade, pause) {
+            (Some(_), _, _) => Condition::Degraded,
+            (None, None, _) => Condition::Healthy,
+            (None, Some(_), None) => Condition::Progressing,
+            (None, Some(_), Some(_)) => Condition::Paused,
+        }
+    }
+
     fn undecided(&self, generation: u64) -> Option<Reply> {
         let upgrade = self.upgrade.as_ref();
         let upgrade = upgrade.filter(|upgrade| upgrade.generation == generation)?;
-        let rollout = upgrade.rollout.as_ref()?;
-        match rollout.pause? {
+        match upgrade.rollout.as_ref()?.pause? {
             Pause {
                 until: Until::Recovery,
                 ..
@@ -500,7 +556,7 @@ impl Standing {
             }),
             _ => Some(Reply::Paused {
                 generation,
-                rollout: Box::new(rollout.clone()),
+                rollout: Box::new(upgrade.rollout()?),
             }),
         }
     }
@@ -514,7 +570,7 @@ impl Standing {
                 None => "waiting".to_owned(),
             },
             for_ms: millis(upgrade.asked_at.elapsed()),
-            rollout: upgrade.rollout.clone(),
+            rollout: upgrade.rollout(),
         })
     }
 

@@ -98,10 +98,14 @@ impl Driver {
         match output {
             Output::RunChecks => self.examine(Examination::Checks),
             Output::SetShare(share) => self.set_share(share),
-            Output::Flip => self.incumbent.handle_flip(now),
+            Output::Flip => {
+                self.set_share(Share::NONE);
+                self.incumbent.handle_flip(now);
+            }
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
+                self.take_share_back();
                 self.incumbent.handle_rollback(now, reason);
             }
             Output::Stage(stage) => {
@@ -161,6 +165,7 @@ impl Driver {
             down.controller.handle_trigger(now, Trigger::Exited { how });
         }
         down.close_channel();
+        down.director = None;
         down.controller.handle_reverted(now, how, reason.clone());
         down.failed = Some((phase, reason));
     }
@@ -175,6 +180,10 @@ impl Driver {
             _ => Origin::Automatic,
         };
         self.attempts.record(outcome, decided_by);
+        if let Some(unverified) = &explanation.stable_unverified {
+            let reason = format!("after a rollback it was not found to serve: {unverified}");
+            self.degraded = Some(reason);
+        }
         match outcome {
             Outcome::Promoted => self.committed(explanation),
             Outcome::Aborted | Outcome::RolledBack | Outcome::Degraded => {
@@ -183,15 +192,9 @@ impl Driver {
         }
     }
 
-    fn set_share(&mut self, share: Share) {
-        if share != Share::NONE {
-            self.incumbent.handle_share();
-        }
-    }
-
     fn examine(&mut self, what: Examination) {
         let result = match what {
-            Examination::Checks => None,
+            Examination::Checks => self.check_candidate(),
             // Nobody is to be found any more.
             Examination::Verification(_) if self.incumbent.is_leaving() => None,
             Examination::Verification(side) => self.verify(side),
@@ -226,6 +229,15 @@ impl Driver {
         {
             self.examined(of, Ok(()));
         }
+    }
+
+    /// Without a rollout it is the generation that serves: somebody has looked, and it is good as it is.
+    pub(super) fn promote_or_declare_good(&mut self, promote: Promote) -> Done {
+        if self.down.is_none() && self.degraded.take().is_some() {
+            self.publish();
+            return Ok(self.generation);
+        }
+        self.promote_successor(promote)
     }
 
     pub(super) fn promote_successor(&mut self, promote: Promote) -> Done {

@@ -8,6 +8,7 @@ use super::downward::HISTORY;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
+use super::sharing::begin_adopting;
 use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
@@ -154,7 +155,9 @@ impl Driver {
     pub(super) fn perform_upward(&mut self) {
         while let Some(output) = self.up.as_mut().and_then(|up| up.machine.poll_output()) {
             match output {
-                Output::Send(message) => self.tell_incumbent_in_turn(message),
+                Output::Send(message) => {
+                    self.tell_incumbent_in_turn(self.with_preview(message));
+                }
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
                 Output::ShutGates => self.shut_all_gates(),
@@ -214,6 +217,7 @@ impl Driver {
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
         up.stderr = OwnStderr::take(&mut state);
+        begin_adopting(&mut state, &self.shared.table)?;
         if let Some(history) = state.take_blob(HISTORY) {
             self.shared
                 .history
@@ -263,6 +267,7 @@ impl Driver {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
                 self.activate();
+                self.close_preview();
                 self.shared.health.serving();
                 self.shared.emit(Event::Serving { generation });
                 self.answer = Some(Ok(()));
@@ -285,6 +290,7 @@ impl Driver {
                 });
             }
         }
+        let rescued = up.process.is_none();
         if let Some(process) = up.process.take() {
             let (generation, pid) = (up.generation, up.pid);
             let kill_at = kill_at(now, up.millis);
@@ -297,6 +303,9 @@ impl Driver {
         }
         let (from, timings) = (up.generation, up.timings);
         self.restore_stderr();
+        if rescued {
+            self.remember_rescue(from);
+        }
         self.remember_own_upgrade(from, timings);
         self.become_incumbent();
     }
@@ -316,6 +325,7 @@ impl Driver {
         if let Some(up) = &mut self.up {
             up.failed = Some(reason);
         }
+        self.preview = None;
         self.answer_failed();
         self.shared.table.retire();
         self.shared.drain.begin();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::Driver;
+use super::preview::to_speak_of;
 use super::rollout::Examined;
 use super::shared::Command;
 use crate::config::PROBE_PATIENCE_MAX;
@@ -43,7 +44,10 @@ impl Driver {
         };
         // What the candidate did not claim is stable's whatever happens.
         let addresses = self.shared.table.public(&self.unclaimed);
-        let (limit, shared) = (down.plan.verify_limit(), Arc::clone(&self.shared));
+        let (limit, shared) = (
+            to_speak_of(down.plan.verify_limit()),
+            Arc::clone(&self.shared),
+        );
         let (mut examined, result) = oneshot::channel();
         let asked = Arc::clone(&shared);
         let verified = verify(addresses, generation, limit, move |announcement| {

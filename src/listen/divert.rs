@@ -2,12 +2,11 @@
 //!
 //! While nothing is diverted, a gate finds that out by reading one flag.
 
-#![allow(dead_code, reason = "the director is about to use it")]
-
 use std::fmt;
 use std::mem;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,14 +48,27 @@ pub(super) struct Diverting {
 impl Diverter {
     /// From now on `to` is asked about each connection.
     pub(crate) fn start(&self, to: Arc<dyn Divert>) {
-        *self.lock() = Some(to);
+        let mut asked = self.lock();
+        let last = asked.replace(to);
         self.0.is_active.store(true, Ordering::Relaxed);
+        drop(asked);
+        drop(last);
     }
 
-    /// Nobody is asked any more. A poll of a gate that has asked already may still pass on what it got.
-    pub(crate) fn stop(&self) {
-        self.0.is_active.store(false, Ordering::Relaxed);
-        *self.lock() = None;
+    /// Nobody is asked any more, if it was `from`. A poll of a gate that has asked already may still come with what it
+    /// got.
+    pub(crate) fn stop(&self, from: &dyn Divert) {
+        let mut to = self.lock();
+        if to
+            .as_ref()
+            .is_some_and(|to| ptr::addr_eq(Arc::as_ptr(to), from))
+        {
+            self.0.is_active.store(false, Ordering::Relaxed);
+            // Its end is foreign code, and may come back here.
+            let last = to.take();
+            drop(to);
+            drop(last);
+        }
     }
 
     pub(super) fn at(&self, listener: &str) -> Diversion {

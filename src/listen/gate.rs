@@ -54,7 +54,6 @@ pub(super) trait Listen: Watch {
 /// A gate as the table sees it, whatever passes through.
 pub(super) trait Gated: fmt::Debug + Send + Sync {
     /// Puts a connection before the application that was accepted elsewhere, or gives it back.
-    #[allow(dead_code, reason = "the director is about to use it")]
     fn adopt(&self, adopted: Adopted) -> Result<(), Adopted>;
     /// Opens, or says why this gate would be deaf and stays shut. An open or retired gate stays as it is.
     fn open(&self) -> io::Result<()>;
@@ -75,7 +74,6 @@ pub(super) trait Gated: fmt::Debug + Send + Sync {
     /// Becomes `true` when the gate has retired.
     fn retired(&self) -> watch::Receiver<bool>;
     /// Becomes 0 when the application has all that was adopted.
-    #[allow(dead_code, reason = "the director is about to use it")]
     fn adopted(&self) -> watch::Receiver<usize>;
 }
 
@@ -956,8 +954,8 @@ mod tests {
         diverted(&gate, false, usize::MAX);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
-        diverted(&gate, true, usize::MAX);
-        gate.diversion.diverter().stop();
+        let to = diverted(&gate, true, usize::MAX);
+        gate.diversion.diverter().stop(&*to);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
     }

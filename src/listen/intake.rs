@@ -3,8 +3,6 @@
 //! Another generation has accepted them, or a private endpoint of this one. Whoever passes a connection on may want it
 //! back for as long as the application does not have it, so it is asked at the last moment, by its [`Permit`].
 
-#![allow(dead_code, reason = "the director is about to use it")]
-
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;

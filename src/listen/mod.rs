@@ -24,9 +24,7 @@ mod waiting;
 
 pub(crate) use self::address::Address;
 pub(crate) use self::claim::Public;
-#[allow(unused_imports, reason = "the director is about to use it")]
-pub(crate) use self::divert::{Divert, Diverter};
-#[allow(unused_imports, reason = "the director is about to use it")]
+pub(crate) use self::divert::Divert;
 pub(crate) use self::intake::{Adopted, Permit};
 pub use self::options::ListenOptions;
 pub(crate) use self::path::{clear, sockaddr};

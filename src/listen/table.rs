@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
@@ -43,6 +44,8 @@ struct Inner {
     /// What its listeners answer themselves.
     expected: Arc<Expected>,
     diverter: Diverter,
+    /// Whether there has ever been something for the application to accept, whatever its gates.
+    has_adopted: watch::Sender<bool>,
 }
 
 // What a starting generation does.
@@ -280,7 +283,6 @@ impl Table {
 }
 
 // What comes from other generations, and goes to them.
-#[allow(dead_code, reason = "the director is about to use it")]
 impl Table {
     /// Puts a connection before the application that was accepted elsewhere: the next one that the listener of this name
     /// gives it, gate open or shut. It comes back if there is no such listener, nobody accepts from it any more, or too
@@ -290,11 +292,25 @@ impl Table {
         name: &str,
         adopted: Adopted,
     ) -> std::result::Result<(), Adopted> {
-        let gate = self.lock().listener(name).cloned();
-        match gate {
-            Some(gate) => gate.adopt(adopted),
-            None => Err(adopted),
-        }
+        let inner = self.lock();
+        let Some(gate) = inner.listener(name).cloned() else {
+            return Err(adopted);
+        };
+        let has_adopted = inner.has_adopted.clone();
+        drop(inner);
+        gate.adopt(adopted)?;
+        has_adopted.send_if_modified(|before| !mem::replace(before, true));
+        Ok(())
+    }
+
+    /// Becomes `true` when the first connection is adopted.
+    pub(crate) fn has_adopted(&self) -> watch::Receiver<bool> {
+        self.lock().has_adopted.subscribe()
+    }
+
+    /// Whether a connection to the listener of this name may be adopted, as far as is known.
+    pub(crate) fn adopts(&self, name: &str) -> bool {
+        self.lock().listener(name).is_some()
     }
 
     /// Waits until the application has accepted everything that was adopted, or `deadline` is over.

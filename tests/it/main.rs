@@ -11,6 +11,7 @@ mod killed;
 mod listeners;
 mod load;
 mod manager;
+mod preview;
 mod signals;
 mod start;
 mod state;

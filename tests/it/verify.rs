@@ -8,11 +8,7 @@ const LONG_MS: u32 = 60_000;
 
 #[tokio::test]
 async fn a_successor_that_never_accepts_is_rolled_back_with_the_reason() {
-    let service = Setup::new()
-        .with("TESTD_BAKE_MS", LONG_MS)
-        .with("TESTD_VERIFY_MS", 500)
-        .start()
-        .await;
+    let service = Setup::new().with("TESTD_VERIFY_MS", 500).start().await;
     let load = service.load(1).await;
     service.plan("deaf=yes");
     signal(service.pid(), Signal::HUP);

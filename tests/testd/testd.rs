@@ -25,7 +25,7 @@ use axum::Router;
 use handover::http::Server;
 use handover::rollout::Rollout;
 use handover::{
-    Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
+    Builder, Check, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -108,6 +108,9 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(limit) = millis("TESTD_VERIFY_MS") {
         rollout = rollout.verify_deadline(limit);
     }
+    if let Some(limit) = millis("TESTD_CHECKS_MS") {
+        rollout = rollout.checks_deadline(limit);
+    }
     if let Some(count) = setting("TESTD_FAILURES_MAX").and_then(|count| count.parse().ok()) {
         rollout = rollout.failures_max(count);
     }
@@ -128,6 +131,15 @@ fn builder(plan: &Plan) -> Builder {
         if let Some(duration) = millis(name) {
             builder = set(builder, duration);
         }
+    }
+    if let Some(directory) = setting("TESTD_PREVIEW") {
+        builder = builder.preview(directory);
+    }
+    if let Some(path) = setting("TESTD_CHECK_HTTP") {
+        builder = builder.pre_flip(Check::http("web", path));
+    }
+    if let Some(script) = setting("TESTD_CHECK_COMMAND") {
+        builder = builder.pre_flip(Check::command("sh", ["-c", &script]));
     }
     if let Some(duration) = plan.millis("hard-stop") {
         builder = builder.hard_stop(duration);
