@@ -433,6 +433,9 @@ pub struct Upgrade {
     /// From the incumbent's gates being shut until the successor's were open, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flip_took_us: Option<u64>,
+    /// From the rollback's begin, or the successor's end, until the incumbent's gates were open again, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_took_us: Option<u64>,
     /// From the request to the verdict, in milliseconds.
     #[serde(default)]
     pub took_ms: u64,
@@ -689,6 +692,11 @@ impl Upgrade {
     /// How long the flip took, if there was one.
     pub fn flip_took(&self) -> Option<Duration> {
         self.flip_took_us.map(Duration::from_micros)
+    }
+
+    /// How long the rollback took, if there was one.
+    pub fn rollback_took(&self) -> Option<Duration> {
+        self.rollback_took_us.map(Duration::from_micros)
     }
 }
 

@@ -545,6 +545,7 @@ impl Driver {
             asked_at_ms: waiting.asked_at_ms,
             ready_after_ms: None,
             flip_took_us: None,
+            rollback_took_us: None,
             explanation: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });

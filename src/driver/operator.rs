@@ -181,6 +181,7 @@ impl Driver {
             asked_at_ms: if known { timings.asked_at_ms } else { now_ms },
             ready_after_ms: known.then_some(timings.ready_after_ms),
             flip_took_us: known.then_some(timings.flip_took_us),
+            rollback_took_us: None,
             explanation: None,
             took_ms: if known {
                 now_ms.saturating_sub(timings.asked_at_ms)

@@ -101,6 +101,9 @@ impl Driver {
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
+                if let Some(down) = &mut self.down {
+                    down.rollback_at.get_or_insert(now);
+                }
                 self.incumbent.handle_rollback(now, reason);
             }
             Output::Stage(stage) => {
