@@ -86,12 +86,21 @@ pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the rollout has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 
+/// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
+pub const ADOPTED_MAX: usize = 1_024;
+/// How many connections the stable generation passes to a candidate in one message: 32, if as many are there at once.
+pub const FORWARDED_TOGETHER_MAX: usize = 32;
+/// How long a candidate may leave a connection waiting that the stable generation has passed to it, before that serves it
+/// and passes on no more: 1 s.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) start: Duration,
     pub(crate) start_max: Duration,
     pub(crate) flip: Duration,
+    pub(crate) forward: Duration,
     pub(crate) rollout: Rollout,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
@@ -127,6 +136,7 @@ impl Default for Config {
             start: START_DEADLINE,
             start_max: START_MAX,
             flip: FLIP_DEADLINE,
+            forward: FORWARD_DEADLINE,
             rollout: Rollout::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,

@@ -78,6 +78,10 @@ impl Builder {
         /// How long each half of a flip may take before it is taken back.
         /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
         flip_deadline => flip;
+        /// How long a candidate may leave a connection waiting that this generation has passed to it as its share,
+        /// before it counts as stalled and this generation serves it.
+        /// Default: [`FORWARD_DEADLINE`](crate::config::FORWARD_DEADLINE), 1 s.
+        forward_deadline => forward;
         /// How long in-flight work may take once this generation drains, where its class says nothing else.
         /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
         drain_deadline => drain;
@@ -479,7 +483,8 @@ impl Starting {
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
-    /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
+    /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
+    /// the first connection that the stable generation passes to it, gates still shut. From now on SIGTERM and SIGINT stop it
     /// gracefully, and, once it is committed, SIGHUP upgrades it.
     ///
     /// # Errors

@@ -83,6 +83,7 @@ pub mod state;
 mod systemd;
 
 pub mod control;
+mod director;
 mod launch;
 
 mod trigger;

@@ -19,6 +19,7 @@ const RANKS: &[(&str, u32)] = &[
     ("state", 20),
     ("systemd", 20),
     ("control", 30),
+    ("director", 30),
     ("launch", 30),
     ("trigger", 40),
     ("driver", 50),

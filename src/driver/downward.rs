@@ -12,6 +12,7 @@ use super::link::{Heard, is_hangup};
 use super::parts::{Part, Parts};
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
+use super::sharing::Sharing;
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
@@ -35,6 +36,8 @@ pub(crate) struct Downward {
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
     pub(super) examining: Option<Examining>,
+    /// From the offer on, until the successor is given up or has the role.
+    pub(super) director: Option<Sharing>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
@@ -87,6 +90,7 @@ impl Downward {
             controller: Controller::new(plan.clone()),
             plan,
             examining: None,
+            director: None,
             failed: None,
             reply,
             link: None,
@@ -130,6 +134,7 @@ impl Downward {
             by: self.plan.by,
             pause: self.controller.pause(),
             explanation: self.controller.standing(now),
+            forwarding: None,
         }
     }
 
@@ -322,15 +327,23 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
-        let Some(link) = &mut down.link else {
-            return Ok(());
-        };
-        if link.passing.offer.is_some() {
+        if down
+            .link
+            .as_ref()
+            .is_none_or(|link| link.passing.offer.is_some())
+        {
             return Ok(());
         }
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
+        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
+            table.extend(shareable([slot]));
+            down.director = Some(sharing);
+        }
+        let Some(link) = &mut down.link else {
+            return Ok(());
+        };
         if let Some(state) = down.state.take() {
             table.extend(shareable(state.into_slots()?));
         }
@@ -546,6 +559,9 @@ impl Driver {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        if let Some(sharing) = down.director.take() {
+            sharing.release();
+        }
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
         self.shared.remember(control::Upgrade {
@@ -756,7 +772,9 @@ fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::ETOOMANYREFS)
 }
 
-fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
+fn shareable(
+    slots: impl IntoIterator<Item = (Slot, OwnedFd)>,
+) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
     slots
         .into_iter()
         .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))

@@ -11,6 +11,7 @@ pub(crate) mod operator;
 mod parts;
 mod rollout;
 pub(crate) mod shared;
+mod sharing;
 mod stop;
 mod upward;
 
@@ -21,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::downward::Downward;
 use self::elders::Elders;
@@ -30,11 +31,13 @@ use self::manager::ServiceManager;
 use self::operator::{Done, verdict_of};
 use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::sharing::Sharing;
 use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
 use crate::control;
+use crate::director;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -91,6 +94,8 @@ pub(crate) struct Driver {
     stop: Option<Stop>,
     /// It leaves, and nobody follows.
     ends_service: bool,
+    /// Whether it has connections to serve that another generation has accepted.
+    has_adopted: watch::Receiver<bool>,
     incumbent_since: Option<SystemTime>,
 }
 
@@ -114,6 +119,8 @@ enum Input {
     FromSuccessor(Heard),
     SuccessorEnded,
     HooksDone(Collected),
+    Adopted,
+    DirectorEnded(director::End),
     Examined(Examination, Examined),
     ElderGone(elders::Elder),
     Command(Command),
@@ -132,6 +139,7 @@ impl Driver {
         manager: ServiceManager,
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
+        let has_adopted = shared.table.has_adopted();
         Self {
             shared,
             config,
@@ -155,6 +163,7 @@ impl Driver {
             stop_asked: false,
             stop: None,
             ends_service: false,
+            has_adopted,
             incumbent_since: None,
         }
     }
@@ -274,14 +283,20 @@ impl Driver {
             Some(up) => (up.channel.as_mut(), up.process.as_ref()),
             None => (None, None),
         };
-        let (hooks, examining, link) = match &mut self.down {
+        let (hooks, examining, director, link) = match &mut self.down {
             Some(Downward {
                 hooks,
                 examining,
+                director,
                 link,
                 ..
-            }) => (hooks.as_mut(), examining.as_mut(), link.as_mut()),
-            None => (None, None, None),
+            }) => (
+                hooks.as_mut(),
+                examining.as_mut(),
+                director.as_ref(),
+                link.as_mut(),
+            ),
+            None => (None, None, None, None),
         };
         let (down_channel, down_process) = match link {
             Some(link) => {
@@ -297,6 +312,8 @@ impl Driver {
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
             done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
             (what, result) = when(examining.map(Examining::done)) => Input::Examined(what, result),
+            end = when(director.map(Sharing::ended)) => Input::DirectorEnded(end),
+            Ok(()) = self.has_adopted.changed() => Input::Adopted,
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -312,6 +329,8 @@ impl Driver {
             Input::FromSuccessor(heard) => self.heard_from_successor(heard),
             Input::SuccessorEnded => self.successor_ended(),
             Input::HooksDone(result) => self.hooks_done(result),
+            Input::Adopted => self.adopted(),
+            Input::DirectorEnded(end) => self.director_ended(end),
             Input::Examined(what, result) => {
                 self.examined(what, result);
                 self.perform_downward();
@@ -564,7 +583,9 @@ impl Driver {
         let shared = self.shared.clone();
         // What waits in queues that are only ours is served first.
         let unclaimed = std::mem::take(&mut self.unclaimed);
+        let accepted = shared.table.adopted_accepted(self.config.flip);
         let finishing = shared.table.finish(&unclaimed, self.config.flip);
+        let finishing = async { tokio::join!(finishing, accepted).0 };
         tokio::spawn(async move { leave(&shared, finishing, None, || Duration::MAX).await });
     }
 

@@ -10,12 +10,14 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::shared::{Command, Shared};
+use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
     self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RolloutState, Strategy,
     Underway, Upgrade, Verdict, What,
 };
+use crate::director::Watched;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
@@ -44,6 +46,7 @@ struct Upgrading {
     /// None while it waits for an elder to leave, and the rollout with it.
     phase: Option<Phase>,
     rollout: Option<RolloutState>,
+    director: Option<Watched>,
     asked_at: Instant,
 }
 
@@ -111,6 +114,7 @@ impl Driver {
                 pid: down.pid(),
                 phase,
                 rollout: phase.map(|_| down.rollout_state(now)),
+                director: down.director.as_ref().map(Sharing::watched),
                 asked_at: down.asked_at,
             });
         // First, so that whoever sees the standing change finds out who is asked now.
@@ -501,6 +505,18 @@ impl Answering for Operator {
     }
 }
 
+impl Upgrading {
+    /// With the counts of this moment.
+    fn rollout(&self) -> Option<RolloutState> {
+        let standing = self.director.as_ref().and_then(Watched::standing);
+        let rollout = self.rollout.clone()?;
+        Some(RolloutState {
+            forwarding: standing.as_ref().map(sharing::state_of),
+            ..rollout
+        })
+    }
+}
+
 impl Standing {
     fn role(&self) -> control::Role {
         match self.role {
@@ -527,8 +543,7 @@ impl Standing {
     fn undecided(&self, generation: u64) -> Option<Reply> {
         let upgrade = self.upgrade.as_ref();
         let upgrade = upgrade.filter(|upgrade| upgrade.generation == generation)?;
-        let rollout = upgrade.rollout.as_ref()?;
-        match rollout.pause? {
+        match upgrade.rollout.as_ref()?.pause? {
             Pause {
                 until: Until::Recovery,
                 ..
@@ -542,7 +557,7 @@ impl Standing {
             }),
             _ => Some(Reply::Paused {
                 generation,
-                rollout: Box::new(rollout.clone()),
+                rollout: Box::new(upgrade.rollout()?),
             }),
         }
     }
@@ -556,7 +571,7 @@ impl Standing {
                 None => "waiting".to_owned(),
             },
             for_ms: millis(upgrade.asked_at.elapsed()),
-            rollout: upgrade.rollout.clone(),
+            rollout: upgrade.rollout(),
         })
     }
 

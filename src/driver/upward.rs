@@ -8,6 +8,7 @@ use super::downward::HISTORY;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
+use super::sharing::begin_adopting;
 use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
@@ -206,6 +207,7 @@ impl Driver {
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
         up.stderr = OwnStderr::take(&mut state);
+        begin_adopting(&mut state, &self.shared.table)?;
         if let Some(history) = state.take_blob(HISTORY) {
             self.shared
                 .history
