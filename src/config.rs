@@ -85,6 +85,11 @@ pub const CONTROL_REPLY_MAX: usize = 4 * 1024 * 1024;
 pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the builder has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
+/// How long a stretch of a generation's answers is what its history is made of, the current one and the one before: 5 min.
+pub const OBSERVED_WINDOW: Duration = Duration::from_secs(5 * 60);
+/// How many requests there must have been in such a stretch before it replaces the one before: 1,000. So that a quiet night
+/// does not erase what the day has shown.
+pub const OBSERVED_REQUESTS_MIN: u64 = 1_000;
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::listen::Table;
+use crate::observe::Observed;
 use crate::state::{Offer, State};
 
 /// Events that a slow reader may fall behind before it misses some.
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
+    pub(crate) observed: Observed,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
@@ -134,6 +136,7 @@ impl Shared {
             table,
             drain,
             health: Health::default(),
+            observed: Observed::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),
