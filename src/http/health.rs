@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::task::{Context, Poll};
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use tower_service::Service;
 
 use crate::health::{Health, Readiness};
@@ -38,6 +38,12 @@ impl<B> Service<Request<B>> for Health {
         };
         ready(Ok(answered))
     }
+}
+
+/// Whether a request is about how the generation is, and not one of its work.
+pub(super) fn is_probe(uri: &Uri) -> bool {
+    let path = uri.path();
+    path.ends_with("/livez") || path.ends_with("/readyz")
 }
 
 fn readiness(readiness: &Readiness) -> Response<String> {

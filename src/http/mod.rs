@@ -59,6 +59,7 @@ mod late_ack;
 mod layer;
 mod ledger;
 mod listeners;
+mod observe;
 mod presence;
 mod server;
 mod service;
@@ -69,6 +70,7 @@ pub use self::accept::{Accept, Incoming};
 pub use self::body::Body;
 pub use self::io::Rewind;
 pub use self::layer::{DrainLayer, DrainService, ResponseFuture};
+pub use self::observe::{GENERATION, ObserveLayer, ObserveService, Observing, VERIFY};
 pub use self::server::{Server, serve};
 pub use self::service::Serve;
 

@@ -22,22 +22,31 @@ use crate::rollout::pick;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client {
-    key: u64,
-    connection: u64,
+    /// None is nobody in particular.
+    key: Option<u64>,
+    connection: Option<u64>,
 }
 
 impl Client {
+    /// Nobody in particular: each of its requests counts by itself.
+    pub fn unknown() -> Self {
+        Self {
+            key: None,
+            connection: None,
+        }
+    }
+
     /// The same client on this connection, by any value that other connections do not have.
     pub fn on_connection(self, connection: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
         connection.hash(&mut hasher);
         Self {
-            connection: hasher.finish(),
+            connection: Some(hasher.finish()),
             ..self
         }
     }
 
-    pub(super) fn counted_as(self, by: Counted) -> u64 {
+    pub(super) fn counted_as(self, by: Counted) -> Option<u64> {
         match by {
             Counted::Client => self.key,
             Counted::Connection => self.connection,
@@ -52,7 +61,7 @@ pub(crate) enum Counted {
     Connection,
 }
 
-/// A client by its address. Each of its requests is as good as a connection of its own kind: there is no other known.
+/// A client by its address. Of its connections nothing is known.
 impl From<IpAddr> for Client {
     fn from(address: IpAddr) -> Self {
         pick::Client::Address(address).into()
@@ -76,7 +85,7 @@ impl From<&str> for Client {
 impl From<pick::Client<'_>> for Client {
     fn from(client: pick::Client<'_>) -> Self {
         // No two generations compare their keys, so that they need no salt.
-        let key = client.hash(0);
+        let key = Some(client.hash(0));
         Self {
             key,
             connection: key,

@@ -421,10 +421,12 @@ impl Rare {
         });
         let now = now.saturating_duration_since(*begun);
         let mut clients = self.tallies.clients();
-        if is_error && clients.errors.count(client, now) {
+        let Deduplicated { errors, slow } = &mut *clients;
+        let is_first = |table: &mut Clients| client.is_none_or(|client| table.count(client, now));
+        if is_error && is_first(errors) {
             self.tallies.errors.fetch_add(1, Relaxed);
         }
-        if is_slow && clients.slow.count(client, now) {
+        if is_slow && is_first(slow) {
             self.tallies.slow.fetch_add(1, Relaxed);
         }
     }
