@@ -90,6 +90,8 @@ pub const OBSERVED_WINDOW: Duration = Duration::from_secs(5 * 60);
 /// How many requests there must have been in such a stretch before it replaces the one before: 1,000. So that a quiet night
 /// does not erase what the day has shown.
 pub const OBSERVED_REQUESTS_MIN: u64 = 1_000;
+/// When a client that was turned away because there were too many is to try again: 1 s.
+pub const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

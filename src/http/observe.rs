@@ -45,7 +45,7 @@ pub struct ObserveLayer {
 }
 
 impl ObserveLayer {
-    /// A layer that counts into this, and tells nobody which generation it is in.
+    /// A layer that counts into this.
     ///
     /// Who a client is it does not know: each request counts by itself, which makes the retries of one client look like
     /// the errors of many. So give it [`client_by`](Self::client_by).
@@ -59,7 +59,8 @@ impl ObserveLayer {
         }
     }
 
-    /// Answers those who ask by [`VERIFY`] with this number. Default of [`new`](Self::new): they are not answered.
+    /// Answers those who ask by [`VERIFY`] with this number. Default: a [`Server`](super::Server) knows it; alone the layer
+    /// does not answer.
     pub fn generation(mut self, number: u64) -> Self {
         self.generation = Some(number.into());
         self
@@ -95,6 +96,13 @@ impl ObserveLayer {
     ) -> Self {
         self.client_by = Some(Arc::new(client));
         self
+    }
+
+    pub(super) fn or_generation(self, number: u64) -> Self {
+        match self.generation {
+            Some(_) => self,
+            None => self.generation(number),
+        }
     }
 
     /// Around the service of one connection.

@@ -160,13 +160,12 @@ impl Server {
     }
 
     fn observing(self, generation: &Serving) -> Self {
-        match self.observe {
-            Observe::Default => {
-                let layer = ObserveLayer::new(generation.observed());
-                self.observe(layer.generation(generation.number()))
-            }
-            _ => self,
-        }
+        let layer = match &self.observe {
+            Observe::Default => ObserveLayer::new(generation.observed()),
+            Observe::With(layer) => ObserveLayer::clone(layer),
+            Observe::Not => return self,
+        };
+        self.observe(layer.or_generation(generation.number()))
     }
 
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
