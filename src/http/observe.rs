@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{Extensions, HeaderMap, HeaderName, Request, Response, StatusCode};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -38,7 +38,7 @@ type ClientBy = dyn Fn(&HeaderMap, &Extensions) -> Option<Client> + Send + Sync;
 #[derive(Clone)]
 pub struct ObserveLayer {
     observed: Observed,
-    generation: Option<HeaderValue>,
+    generation: Option<u64>,
     failed_if: Option<Arc<FailedIf>>,
     client_by: Option<Arc<ClientBy>>,
     connections: Arc<AtomicU64>,
@@ -62,7 +62,7 @@ impl ObserveLayer {
     /// Answers those who ask by [`VERIFY`] with this number. Default: a [`Server`](super::Server) knows it; alone the layer
     /// does not answer.
     pub fn generation(mut self, number: u64) -> Self {
-        self.generation = Some(number.into());
+        self.generation = Some(number);
         self
     }
 
@@ -168,31 +168,35 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let pending = self.watch.as_deref().map(|watch| watch.begin(&request));
+        let Some(watch) = self.watch.as_deref() else {
+            return Observing {
+                future: self.service.call(request),
+                observation: None,
+                generation: None,
+                failed_if: None,
+            };
+        };
+        let layer = &watch.layer;
+        let is_work = !is_probe(request.uri());
+        let observation = is_work.then(|| layer.observed.begin(watch.client(&request)));
+        let asks = |_: &u64| request.headers().contains_key(&ASKED);
         Observing {
+            observation,
+            generation: layer.generation.filter(asks),
+            failed_if: layer.failed_if.clone(),
             future: self.service.call(request),
-            pending,
         }
     }
 }
 
+/// [`VERIFY`], made once.
+static ASKED: HeaderName = VERIFY;
+
 impl Watch {
-    fn begin<B>(&self, request: &Request<B>) -> Pending {
-        let layer = &self.layer;
-        let observation = (!is_probe(request.uri())).then(|| {
-            let (headers, extensions) = (request.headers(), request.extensions());
-            let client = layer.client_by.as_ref();
-            let client = client.and_then(|client_by| client_by(headers, extensions));
-            layer.observed.begin(client.unwrap_or(self.client))
-        });
-        let generation = layer.generation.as_ref();
-        Pending {
-            observation,
-            generation: generation
-                .filter(|_| request.headers().contains_key(VERIFY))
-                .cloned(),
-            failed_if: layer.failed_if.clone(),
-        }
+    fn client<B>(&self, request: &Request<B>) -> Client {
+        let given = self.layer.client_by.as_ref();
+        let given = given.and_then(|by| by(request.headers(), request.extensions()));
+        given.unwrap_or(self.client)
     }
 }
 
@@ -202,16 +206,11 @@ pin_project! {
     pub struct Observing<F> {
         #[pin]
         future: F,
-        pending: Option<Pending>,
+        observation: Option<Observation>,
+        // What the response is to say, if its client has asked.
+        generation: Option<u64>,
+        failed_if: Option<Arc<FailedIf>>,
     }
-}
-
-/// A request that is not answered yet.
-struct Pending {
-    observation: Option<Observation>,
-    /// What the response is to say, if its client has asked.
-    generation: Option<HeaderValue>,
-    failed_if: Option<Arc<FailedIf>>,
 }
 
 impl<F, B, E> Future for Observing<F>
@@ -223,29 +222,25 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut outcome = ready!(this.future.poll(cx));
-        if let Some(pending) = this.pending.take() {
-            pending.answered(outcome.as_mut().ok());
+        if let Some(observation) = this.observation.take() {
+            observation.end(outcome_of(&outcome, this.failed_if.as_deref()));
+        }
+        if let (Some(generation), Ok(response)) = (this.generation.take(), &mut outcome) {
+            response.headers_mut().insert(GENERATION, generation.into());
         }
         Poll::Ready(outcome)
     }
 }
 
-impl Pending {
-    fn answered<B>(self, response: Option<&mut Response<B>>) {
-        let has_failed = match (&response, &self.failed_if) {
-            (Some(response), None) => response.status().is_server_error(),
-            (Some(response), Some(failed_if)) => failed_if(response.status(), response.headers()),
-            (None, _) => true,
-        };
-        if let Some(observation) = self.observation {
-            observation.end(match has_failed {
-                true => Outcome::Failed,
-                false => Outcome::Answered,
-            });
-        }
-        if let (Some(response), Some(generation)) = (response, self.generation) {
-            response.headers_mut().insert(GENERATION, generation);
-        }
+fn outcome_of<B, E>(answer: &Result<Response<B>, E>, failed_if: Option<&FailedIf>) -> Outcome {
+    let has_failed = match (answer, failed_if) {
+        (Ok(response), None) => response.status().is_server_error(),
+        (Ok(response), Some(failed_if)) => failed_if(response.status(), response.headers()),
+        (Err(_), _) => true,
+    };
+    match has_failed {
+        true => Outcome::Failed,
+        false => Outcome::Answered,
     }
 }
 
@@ -269,6 +264,8 @@ mod tests {
     use std::convert::Infallible;
     use std::future::{pending, poll_fn, ready};
     use std::pin::pin;
+
+    use http::HeaderValue;
 
     use super::*;
     use crate::rollout::guard::Counts;

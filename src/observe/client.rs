@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 
 use crate::rollout::pick;
 
@@ -23,8 +24,8 @@ use crate::rollout::pick;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client {
     /// None is nobody in particular.
-    key: Option<u64>,
-    connection: Option<u64>,
+    key: Option<NonZeroU64>,
+    connection: Option<NonZeroU64>,
 }
 
 impl Client {
@@ -41,16 +42,17 @@ impl Client {
         let mut hasher = DefaultHasher::new();
         connection.hash(&mut hasher);
         Self {
-            connection: Some(hasher.finish()),
+            connection: some(hasher.finish()),
             ..self
         }
     }
 
     pub(super) fn counted_as(self, by: Counted) -> Option<u64> {
-        match by {
+        let counted = match by {
             Counted::Client => self.key,
             Counted::Connection => self.connection,
-        }
+        };
+        counted.map(NonZeroU64::get)
     }
 }
 
@@ -85,12 +87,17 @@ impl From<&str> for Client {
 impl From<pick::Client<'_>> for Client {
     fn from(client: pick::Client<'_>) -> Self {
         // No two generations compare their keys, so that they need no salt.
-        let key = Some(client.hash(0));
+        let key = some(client.hash(0));
         Self {
             key,
             connection: key,
         }
     }
+}
+
+/// One of all hashes is taken for another one.
+fn some(hash: u64) -> Option<NonZeroU64> {
+    Some(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub(super) const BUCKETS: usize = DOUBLINGS * SUBS as usize;
 pub(super) struct Histogram(Box<[u64]>);
 
 /// Which bucket a time belongs to.
+#[inline]
 pub(super) fn bucket(micros: u64) -> usize {
     let doubling = micros.max(SUBS).ilog2() - SUB_BITS;
     // Below the first doubling that has one, the bucket is the time.

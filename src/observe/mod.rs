@@ -180,6 +180,7 @@ impl Observed {
     }
 
     /// A request of this client begins.
+    #[inline]
     pub fn begin(&self, client: impl Into<Client>) -> Observation {
         self.begin_at(Instant::now(), client.into())
     }
@@ -254,6 +255,7 @@ impl Observed {
         dials.slow_above.store(slow_above, Relaxed);
     }
 
+    #[inline]
     fn begin_at(&self, now: Instant, client: Client) -> Observation {
         self.turn_if_due(now);
         Observation {
@@ -263,6 +265,7 @@ impl Observed {
         }
     }
 
+    #[inline]
     fn shard(&self) -> &Arc<Shard> {
         // There is a power of two of them, so that this stays in bounds.
         &self.0.shards[turn() & (self.0.shards.len() - 1)]
@@ -297,6 +300,7 @@ impl Observed {
         totals.since(&recent.older)
     }
 
+    #[inline]
     fn turn_if_due(&self, now: Instant) {
         let Dials { begun, turn_at, .. } = &self.0.rare.dials;
         if now.saturating_duration_since(*begun).as_secs() >= turn_at.load(Relaxed) {
@@ -336,10 +340,12 @@ impl fmt::Debug for Observed {
 
 impl Observation {
     /// It has ended in this way, now.
+    #[inline]
     pub fn end(mut self, outcome: Outcome) {
         self.count(outcome);
     }
 
+    #[inline]
     fn count(&mut self, outcome: Outcome) {
         if let Some(shard) = self.shard.take() {
             let now = Instant::now();
@@ -382,6 +388,7 @@ impl Shard {
         (Arc::strong_count(self) - 1) as u64
     }
 
+    #[inline]
     fn count(&self, now: Instant, outcome: Outcome, took: Duration, client: Client) {
         let took = micros(took);
         let is_slow = took > self.rare.dials.slow_above.load(Relaxed);
@@ -469,6 +476,7 @@ impl Totals {
 }
 
 /// This thread's place among those who count. It is no more than a way to keep threads apart, whichever is whose.
+#[inline]
 fn turn() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -484,8 +492,11 @@ fn turn() -> usize {
     })
 }
 
+#[inline]
 fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    // `Duration::as_micros` would multiply 128 bits.
+    let seconds = duration.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(u64::from(duration.subsec_micros()))
 }
 
 /// A request is slow if it takes longer than this part of stable's did.
