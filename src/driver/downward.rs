@@ -9,17 +9,19 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
-use super::operator::verdict_of;
 use super::parts::{Part, Parts};
+use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
 use super::{Driver, deadlines};
 use crate::channel::Channel;
-use crate::control::{self, Verdict as Outcome};
+use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
-use crate::protocol::incumbent::{Output, Verdict};
+use crate::protocol::incumbent::Output;
 use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::rollout::controller::Controller;
+use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
 use crate::sys::process::{Pidfd, discard};
 
@@ -30,8 +32,11 @@ pub(crate) struct Downward {
     pub(crate) asked_at: Instant,
     /// The same for other processes, in milliseconds since 1970.
     pub(crate) asked_at_ms: u64,
-    /// How long the successor may be held in standby, if it is.
-    pub(crate) standby: Option<Duration>,
+    pub(crate) plan: Rollout,
+    pub(super) controller: Controller,
+    pub(super) examining: Option<Examining>,
+    /// How far the handover had come when it failed, and why.
+    pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
     pub(crate) link: Option<Link>,
     pid: u32,
@@ -42,7 +47,7 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
-    span: tracing::Span,
+    pub(super) span: tracing::Span,
 }
 
 /// The successor's process and what belongs to it.
@@ -69,14 +74,17 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
-        standby: Option<Duration>,
+        plan: Rollout,
         asked_at: Instant,
     ) -> Self {
         Self {
             generation,
             asked_at,
             asked_at_ms: control::unix_ms(SystemTime::now()),
-            standby,
+            controller: Controller::new(plan.clone()),
+            plan,
+            examining: None,
+            failed: None,
             reply,
             link: None,
             pid: 0,
@@ -97,6 +105,27 @@ impl Downward {
     /// The successor's process, once there is one.
     pub(super) fn pid(&self) -> Option<u32> {
         (self.pid != 0).then_some(self.pid)
+    }
+
+    /// How the successor's process has ended, if it has.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.link.as_ref()?.ended.clone()
+    }
+
+    /// Nothing that the successor says matters any more.
+    pub(super) fn close_channel(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.channel = None;
+        }
+    }
+
+    /// As an operator sees it.
+    pub(super) fn rollout_state(&self, now: Instant) -> RolloutState {
+        RolloutState {
+            by: self.plan.by,
+            pause: self.controller.pause(),
+            explanation: self.controller.standing(now),
+        }
     }
 
     fn ready_after(&self) -> Option<Duration> {
@@ -126,6 +155,7 @@ impl Downward {
             asked_at_ms: self.asked_at_ms,
             ready_after_ms: self.ready_after().map(millis),
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            explanation: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
     }
@@ -208,32 +238,26 @@ impl Driver {
         self.perform_downward();
     }
 
-    pub(super) fn perform_downward(&mut self) {
-        let _entered = self.down.as_ref().map(|down| down.span.clone().entered());
-        while let Some(output) = self.incumbent.poll_output() {
-            match output {
-                Output::Launch => self.launch(),
-                Output::Send(message) => self.tell_successor(&message),
-                Output::SendChunk => self.send_chunk(),
-                Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
-                Output::SendStart => self.send_start(),
-                Output::OpenGates => self.reopen_gates(),
-                Output::SendCommit => self.send_commit(),
-                Output::Kill => self.kill_successor(),
-                Output::Release { millis } => self.release_successor(millis),
-                Output::Phase(phase) => self.enter(phase),
-                Output::Verdict(Verdict::Committed) => self.committed(),
-                Output::Verdict(Verdict::Aborted { phase, reason }) => {
-                    self.failed(ErrorKind::Aborted, phase, &reason);
-                }
-                Output::Verdict(Verdict::RolledBack { phase, reason }) => {
-                    self.failed(ErrorKind::RolledBack, phase, &reason);
-                }
-                Output::Drain { handed_over: true } => self.drain("handed over".to_owned(), true),
-                Output::Drain { handed_over: false } => self.drain("stopping".to_owned(), false),
+    pub(super) fn perform_incumbent(&mut self, output: Output) {
+        match output {
+            Output::Launch => self.launch(),
+            Output::Send(message) => self.tell_successor(&message),
+            Output::SendChunk => self.send_chunk(),
+            Output::Ready => self.successor_ready(),
+            Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
+            Output::SendStart => self.send_start(),
+            Output::OpenGates => self.reopen_gates(),
+            Output::SendCommit => self.send_commit(),
+            Output::Kill => self.kill_successor(),
+            Output::Release { millis } => self.release_successor(millis),
+            Output::Phase(phase) => self.enter(phase),
+            Output::Verdict(verdict) => self.handed_over(verdict),
+            Output::Drain { handed_over: true } => self.drain("handed over".to_owned(), true),
+            Output::Drain { handed_over: false } => {
+                self.stop_examining();
+                self.drain("stopping".to_owned(), false);
             }
         }
-        self.publish();
     }
 
     fn launch(&mut self) {
@@ -483,13 +507,11 @@ impl Driver {
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: Phase) {
         let Some(down) = &mut self.down else { return };
         let now = Instant::now();
-        match (phase, down.flip_at) {
-            (Phase::Flipping | Phase::Standby, _) => down.ready_at = down.ready_at.or(Some(now)),
-            (Phase::Baking, Some(flip_at)) => down.flip_took = now - flip_at,
-            _ => {}
+        if let (Phase::Baking, Some(flip_at)) = (phase, down.flip_at) {
+            down.flip_took = now - flip_at;
         }
         let (successor, after) = (down.generation, now - down.asked_at);
         self.announce_phase();
@@ -502,16 +524,21 @@ impl Driver {
             phase,
             after,
         });
+        if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
+            down.controller.handle_flipped(now);
+        }
     }
 
-    fn committed(&mut self) {
+    pub(super) fn committed(&mut self, explanation: Explanation) {
         let Some(mut down) = self.down.take() else {
             return;
         };
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
-        self.shared
-            .remember(down.outcome(self.generation, Outcome::Committed));
+        self.shared.remember(control::Upgrade {
+            explanation: Some(explanation),
+            ..down.outcome(self.generation, Outcome::Committed)
+        });
         self.shared.emit(Event::Committed {
             successor: generation,
             pid,
@@ -535,17 +562,26 @@ impl Driver {
     }
 
     /// The machine is free for the next upgrade at once; only the telling waits for the successor's last words.
-    fn failed(&mut self, kind: ErrorKind, phase: Phase, reason: &str) {
+    pub(super) fn failed(&mut self, outcome: rollout::Outcome, explanation: Explanation) {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        let (kind, verdict) = match outcome {
+            rollout::Outcome::Degraded => (ErrorKind::RolledBack, Outcome::Degraded),
+            rollout::Outcome::RolledBack => (ErrorKind::RolledBack, Outcome::RolledBack),
+            _ => (ErrorKind::Aborted, Outcome::Aborted),
+        };
+        let (phase, mut reason) = down.failed.take().unwrap_or_default();
+        if let Some(unverified) = &explanation.stable_unverified {
+            reason = format!("{reason}; and after the rollback: {unverified}");
+        }
         if phase >= Phase::Committing {
             self.write_pid_file();
         }
         let serving = !self.incumbent.is_leaving();
         let (successor, after) = (down.generation, down.asked_at.elapsed());
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
-            .because(reason.to_owned())
+            .because(reason.clone())
             .in_phase(phase)
             .with_peer(down.pid);
         let error = if serving {
@@ -554,10 +590,11 @@ impl Driver {
             error
         };
         let outcome = control::Upgrade {
-            reason: reason.to_owned(),
+            reason,
             phase: Some(phase.to_string()),
             incumbent_serves: serving,
-            ..down.outcome(self.generation, verdict_of(kind))
+            explanation: Some(explanation),
+            ..down.outcome(self.generation, verdict)
         };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
         let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
