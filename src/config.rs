@@ -92,6 +92,11 @@ pub const OBSERVED_WINDOW: Duration = Duration::from_secs(5 * 60);
 pub const OBSERVED_REQUESTS_MIN: u64 = 1_000;
 /// When a client that was turned away because there were too many is to try again: 1 s.
 pub const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often the incumbent looks at what both sides of a rollout have counted, and at its accept queues: 50 ms.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a successor may take to say what it has counted before a look counts as one that could not measure, and each
+/// further time as another one: 1 s.
+pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]

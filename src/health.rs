@@ -76,6 +76,11 @@ impl Health {
         self.lock().degraded = None;
     }
 
+    /// What the application has called it degraded for, whether it serves already or not.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        self.lock().degraded.clone()
+    }
+
     pub(crate) fn serving(&self) {
         self.advance(Stage::Serving);
     }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::looks::Looks;
 use super::parts::{Part, Parts};
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
@@ -34,6 +35,7 @@ pub(crate) struct Downward {
     pub(crate) asked_at_ms: u64,
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
+    pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
@@ -83,6 +85,7 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             controller: Controller::new(plan.clone()),
             plan,
+            looks: None,
             examining: None,
             failed: None,
             reply,
@@ -165,6 +168,7 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Counts(tally), _) => self.hear_counts(tally),
             Heard::Message(message, _) => {
                 let offered = self.offered();
                 let takes_longer = matches!(message, Message::Extend { .. });
@@ -458,7 +462,7 @@ impl Driver {
         }
     }
 
-    fn tell_successor(&mut self, message: &Message) {
+    pub(super) fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()
@@ -526,6 +530,9 @@ impl Driver {
         });
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
+            if let Some(looks) = &mut down.looks {
+                looks.handle_flipped();
+            }
         }
     }
 

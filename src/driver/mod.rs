@@ -6,6 +6,7 @@
 mod downward;
 mod elders;
 mod link;
+mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
@@ -333,6 +334,7 @@ impl Driver {
             up,
             self.incumbent.poll_timeout(),
             self.rollout_deadline(),
+            self.next_look(),
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
@@ -363,6 +365,7 @@ impl Driver {
             down.controller.handle_timeout(now);
         }
         self.perform_downward();
+        self.look_if_due();
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"

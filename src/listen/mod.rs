@@ -20,7 +20,7 @@ mod waiting;
 
 pub use self::options::ListenOptions;
 pub(crate) use self::stop::FinalStop;
-pub(crate) use self::table::{Accepted, Table};
+pub(crate) use self::table::Table;
 pub use self::tcp::TcpListener;
 pub use self::udp::UdpSocket;
 pub use self::unix::UnixListener;

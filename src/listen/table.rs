@@ -981,10 +981,10 @@ mod tests {
         let _dns = table.udp("dns", &at("127.0.0.1:0"), &options()).unwrap();
         let control = room.path().join("control");
         let _control = table.control(&control).await.unwrap();
-        let _operator = std::os::unix::net::UnixStream::connect(&control).unwrap();
+        let _operator = unix::net::UnixStream::connect(&control).unwrap();
         assert_eq!(table.waiting(&[]), 0);
         let _clients = [(); 3].map(|()| connect(web.local_addr()));
-        let _locals = [(); 2].map(|()| std::os::unix::net::UnixStream::connect(&path).unwrap());
+        let _locals = [(); 2].map(|()| unix::net::UnixStream::connect(&path).unwrap());
         within(async {
             while table.waiting(&[]) != 3 + 1 {
                 tokio::task::yield_now().await;
