@@ -66,7 +66,8 @@ impl Health {
     }
 
     /// Clients should be sent elsewhere until [`restored`](Self::restored), for a reason that
-    /// is shown to whoever asks. This generation accepts and serves as before.
+    /// is shown to whoever asks. This generation accepts and serves as before. A candidate is promoted no further by
+    /// itself; said before it is ready, it is not flipped to.
     pub fn degraded(&self, reason: impl Into<String>) {
         self.lock().degraded = Some(reason.into());
     }

@@ -20,7 +20,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::Output;
-use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::protocol::message::{
+    self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+};
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
@@ -35,6 +37,8 @@ pub(crate) struct Downward {
     pub(crate) asked_at_ms: u64,
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
+    /// What the successor has said of itself before it was ready.
+    pub(super) reported: Option<Tally>,
     pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
     /// How far the handover had come when it failed, and why.
@@ -85,6 +89,7 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             controller: Controller::new(plan.clone()),
             plan,
+            reported: None,
             looks: None,
             examining: None,
             failed: None,

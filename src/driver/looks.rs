@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::Driver;
+use super::upward::Upward;
 use crate::config::{COUNTS_DEADLINE, LOOK_INTERVAL};
 use crate::observe::{Counted, History, Observed, Rules};
 use crate::protocol::message::{Message, Tally, Watch, millis};
@@ -220,8 +221,17 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         let answers = down.version >= COUNTS_SINCE;
         let counts = observed.snapshot().counts;
-        let looks = Looks::new(now, &down.plan, answers, counts, observed.history());
+        let mut looks = Looks::new(now, &down.plan, answers, counts, observed.history());
         observed.apply(looks.rules());
+        if let Some(tally) = down
+            .reported
+            .take()
+            .filter(|tally| tally.degraded.is_some())
+        {
+            // Before the rollout hears that the candidate is ready, which may be all that it waits for.
+            down.controller.handle_degraded(now);
+            looks.candidate = tally;
+        }
         down.looks = Some(looks);
     }
 
@@ -248,9 +258,12 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         let share = down.controller.share();
         let stable = Stable { counts, share };
-        let looks = down.looks.as_mut();
-        let found = looks.map(|looks| looks.handle_counts(now, tally, stable));
-        self.tell_found(now, found.unwrap_or_default());
+        let Some(looks) = &mut down.looks else {
+            down.reported = Some(tally);
+            return;
+        };
+        let found = looks.handle_counts(now, tally, stable);
+        self.tell_found(now, found);
     }
 
     fn tell_found(&mut self, now: Instant, found: Vec<Found>) {
@@ -296,6 +309,15 @@ impl Driver {
         }
         let tally = self.tally(&self.shared.observed);
         self.tell_incumbent(&Message::Counts(tally));
+    }
+
+    /// Its application has said so while it warmed up, and it is about to be ready.
+    pub(super) fn report_if_degraded(&mut self) {
+        let knows = |up: &Upward| up.version >= COUNTS_SINCE;
+        if self.shared.health.complaint().is_some() && self.up.as_ref().is_some_and(knows) {
+            let tally = self.tally(&self.shared.observed);
+            self.tell_incumbent(&Message::Counts(tally));
+        }
     }
 
     fn tally(&self, observed: &Observed) -> Tally {

@@ -208,6 +208,7 @@ impl Driver {
         // An open gate holds a second descriptor of its socket.
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
+        self.report_if_degraded();
         let Some(up) = &mut self.up else {
             self.listen_stop();
             return self.serve_fresh();
