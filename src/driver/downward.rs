@@ -53,6 +53,9 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
+    /// Since when the accept right is to come back.
+    pub(super) rollback_at: Option<Instant>,
+    rollback_took: Option<Duration>,
     pub(super) span: tracing::Span,
 }
 
@@ -102,6 +105,8 @@ impl Downward {
             ready_at: None,
             flip_at: None,
             flip_took: Duration::ZERO,
+            rollback_at: None,
+            rollback_took: None,
             span: tracing::info_span!(
                 "upgrade",
                 successor = generation,
@@ -163,6 +168,7 @@ impl Downward {
             asked_at_ms: self.asked_at_ms,
             ready_after_ms: self.ready_after().map(millis),
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            rollback_took_us: self.rollback_took.map(micros),
             explanation: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
@@ -197,7 +203,11 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn successor_ended(&mut self) {
+        let now = Instant::now();
         self.hear_rest_of_successor();
+        if let Some(down) = &mut self.down {
+            down.rollback_at.get_or_insert(now);
+        }
         let mut how = "nobody knows how".to_owned();
         self.with_link(|link| {
             link.channel = None;
@@ -485,6 +495,9 @@ impl Driver {
 
     fn reopen_gates(&mut self) {
         self.shared.table.open_all_regardless();
+        if let Some(down) = &mut self.down {
+            down.rollback_took = down.rollback_at.map(|begin| begin.elapsed());
+        }
         self.shared.drain.resume();
         self.unclaimed.clear();
     }

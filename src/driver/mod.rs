@@ -77,6 +77,8 @@ pub(crate) struct Driver {
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
     attempts: Attempts,
+    /// Why somebody has to look, if somebody has.
+    degraded: Option<String>,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
     elders_awaited: Option<Guard>,
@@ -146,6 +148,7 @@ impl Driver {
             down: None,
             waiting: None,
             attempts: Attempts::default(),
+            degraded: None,
             elders: Elders::default(),
             elders_awaited: None,
             unclaimed: Vec::new(),
@@ -546,6 +549,7 @@ impl Driver {
             asked_at_ms: waiting.asked_at_ms,
             ready_after_ms: None,
             flip_took_us: None,
+            rollback_took_us: None,
             explanation: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });

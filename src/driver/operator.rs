@@ -13,8 +13,8 @@ use super::shared::{Command, Shared};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Happened, Lines, Reply, Request, RolloutState, Strategy, Underway,
-    Upgrade, Verdict, What,
+    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RolloutState, Strategy,
+    Underway, Upgrade, Verdict, What,
 };
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
@@ -33,6 +33,7 @@ pub(crate) struct Standing {
     role: Option<Role>,
     incumbent_since: Option<SystemTime>,
     upgrade: Option<Upgrading>,
+    degraded: Option<String>,
     elders: Vec<(u64, u32, Instant)>,
 }
 
@@ -79,7 +80,7 @@ impl Driver {
             } => self
                 .plan(strategy, plan.as_ref())
                 .and_then(|plan| self.upgrade(None, plan, origin)),
-            Wanted::Promote(promote) => self.promote_successor(promote),
+            Wanted::Promote(promote) => self.promote_or_declare_good(promote),
             Wanted::Pause => self.pause_rollout(),
             Wanted::Resume => self.resume_rollout(),
             Wanted::Share(share) => self.share_by_hand(share),
@@ -137,17 +138,37 @@ impl Driver {
             role: Some(self.role),
             incumbent_since: self.incumbent_since,
             upgrade,
+            degraded: self.degraded.clone(),
             elders: elders
                 .map(|elder| (elder.generation, elder.pid, elder.kill_at))
                 .collect(),
         });
     }
 
+    /// This generation serves because the one that was to judge it has died: nobody has said that it is good.
+    pub(super) fn remember_rescue(&mut self, from: u64) {
+        let reason =
+            format!("generation {from} ended before its rollout to this one had a verdict");
+        self.shared.remember(Upgrade {
+            verdict: Verdict::Degraded,
+            reason: reason.clone(),
+            ..self.own_upgrade(from, Timings::default())
+        });
+        self.shared.warn(reason.clone());
+        self.degraded = Some(reason);
+    }
+
     /// The upgrade that this generation came by is an upgrade in its history too.
     pub(super) fn remember_own_upgrade(&self, from: u64, timings: Option<Timings>) {
-        let Some(timings) = timings else { return };
+        if let Some(timings) = timings {
+            self.shared.remember(self.own_upgrade(from, timings));
+        }
+    }
+
+    fn own_upgrade(&self, from: u64, timings: Timings) -> Upgrade {
         let now_ms = control::unix_ms(SystemTime::now());
-        self.shared.remember(Upgrade {
+        let known = timings.asked_at_ms != 0;
+        Upgrade {
             generation: self.generation,
             from,
             verdict: Verdict::Committed,
@@ -157,12 +178,17 @@ impl Driver {
             incumbent_serves: false,
             exit: None,
             last_words: String::new(),
-            asked_at_ms: timings.asked_at_ms,
-            ready_after_ms: Some(timings.ready_after_ms),
-            flip_took_us: Some(timings.flip_took_us),
+            asked_at_ms: if known { timings.asked_at_ms } else { now_ms },
+            ready_after_ms: known.then_some(timings.ready_after_ms),
+            flip_took_us: known.then_some(timings.flip_took_us),
+            rollback_took_us: None,
             explanation: None,
-            took_ms: now_ms.saturating_sub(timings.asked_at_ms),
-        });
+            took_ms: if known {
+                now_ms.saturating_sub(timings.asked_at_ms)
+            } else {
+                0
+            },
+        }
     }
 }
 
@@ -340,6 +366,8 @@ impl Operator {
             generation: self.generation(),
             pid: std::process::id(),
             role: standing.role(),
+            condition: standing.condition(),
+            degraded: standing.degraded.clone(),
             build: self.build.clone(),
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             health: self.shared.health.readiness().to_string(),
@@ -445,6 +473,7 @@ impl Answering for Operator {
             }
             Request::Promote { wait, full } => {
                 let promote = if full { Promote::Full } else { Promote::Next };
+                let wait = wait && self.shared.standing.borrow().upgrade.is_some();
                 self.carry_out(Wanted::Promote(promote), wait).await
             }
             Request::Pause => self.do_at_once(Wanted::Pause).await,
@@ -479,6 +508,19 @@ impl Standing {
             Some(Role::Incumbent) => control::Role::Incumbent,
             Some(Role::LameDuck) => control::Role::LameDuck,
             Some(Role::Leaving) => control::Role::Draining,
+        }
+    }
+
+    fn condition(&self) -> Condition {
+        let pause = self
+            .upgrade
+            .as_ref()
+            .and_then(|upgrade| upgrade.rollout.as_ref()?.pause);
+        match (&self.degraded, &self.upgrade, pause) {
+            (Some(_), _, _) => Condition::Degraded,
+            (None, None, _) => Condition::Healthy,
+            (None, Some(_), None) => Condition::Progressing,
+            (None, Some(_), Some(_)) => Condition::Paused,
         }
     }
 

@@ -101,6 +101,9 @@ impl Driver {
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
+                if let Some(down) = &mut self.down {
+                    down.rollback_at.get_or_insert(now);
+                }
                 self.incumbent.handle_rollback(now, reason);
             }
             Output::Stage(stage) => {
@@ -175,6 +178,10 @@ impl Driver {
             _ => Origin::Automatic,
         };
         self.attempts.record(outcome, decided_by);
+        if let Some(unverified) = &explanation.stable_unverified {
+            let reason = format!("after a rollback it was not found to serve: {unverified}");
+            self.degraded = Some(reason);
+        }
         match outcome {
             Outcome::Promoted => self.committed(explanation),
             Outcome::Aborted | Outcome::RolledBack | Outcome::Degraded => {
@@ -226,6 +233,15 @@ impl Driver {
         {
             self.examined(of, Ok(()));
         }
+    }
+
+    /// Without a rollout it is the generation that serves: somebody has looked, and it is good as it is.
+    pub(super) fn promote_or_declare_good(&mut self, promote: Promote) -> Done {
+        if self.down.is_none() && self.degraded.take().is_some() {
+            self.publish();
+            return Ok(self.generation);
+        }
+        self.promote_successor(promote)
     }
 
     pub(super) fn promote_successor(&mut self, promote: Promote) -> Done {

@@ -271,6 +271,7 @@ impl Driver {
                 });
             }
         }
+        let rescued = up.process.is_none();
         if let Some(process) = up.process.take() {
             let (generation, pid) = (up.generation, up.pid);
             let kill_at = kill_at(now, up.millis);
@@ -283,6 +284,9 @@ impl Driver {
         }
         let (from, timings) = (up.generation, up.timings);
         self.restore_stderr();
+        if rescued {
+            self.remember_rescue(from);
+        }
         self.remember_own_upgrade(from, timings);
         self.become_incumbent();
     }

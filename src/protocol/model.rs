@@ -218,9 +218,11 @@ impl World {
             Output::Verify(side) => self.verifying = Some(side),
             Output::Commit => machine.handle_commit(now()),
             Output::Abort { reason } | Output::RollBack { reason } => {
-                let was_killed = self.killed;
                 machine.handle_rollback(now(), reason);
-                self.killed_at_work |= self.shares && self.killed && !was_killed;
+                let mut ahead = machine.clone();
+                let mut wanted = std::iter::from_fn(|| ahead.poll_output());
+                let kills = wanted.any(|output| output == incumbent::Output::Kill);
+                self.killed_at_work |= self.shares && kills;
             }
             Output::Stage(_) | Output::Paused(..) | Output::Resumed => {}
             Output::Verdict(verdict) => {

@@ -303,6 +303,7 @@ impl Rollout {
     }
 
     /// Whether the candidate gets a share of the traffic before the flip.
+    #[cfg(test)]
     pub(crate) fn is_canary(&self) -> bool {
         !self.steps.0.is_empty()
     }

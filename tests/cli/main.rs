@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod commands;
+mod flips;
 mod generated;
 mod handing_over;
 mod misuse;

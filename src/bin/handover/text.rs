@@ -12,6 +12,12 @@ use crate::output::Paint;
 
 pub(crate) fn status(status: &Status, paint: Paint) -> String {
     let mut lines = vec![head(status, paint)];
+    if let Some(reason) = &status.degraded {
+        lines.push(format!(
+            "{}    {reason}: look, then promote or upgrade",
+            paint.bad("degraded")
+        ));
+    }
     if let Some(upgrade) = &status.upgrade {
         let pid = upgrade
             .pid
@@ -169,18 +175,22 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
     };
     let phase = upgrade.phase.as_deref().map(|phase| format!(" ({phase})"));
     let flip = upgrade.flip_took().map(|took| format!(", flip {took:.2?}"));
+    let rollback = upgrade
+        .rollback_took()
+        .map(|took| format!(", rollback {took:.2?}"));
     let reason = match upgrade.reason.lines().next() {
         None | Some("") => String::new(),
         Some(reason) => format!(": {reason}"),
     };
     format!(
-        "{} -> {} {verdict}{}, {} ago, took {}{}{reason}",
+        "{} -> {} {verdict}{}, {} ago, took {}{}{}{reason}",
         upgrade.from,
         upgrade.generation,
         phase.unwrap_or_default(),
         age(upgrade.asked_at_ms),
         millis(upgrade.took_ms),
         flip.unwrap_or_default(),
+        rollback.unwrap_or_default(),
     )
 }
 
