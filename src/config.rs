@@ -85,6 +85,18 @@ pub const CONTROL_REPLY_MAX: usize = 4 * 1024 * 1024;
 pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the rollout has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
+/// How long a stretch of a generation's answers is what its history is made of, the current one and the one before: 5 min.
+pub const OBSERVED_WINDOW: Duration = Duration::from_secs(5 * 60);
+/// How many requests there must have been in such a stretch before it replaces the one before: 1,000. So that a quiet night
+/// does not erase what the day has shown.
+pub const OBSERVED_REQUESTS_MIN: u64 = 1_000;
+/// When a client that was turned away because there were too many is to try again: 1 s.
+pub const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often the incumbent looks at what both sides of a rollout have counted, and at its accept queues: 50 ms.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a successor may take to say what it has counted before a look counts as one that could not measure, and each
+/// further time as another one: 1 s.
+pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
 pub const ADOPTED_MAX: usize = 1_024;

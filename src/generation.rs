@@ -23,6 +23,7 @@ use crate::event::Event;
 use crate::health::Health;
 use crate::launch::{self, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
+use crate::observe::Observed;
 use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
 use crate::sys::environment::Snapshot;
@@ -471,6 +472,11 @@ impl Starting {
         self.shared.health.clone()
     }
 
+    /// What this generation has answered; the same as [`Serving::observed`].
+    pub fn observed(&self) -> &Observed {
+        &self.shared.observed
+    }
+
     /// The work in flight; the same as [`Serving::drain`].
     pub fn drain(&self) -> &Drain {
         &self.shared.drain
@@ -668,6 +674,12 @@ impl Serving {
     /// How this generation answers when it is asked whether it is alive and ready. It stays ready over a handover.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
+    }
+
+    /// What this generation has answered, for the guards of a rollout. [`http::serve`](crate::http::serve) counts into
+    /// it; a service that is not HTTP does so itself, see [`observe`](crate::observe).
+    pub fn observed(&self) -> &Observed {
+        &self.shared.observed
     }
 
     /// What happens to this generation from now on.

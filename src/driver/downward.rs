@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::looks::Looks;
 use super::parts::{Part, Parts};
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded};
@@ -20,7 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{Launched, Relay};
 use crate::protocol::incumbent::Output;
-use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::protocol::message::{
+    self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+};
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
@@ -35,6 +38,9 @@ pub(crate) struct Downward {
     pub(crate) asked_at_ms: u64,
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
+    /// What the successor has said of itself before it was ready.
+    pub(super) reported: Option<Tally>,
+    pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
     /// From the offer on, until the successor is given up or has the role.
     pub(super) director: Option<Sharing>,
@@ -89,6 +95,8 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             controller: Controller::new(plan.clone()),
             plan,
+            reported: None,
+            looks: None,
             examining: None,
             director: None,
             failed: None,
@@ -176,6 +184,7 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Counts(tally), _) => self.hear_counts(tally),
             Heard::Message(message, _) => {
                 let offered = self.offered();
                 let takes_longer = matches!(message, Message::Extend { .. });
@@ -481,7 +490,7 @@ impl Driver {
         }
     }
 
-    fn tell_successor(&mut self, message: &Message) {
+    pub(super) fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()
@@ -552,6 +561,9 @@ impl Driver {
         });
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
+            if let Some(looks) = &mut down.looks {
+                looks.handle_flipped();
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 mod downward;
 mod elders;
 mod link;
+mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
@@ -219,6 +220,7 @@ impl Driver {
         // An open gate holds a second descriptor of its socket.
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
+        self.report_if_degraded();
         let Some(up) = &mut self.up else {
             self.listen_stop();
             return self.serve_fresh();
@@ -355,6 +357,7 @@ impl Driver {
             up,
             self.incumbent.poll_timeout(),
             self.rollout_deadline(),
+            self.next_look(),
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
@@ -385,6 +388,7 @@ impl Driver {
             down.controller.handle_timeout(now);
         }
         self.perform_downward();
+        self.look_if_due();
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"

@@ -138,6 +138,7 @@ impl Driver {
     /// The successor is ready; whether it stands by is for the rollout to say.
     pub(super) fn successor_ready(&mut self) {
         let now = Instant::now();
+        self.begin_looks();
         let Some(down) = &mut self.down else { return };
         down.controller.handle_ready(now);
         while let Some(output) = self

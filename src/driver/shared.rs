@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::listen::Table;
+use crate::observe::Observed;
 use crate::rollout::Rollout;
 use crate::state::{Offer, State};
 
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
+    pub(crate) observed: Observed,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
@@ -137,6 +139,7 @@ impl Shared {
             table,
             drain,
             health: Health::default(),
+            observed: Observed::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),

@@ -14,7 +14,7 @@ use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::launch::{self, OwnStderr};
-use crate::protocol::message::{self, Message, Slot, Timings};
+use crate::protocol::message::{self, Message, Slot, Timings, Watch};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
 use crate::sys::process::Pidfd;
@@ -34,6 +34,8 @@ pub(crate) struct Upward {
     millis: u64,
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
+    /// How the incumbent wants this generation to count.
+    pub(super) watched: Option<Watch>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -57,6 +59,7 @@ impl Upward {
             millis: 0,
             elders: Vec::new(),
             timings: None,
+            watched: None,
             stderr: None,
             failed: None,
         }
@@ -135,6 +138,7 @@ impl Driver {
                 up.timings = up.timings.or(*timings);
                 up.elders.extend(elders.iter().cloned().zip(descriptors));
             }
+            Message::Watch(watch) => return self.answer_watch(*watch),
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
@@ -170,7 +174,7 @@ impl Driver {
         }
     }
 
-    fn tell_incumbent(&mut self, message: &Message) {
+    pub(super) fn tell_incumbent(&mut self, message: &Message) {
         let Some(up) = &mut self.up else { return };
         let Some(channel) = &up.channel else { return };
         if let Err(error) = channel.try_send(message, &[])
