@@ -86,6 +86,22 @@ pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the builder has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 
+/// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
+/// [`Builder::image`](crate::Builder::image).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Image {
+    /// By a descriptor of the file. Safe against a rename over its name, the usual way to replace a release; a file that
+    /// is overwritten in place, or truncated, once nobody runs it is noticed and not started.
+    #[default]
+    Descriptor,
+    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 1 ms and 1 MiB for each MiB of the file.
+    /// Safe against everything. Where the kernel has no executable memory files (`vm.memfd_noexec=2`) nothing is held.
+    Copy,
+    /// Not at all: there is no cold rollback to this generation.
+    Nothing,
+}
+
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -111,6 +127,7 @@ pub(crate) struct Config {
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
     pub(crate) fd_store: Option<bool>,
+    pub(crate) image: Image,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
 }
@@ -146,6 +163,7 @@ impl Default for Config {
             pid_file: None,
             control: None,
             fd_store: None,
+            image: Image::default(),
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
         }

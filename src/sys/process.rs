@@ -186,6 +186,13 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<u32> {
     Ok(pid.unsigned_abs())
 }
 
+/// Gives this process a name for ps(1) and pgrep(1), of which the kernel keeps the first 15 bytes (proc_pid_comm(5)).
+///
+/// It is the main thread's, whichever thread says so; prctl(2) would name the calling one.
+pub(crate) fn set_name(name: &OsStr) -> io::Result<()> {
+    std::fs::write("/proc/self/comm", name.as_bytes())
+}
+
 /// Ends a child that nobody can watch, and collects it.
 ///
 /// Waits without a deadline for the one thing that the kernel promises: SIGKILL ends a process.
@@ -352,6 +359,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::super::descriptors::pair;
+    use super::super::testing::ran_in_its_own_process;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -420,6 +428,17 @@ mod tests {
     async fn a_process_that_is_not_there_cannot_be_opened() {
         assert!(Pidfd::open(u32::MAX).is_err());
         assert!(Pidfd::open(i32::MAX.unsigned_abs()).is_err());
+    }
+
+    #[test]
+    fn a_name_is_the_process_s_from_any_thread() {
+        let name = "sys::process::tests::a_name_is_the_process_s_from_any_thread";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        set_name(OsStr::new("a-name-that-is-too-long")).unwrap();
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(comm, "a-name-that-is-\n");
     }
 
     #[test]
