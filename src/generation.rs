@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::config::Config;
+use crate::config::{Config, Image};
 use crate::control;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
@@ -21,7 +21,7 @@ use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::health::Health;
-use crate::launch::{self, Inherited, Launcher};
+use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::state::{Offer, State};
 use crate::sys::environment::Snapshot;
@@ -188,6 +188,17 @@ impl Builder {
         self
     }
 
+    /// How this generation holds the file that it runs, so that the release after it can be rolled back to it when it is
+    /// gone and the file was replaced: `handover rollback --cold`, [`control::Request::Rollback`].
+    ///
+    /// The next generation gets it, with the arguments, directory and environment of this one, and holds it until it has
+    /// a successor of another release itself. It costs one descriptor here and one there. What is loaded by name is not
+    /// held: shared libraries, and the script that an interpreter runs. Default: [`Image::Descriptor`].
+    pub fn image(mut self, image: Image) -> Self {
+        self.config.image = image;
+        self
+    }
+
     /// The signal that asks for an upgrade, or none. Default: SIGHUP.
     pub fn upgrade_signal(mut self, number: Option<i32>) -> Self {
         self.config.upgrade_signal = number;
@@ -246,6 +257,7 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
+        *lock(&shared.images) = Images::hold(snapshot, &config);
         let (path, operator) = (
             config.control.clone(),
             Operator::new(shared.clone(), &config),

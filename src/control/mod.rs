@@ -21,6 +21,7 @@ pub(crate) use self::history::History;
 pub(crate) use self::request::unix_ms;
 pub use self::request::{
     ClassWork, DrainState, Elder, Generation, Happened, Refusal, RefusalKind, Reply, Request, Role,
-    Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN, Verdict, What,
+    Rollback, RollbackKind, Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN,
+    Verdict, What,
 };
 pub(crate) use self::server::{Answering, Asked, Lines, serve};

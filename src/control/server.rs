@@ -176,9 +176,12 @@ fn may_ask(peer: &UCred) -> bool {
 
 fn takes_its_time(request: &Request) -> bool {
     match request {
-        Request::Upgrade { wait, .. } | Request::Promote { wait } | Request::Drain { wait } => {
-            *wait
-        }
+        Request::Upgrade { wait, .. }
+        | Request::Promote { wait }
+        | Request::Drain { wait }
+        | Request::Rollback {
+            cold: true, wait, ..
+        } => *wait,
         Request::Events => true,
         _ => false,
     }

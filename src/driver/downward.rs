@@ -11,13 +11,13 @@ use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::operator::verdict_of;
 use super::parts::{Part, Parts};
-use super::shared::{Collected, Command, Upgraded};
+use super::shared::{Collected, Command, Upgraded, lock};
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::{Launched, Relay};
+use crate::launch::{ColdRollback, Image, Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
 use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
 use crate::state::{self, Offer as Outgoing};
@@ -33,6 +33,8 @@ pub(crate) struct Downward {
     /// How long the successor may be held in standby, if it is.
     pub(crate) standby: Option<Duration>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
+    /// What it is to run.
+    release: Release,
     pub(crate) link: Option<Link>,
     pid: u32,
     /// Of the protocol; none until the successor's greeting.
@@ -43,6 +45,15 @@ pub(crate) struct Downward {
     flip_at: Option<Instant>,
     flip_took: Duration,
     span: tracing::Span,
+}
+
+/// What a successor runs, and how it comes to exist.
+#[derive(Debug)]
+pub(crate) enum Release {
+    /// What its program's path leads to when it is launched.
+    Next,
+    /// The one before, which is held.
+    Before(Box<Image>, ColdRollback),
 }
 
 /// The successor's process and what belongs to it.
@@ -69,6 +80,7 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        release: Release,
         standby: Option<Duration>,
         asked_at: Instant,
     ) -> Self {
@@ -78,6 +90,7 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             standby,
             reply,
+            release,
             link: None,
             pid: 0,
             version: 0,
@@ -99,6 +112,13 @@ impl Downward {
         (self.pid != 0).then_some(self.pid)
     }
 
+    fn cold_rollback(&self) -> Option<&ColdRollback> {
+        match &self.release {
+            Release::Before(_, rollback) => Some(rollback),
+            Release::Next => None,
+        }
+    }
+
     fn ready_after(&self) -> Option<Duration> {
         self.ready_at.map(|ready_at| ready_at - self.asked_at)
     }
@@ -113,11 +133,13 @@ impl Downward {
 
     /// As the history has it; who serves, and what the successor said, is for a failure to add.
     fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
+        let rollback = self.cold_rollback();
         control::Upgrade {
             generation: self.generation,
             from,
             verdict,
-            reason: String::new(),
+            reason: rollback.map(|it| it.reason.clone()).unwrap_or_default(),
+            rollback_to: rollback.map(|rollback| rollback.to),
             phase: None,
             pid: self.pid(),
             incumbent_serves: false,
@@ -238,7 +260,11 @@ impl Driver {
 
     fn launch(&mut self) {
         let Some(down) = &mut self.down else { return };
-        match self.launcher.launch(down.generation).and_then(Link::new) {
+        let launched = match &down.release {
+            Release::Next => self.launcher.launch(down.generation),
+            Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+        };
+        match launched.and_then(Link::new) {
             Ok(link) => {
                 down.span.record("pid", link.pid);
                 down.pid = link.pid;
@@ -288,6 +314,7 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
+        let rollback = down.cold_rollback().cloned();
         let Some(link) = &mut down.link else {
             return Ok(());
         };
@@ -303,6 +330,8 @@ impl Driver {
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
         }
+        let images = lock(&self.shared.images).offer(self.generation, rollback.as_ref());
+        table.extend(images.map_err(failed)?);
         if self.config.control.is_some() {
             let history = self.shared.history.borrow().to_bytes();
             table.extend(shareable(vec![

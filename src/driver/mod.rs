@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::downward::Downward;
+use self::downward::{Downward, Release};
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
@@ -300,7 +300,7 @@ impl Driver {
             Input::Command(command) => self.handle_command(command),
             Input::Trigger(Trigger::Upgrade) => {
                 // Nobody waits for the answer of a signal; the refusal is an event.
-                let _ = self.upgrade(None, None);
+                let _ = self.upgrade(None, None, Release::Next);
             }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
@@ -360,7 +360,7 @@ impl Driver {
         match command {
             Command::Upgrade { reply } => {
                 // Answered by way of `reply`.
-                let _ = self.upgrade(Some(reply), None);
+                let _ = self.upgrade(Some(reply), None, Release::Next);
             }
             Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
             Command::Flip => {
@@ -411,8 +411,18 @@ impl Driver {
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         strategy: Option<Strategy>,
+        release: Release,
     ) -> Done {
-        let reason = match (self.role, self.incumbent.phase()) {
+        let Err(reason) = self.may_upgrade() else {
+            return Ok(self.begin_upgrade(reply, strategy, release));
+        };
+        self.refuse(reply, reason.clone());
+        Err(reason)
+    }
+
+    /// Or why not now.
+    fn may_upgrade(&self) -> Result<(), String> {
+        Err(match (self.role, self.incumbent.phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {
                 "the service is stopping, this generation is a lame duck".to_owned()
@@ -422,20 +432,19 @@ impl Driver {
             (Role::Incumbent, None) if self.waiting.is_some() => {
                 "an upgrade waits for an older generation to leave".to_owned()
             }
-            (Role::Incumbent, None) => return Ok(self.begin_upgrade(reply, strategy)),
-        };
-        self.refuse(reply, reason.clone());
-        Err(reason)
+            (Role::Incumbent, None) => return Ok(()),
+        })
     }
 
     fn begin_upgrade(
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         strategy: Option<Strategy>,
+        release: Release,
     ) -> u64 {
         let generation = self.next_generation;
         let standby = self.standby_of(strategy);
-        let down = Downward::new(generation, reply, standby, Instant::now());
+        let down = Downward::new(generation, reply, release, standby, Instant::now());
         if self.has_capacity() {
             self.next_generation += 1;
             self.start_upgrade(down);
@@ -508,6 +517,7 @@ impl Driver {
             from: self.generation,
             verdict: verdict_of(ErrorKind::Refused),
             reason: reason.clone(),
+            rollback_to: None,
             phase: None,
             pid: None,
             incumbent_serves: self.answers_for_the_service(),

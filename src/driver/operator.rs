@@ -9,16 +9,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::shared::{Command, Shared};
+use super::downward::Release;
+use super::shared::{Command, Shared, lock};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config, STANDBY};
 use crate::control::{
-    self, Answering, Asked, Happened, Lines, Reply, Request, Strategy, Underway, Upgrade, Verdict,
-    What,
+    self, Answering, Asked, Happened, Lines, Reply, Request, RollbackKind, Strategy, Underway,
+    Upgrade, Verdict, What,
 };
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
+use crate::launch::ColdRollback;
 use crate::protocol::message::{Timings, millis};
 
 /// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
@@ -47,8 +49,16 @@ struct Upgrading {
 pub(crate) enum Wanted {
     Upgrade(Option<Strategy>),
     Promote,
-    Abort { reason: String },
-    Rollback { reason: String },
+    Abort {
+        reason: String,
+    },
+    Rollback {
+        reason: String,
+    },
+    /// To the release before, by an upgrade to it.
+    ColdRollback {
+        reason: String,
+    },
 }
 
 /// The successor's number, or why it was not done.
@@ -57,10 +67,13 @@ pub(crate) type Done = Result<u64, String>;
 impl Driver {
     pub(super) fn do_wanted(&mut self, wanted: Wanted, reply: oneshot::Sender<Done>) {
         let done = match wanted {
-            Wanted::Upgrade(strategy) => self.upgrade(None, strategy),
+            Wanted::Upgrade(strategy) => self.upgrade(None, strategy, Release::Next),
             Wanted::Promote => self.promote_successor(),
             Wanted::Abort { reason } => self.abort(or(reason, "an operator aborted it")),
             Wanted::Rollback { reason } => self.undo(or(reason, "an operator rolled it back")),
+            Wanted::ColdRollback { reason } => {
+                self.roll_back_cold(or(reason, "an operator rolled it back"))
+            }
         };
         // Whoever asked may have gone away.
         let _ = reply.send(done);
@@ -105,6 +118,15 @@ impl Driver {
         self.incumbent.handle_rollback(Instant::now(), reason);
         self.perform_downward();
         Ok(generation)
+    }
+
+    /// What the release before has served was judged then: it takes over as soon as it is ready.
+    fn roll_back_cold(&mut self, reason: String) -> Done {
+        self.may_upgrade()?;
+        let image = lock(&self.shared.images).before().cloned()?;
+        let to = image.release().generation;
+        let release = Release::Before(Box::new(image), ColdRollback { to, reason });
+        self.upgrade(None, Some(Strategy::Immediate), release)
     }
 
     /// How long the next successor is held in standby, if it is.
@@ -159,14 +181,21 @@ impl Driver {
     }
 
     /// The upgrade that this generation came by is an upgrade in its history too.
-    pub(super) fn remember_own_upgrade(&self, from: u64, timings: Option<Timings>) {
+    pub(super) fn remember_own_upgrade(
+        &self,
+        from: u64,
+        timings: Option<Timings>,
+        rollback: Option<ColdRollback>,
+    ) {
         let Some(timings) = timings else { return };
+        let (rollback_to, reason) = rollback.map(|it| (it.to, it.reason)).unzip();
         let now_ms = control::unix_ms(SystemTime::now());
         self.shared.remember(Upgrade {
             generation: self.generation,
             from,
             verdict: Verdict::Committed,
-            reason: String::new(),
+            reason: reason.unwrap_or_default(),
+            rollback_to,
             phase: None,
             pid: Some(std::process::id()),
             incumbent_serves: false,
@@ -362,10 +391,30 @@ impl Operator {
             uptime_ms: millis(self.started_at.elapsed()),
             incumbent_since_ms: standing.incumbent_since.map(control::unix_ms),
             upgrade: standing.underway(),
+            rollback: Some(self.rollback_on_offer(&standing)),
             elders: standing.elders(),
             classes: self.classes(),
             sockets: self.sockets(),
             last: history.last().cloned(),
+        }
+    }
+
+    fn rollback_on_offer(&self, standing: &Standing) -> control::Rollback {
+        match standing.upgrade.map(|upgrade| upgrade.phase) {
+            Some(Some(phase @ (Phase::Committing | Phase::Reverting))) => {
+                control::Rollback::none(format!("the upgrade under way is {phase}"))
+            }
+            Some(_) => {
+                control::Rollback::to(RollbackKind::Instant, self.generation(), self.build.clone())
+            }
+            None => match lock(&self.shared.images).before() {
+                Ok(image) => {
+                    let release = image.release();
+                    let (generation, build) = (release.generation, release.build.clone());
+                    control::Rollback::to(RollbackKind::Cold, generation, build)
+                }
+                Err(why) => control::Rollback::none(why),
+            },
         }
     }
 
@@ -447,7 +496,14 @@ impl Answering for Operator {
             }
             Request::Promote { wait } => self.carry_out(Wanted::Promote, wait).await,
             Request::Abort { reason } => self.carry_out(Wanted::Abort { reason }, true).await,
-            Request::Rollback { reason } => self.carry_out(Wanted::Rollback { reason }, true).await,
+            Request::Rollback {
+                reason,
+                cold: false,
+                wait,
+            } => self.carry_out(Wanted::Rollback { reason }, wait).await,
+            Request::Rollback { reason, wait, .. } => {
+                self.carry_out(Wanted::ColdRollback { reason }, wait).await
+            }
             Request::Generations => Ok(Reply::Generations {
                 generations: self.generations(),
             }),

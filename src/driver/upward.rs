@@ -1,6 +1,7 @@
 //! The link to the incumbent that this generation takes over from.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Instant;
 
 use super::Driver;
@@ -12,11 +13,12 @@ use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::launch::{self, OwnStderr};
+use crate::launch::{self, ColdRollback, OwnStderr};
 use crate::protocol::message::{self, Message, Slot, Timings};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
-use crate::sys::process::Pidfd;
+use crate::sys::environment::Snapshot;
+use crate::sys::process::{Pidfd, set_name};
 
 /// One handover, seen from its starting end.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub(crate) struct Upward {
     millis: u64,
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
+    /// What this generation is to undo, if it is the release before once more.
+    cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -56,6 +60,7 @@ impl Upward {
             millis: 0,
             elders: Vec::new(),
             timings: None,
+            cold_rollback: None,
             stderr: None,
             failed: None,
         }
@@ -211,6 +216,13 @@ impl Driver {
                 .history
                 .send_replace(History::from_bytes(&history));
         }
+        up.cold_rollback = lock(&self.shared.images).inherit(&mut state);
+        if up.cold_rollback.is_some()
+            && let Err(error) = restore_name()
+        {
+            self.shared
+                .warn(format!("this process has a number for a name: {error}"));
+        }
         if let (Some(stderr), Some(process)) = (&up.stderr, &up.process) {
             stderr.restore_after(process).map_err(|error| {
                 Error::new(ErrorKind::Io, "watching the incumbent").because(error)
@@ -277,9 +289,9 @@ impl Driver {
                 kill_at,
             });
         }
-        let (from, timings) = (up.generation, up.timings);
+        let (from, timings, rollback) = (up.generation, up.timings, up.cold_rollback.take());
         self.restore_stderr();
-        self.remember_own_upgrade(from, timings);
+        self.remember_own_upgrade(from, timings, rollback);
         self.become_incumbent();
     }
 
@@ -315,6 +327,13 @@ impl Driver {
             false => error,
         }));
     }
+}
+
+/// The kernel names a process for the file that it is started from: here that is the number of a descriptor.
+fn restore_name() -> std::io::Result<()> {
+    let argv = &Snapshot::take().argv;
+    let name = argv.first().and_then(|name| Path::new(name).file_name());
+    name.map_or(Ok(()), set_name)
 }
 
 pub(super) fn state_of(slots: impl IntoIterator<Item = (Slot, OwnedFd)>) -> State {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+mod cold;
 mod commands;
 mod generated;
 mod handing_over;

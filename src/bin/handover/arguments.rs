@@ -45,10 +45,20 @@ pub(crate) enum Command {
         #[command(flatten)]
         undo: Undo,
     },
-    /// Undoes the upgrade under way, before or after its flip.
+    /// Undoes the upgrade under way, before or after its flip; or goes back to the release before.
     Rollback {
         #[command(flatten)]
         undo: Undo,
+        /// Starts the release before again, from the image that is held of it, and hands over to it: when no upgrade is
+        /// under way any more. `status` says whether there is one.
+        #[arg(long)]
+        cold: bool,
+        /// Waits for the verdict (the default).
+        #[arg(long, overrides_with = "no_wait")]
+        wait: bool,
+        /// Comes back as soon as it has begun.
+        #[arg(long, overrides_with = "wait")]
+        no_wait: bool,
     },
     /// Lists the generations that are alive.
     Generations,

@@ -49,9 +49,16 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
             };
             await_verdict(output, &client, &request, undo.timeout).await
         }
-        Command::Rollback { undo } => {
+        Command::Rollback {
+            undo,
+            cold,
+            no_wait,
+            ..
+        } => {
             let request = Request::Rollback {
                 reason: undo.reason,
+                cold,
+                wait: !no_wait,
             };
             await_verdict(output, &client, &request, undo.timeout).await
         }
@@ -119,9 +126,10 @@ async fn await_verdict(
 fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
     let shown = output.answer(reply, |paint| in_words(reply, paint));
     let exit = match (request, reply) {
-        (Request::Abort { .. } | Request::Rollback { .. }, Reply::Verdict { upgrade }) => {
-            Exit::of_undoing(upgrade)
-        }
+        (
+            Request::Abort { .. } | Request::Rollback { cold: false, .. },
+            Reply::Verdict { upgrade },
+        ) => Exit::of_undoing(upgrade),
         (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
         (_, Reply::Standby { .. }) => Exit::Decide,
         _ => Exit::Reached,

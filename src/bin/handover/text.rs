@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
-    ClassWork, DrainState, Elder, Generation, Happened, Role, Status, Upgrade, Verdict, What,
+    ClassWork, DrainState, Elder, Generation, Happened, Role, Rollback, RollbackKind, Status,
+    Upgrade, Verdict, What,
 };
 
 use crate::output::Paint;
@@ -22,6 +23,9 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
             millis(upgrade.for_ms)
         ));
     }
+    if let Some(back) = &status.rollback {
+        lines.push(format!("rollback    {}", rollback(back)));
+    }
     lines.extend(
         status
             .elders
@@ -39,6 +43,25 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
         lines.push(format!("last        {}", upgrade(last, paint)));
     }
     lines.join("\n")
+}
+
+/// The way back, in one line.
+fn rollback(rollback: &Rollback) -> String {
+    let kind = match rollback.kind {
+        RollbackKind::Instant => "instant",
+        RollbackKind::Cold => "cold",
+        RollbackKind::None => return format!("none: {}", rollback.why),
+        _ => "unknown",
+    };
+    let to = rollback.generation.map(|to| match rollback.kind {
+        RollbackKind::Cold => format!(", to the release of generation {to}"),
+        _ => format!(", to generation {to}"),
+    });
+    let build = match rollback.build.as_str() {
+        "" => String::new(),
+        build => format!(" (build {build})"),
+    };
+    format!("{kind}{}{build}", to.unwrap_or_default())
 }
 
 /// Who serves, in one line.
@@ -121,10 +144,14 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
         None | Some("") => String::new(),
         Some(reason) => format!(": {reason}"),
     };
+    let back = upgrade
+        .rollback_to
+        .map(|to| format!(" (cold rollback to the release of {to})"));
     format!(
-        "{} -> {} {verdict}{}, {} ago, took {}{}{reason}",
+        "{} -> {}{} {verdict}{}, {} ago, took {}{}{reason}",
         upgrade.from,
         upgrade.generation,
+        back.unwrap_or_default(),
         phase.unwrap_or_default(),
         age(upgrade.asked_at_ms),
         millis(upgrade.took_ms),
