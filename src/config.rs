@@ -128,6 +128,7 @@ pub(crate) struct Config {
     pub(crate) control: Option<PathBuf>,
     pub(crate) fd_store: Option<bool>,
     pub(crate) image: Image,
+    pub(crate) takeover: bool,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
 }
@@ -164,6 +165,7 @@ impl Default for Config {
             control: None,
             fd_store: None,
             image: Image::default(),
+            takeover: false,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
         }

@@ -9,7 +9,7 @@ mod relay;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -20,7 +20,7 @@ pub(crate) use self::relay::{OwnStderr, Relay, rescue_stderr};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;
-use crate::sys::environment::{CHANNEL, Snapshot};
+use crate::sys::environment::{CHANNEL, Snapshot, channel_value};
 use crate::sys::process::{Pidfd, Spawn, discard, spawn};
 
 /// What the service manager tells the service and not one process of it.
@@ -39,6 +39,8 @@ pub(crate) struct Launcher {
 /// A successor that has just been started.
 #[derive(Debug)]
 pub(crate) struct Launched {
+    /// Whether this process has started it, and not somebody else: nobody can tell how another's ended.
+    pub(crate) is_child: bool,
     /// Our end of the channel.
     pub(crate) channel: OwnedFd,
     /// Its process.
@@ -49,13 +51,39 @@ pub(crate) struct Launched {
     pub(crate) stderr: Option<Relay>,
 }
 
+impl Launched {
+    /// One that somebody else has started. Its standard error is its own.
+    pub(crate) fn by_somebody_else(channel: OwnedFd, pid: u32, pidfd: Pidfd) -> Self {
+        Self {
+            is_child: false,
+            channel,
+            pid,
+            pidfd,
+            stderr: None,
+        }
+    }
+
+    /// Ends it, where nobody will ever talk to it or learn of its end.
+    pub(crate) fn discard(&self) {
+        if self.is_child {
+            return discard(self.pid);
+        }
+        // Whoever has started it collects it.
+        let _ = self.pidfd.kill();
+    }
+}
+
 /// What the variable [`CHANNEL`] means to the process that has it.
 #[derive(Debug)]
 pub(crate) enum Inherited {
     /// It was meant for another process and leaked to this one.
     NotForUs,
     /// This process is a successor, and here is its end of the channel.
-    Channel(OwnedFd),
+    Channel {
+        channel: OwnedFd,
+        /// Whether the incumbent has started it, and not somebody else.
+        is_launched: bool,
+    },
     /// It was meant for this process, but there is no channel, for this reason.
     Missing(String),
 }
@@ -116,7 +144,7 @@ impl Launcher {
         let (channel, theirs) = descriptors::pair()?;
         let capture = self.capture()?;
         let mut env = env.to_vec();
-        env.push((CHANNEL.into(), variable(&theirs)?));
+        env.push((CHANNEL.into(), channel_value(&theirs, process::id())?));
         let pid = spawn(&Spawn {
             program,
             argv: &snapshot.argv,
@@ -129,6 +157,7 @@ impl Launcher {
         drop(theirs);
         let pidfd = Pidfd::open(pid).inspect_err(|_| discard(pid))?;
         Ok(Launched {
+            is_child: true,
             channel,
             pid,
             pidfd,
@@ -151,7 +180,10 @@ pub(crate) fn inherited(value: &OsStr) -> Inherited {
     };
     if descriptors::leads_to(number, inode) {
         return match descriptors::adopt(number) {
-            Ok(channel) => Inherited::Channel(channel),
+            Ok(channel) => Inherited::Channel {
+                channel,
+                is_launched: parent_id() == incumbent,
+            },
             Err(error) => Inherited::Missing(format!("descriptor {number}: {error}")),
         };
     }
@@ -183,12 +215,6 @@ fn environment(snapshot: &Snapshot, extra: &[(OsString, OsString)]) -> Vec<(OsSt
         .collect()
 }
 
-fn variable(channel: &OwnedFd) -> io::Result<OsString> {
-    let (number, incumbent) = (channel.as_raw_fd(), process::id());
-    let inode = descriptors::inode(channel.as_fd())?;
-    Ok(format!("{number}:{inode}:{incumbent}").into())
-}
-
 fn parsed(value: &OsStr) -> Option<(RawFd, u64, u32)> {
     let mut parts = value.to_str()?.split(':');
     let (number, inode, incumbent) = (parts.next()?, parts.next()?, parts.next()?);
@@ -206,6 +232,7 @@ fn parsed(value: &OsStr) -> Option<(RawFd, u64, u32)> {
 mod tests {
     use std::error::Error as _;
     use std::fs;
+    use std::os::fd::AsRawFd;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
@@ -443,7 +470,11 @@ mod tests {
     }
 
     async fn answer_as_successor(value: &OsStr) {
-        let Inherited::Channel(channel) = inherited(value) else {
+        let Inherited::Channel {
+            channel,
+            is_launched: _,
+        } = inherited(value)
+        else {
             panic!("no channel");
         };
         assert!(!is_inheritable(&channel.as_raw_fd().to_string()));

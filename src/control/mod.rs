@@ -15,6 +15,7 @@ mod client;
 mod history;
 mod request;
 mod server;
+mod takeover;
 
 pub use self::client::{Client, EventStream};
 pub(crate) use self::history::History;
@@ -25,3 +26,4 @@ pub use self::request::{
     Verdict, What,
 };
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
+pub use self::takeover::Takeover;

@@ -60,6 +60,10 @@ pub enum Request {
         #[serde(default = "yes")]
         wait: bool,
     },
+    /// Hand over to the process that asks. Answered with [`Reply::Takeover`], which comes with a descriptor (`SCM_RIGHTS`,
+    /// unix(7)): the successor's end of a channel, on which docs/PROTOCOL.md goes on. See
+    /// [`Client::takeover`](super::Client::takeover).
+    Takeover,
     /// Who is alive. Answered with [`Reply::Generations`].
     Generations,
     /// The last upgrades. Answered with [`Reply::History`].
@@ -117,6 +121,13 @@ pub enum Reply {
     Verdict {
         /// All about it.
         upgrade: Box<Upgrade>,
+    },
+    /// The process that asks is the successor from now on.
+    Takeover {
+        /// Its number.
+        generation: u64,
+        /// The incumbent's process.
+        incumbent: u32,
     },
     /// Who is alive.
     Generations {
@@ -670,6 +681,7 @@ mod tests {
                 cold: true,
                 wait: false,
             },
+            Request::Takeover,
             Request::Generations,
             Request::History,
             Request::Explain,

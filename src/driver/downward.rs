@@ -21,7 +21,7 @@ use crate::launch::{ColdRollback, Image, Launched, Relay};
 use crate::protocol::incumbent::{Output, Verdict};
 use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
 use crate::state::{self, Offer as Outgoing};
-use crate::sys::process::{Pidfd, discard};
+use crate::sys::process::Pidfd;
 
 /// One upgrade, from the request to its verdict.
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub(crate) enum Release {
     Next,
     /// The one before, which is held.
     Before(Box<Image>, ColdRollback),
+    /// Whatever somebody else has started; it is taken out when it is launched.
+    Theirs(Option<Box<Launched>>),
 }
 
 /// The successor's process and what belongs to it.
@@ -62,6 +64,7 @@ pub(crate) struct Link {
     pub(crate) channel: Option<Channel>,
     pub(crate) process: Pidfd,
     pid: u32,
+    is_child: bool,
     ended: Option<String>,
     relay: Option<Relay>,
     passing: Passing,
@@ -115,7 +118,7 @@ impl Downward {
     fn cold_rollback(&self) -> Option<&ColdRollback> {
         match &self.release {
             Release::Before(_, rollback) => Some(rollback),
-            Release::Next => None,
+            Release::Next | Release::Theirs(_) => None,
         }
     }
 
@@ -260,9 +263,12 @@ impl Driver {
 
     fn launch(&mut self) {
         let Some(down) = &mut self.down else { return };
-        let launched = match &down.release {
+        let launched = match &mut down.release {
             Release::Next => self.launcher.launch(down.generation),
             Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+            Release::Theirs(launched) => launched.take().map(|it| *it).ok_or_else(|| {
+                Error::new(ErrorKind::Launch, "handing over to a process once more")
+            }),
         };
         match launched.and_then(Link::new) {
             Ok(link) => {
@@ -557,7 +563,8 @@ impl Driver {
             }));
         }
         if let Some(mut link) = down.link {
-            self.announce_successor(generation, pid, link.channel.take());
+            let channel = link.channel.take();
+            self.announce_successor(generation, pid, channel, link.is_child);
             // As long as this process lives it is the parent, and nobody else can collect the successor.
             tokio::spawn(link.collect_when_gone());
         }
@@ -678,23 +685,23 @@ impl Passing {
 
 impl Link {
     fn new(launched: Launched) -> Result<Self> {
+        let channel = launched.channel.try_clone().and_then(Channel::new);
+        let channel = channel.map_err(|error| {
+            launched.discard();
+            Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
+        })?;
         let Launched {
-            channel,
+            is_child,
             pid,
             pidfd: process,
             stderr: relay,
+            ..
         } = launched;
-        let channel = Channel::new(channel).map_err(|error| {
-            Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
-        });
-        let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it, or learn of its end.
-            discard(pid);
-        })?;
         Ok(Self {
             channel: Some(channel),
             process,
             pid,
+            is_child,
             ended: None,
             relay,
             passing: Passing::default(),

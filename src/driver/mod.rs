@@ -363,6 +363,10 @@ impl Driver {
                 let _ = self.upgrade(Some(reply), None, Release::Next);
             }
             Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
+            Command::TakeOver { successor, reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.hand_over_to(*successor));
+            }
             Command::Flip => {
                 self.incumbent.handle_flip(Instant::now());
                 self.perform_downward();

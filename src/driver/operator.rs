@@ -4,6 +4,7 @@
 //! in the control socket's tasks, reads what was published, and waits there for verdicts.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,8 +21,9 @@ use crate::control::{
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
-use crate::launch::ColdRollback;
+use crate::launch::{ColdRollback, Launched};
 use crate::protocol::message::{Timings, millis};
+use crate::sys::descriptors;
 
 /// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
 const CLASS: &str = "control";
@@ -127,6 +129,31 @@ impl Driver {
         let to = image.release().generation;
         let release = Release::Before(Box::new(image), ColdRollback { to, reason });
         self.upgrade(None, Some(Strategy::Immediate), release)
+    }
+
+    /// A process that somebody else has started asks for the role.
+    pub(super) fn hand_over_to(&mut self, successor: Launched) -> Done {
+        let serves = format!(
+            "generation {} (pid {}) serves",
+            self.generation,
+            std::process::id()
+        );
+        self.may_upgrade()
+            .map_err(|reason| format!("{reason}; {serves}"))?;
+        let pid = successor.pid;
+        let is_elder = self.elders.iter().any(|elder| elder.pid == pid);
+        if is_elder || pid == std::process::id() {
+            return Err(format!(
+                "process {pid} is a generation of this service; {serves}"
+            ));
+        }
+        if !self.has_capacity() {
+            let elders = self.elders.describe();
+            return Err(format!(
+                "too many generations are alive: {elders}; {serves}"
+            ));
+        }
+        self.upgrade(None, None, Release::Theirs(Some(Box::new(successor))))
     }
 
     /// How long the next successor is held in standby, if it is.
@@ -255,11 +282,17 @@ impl Operator {
     }
 
     async fn have_done(&self, wanted: Wanted) -> Result<u64, Reply> {
+        self.command(|reply| Command::Operate { wanted, reply })
+            .await
+    }
+
+    async fn command(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Done>) -> Command,
+    ) -> Result<u64, Reply> {
         let (reply, done) = oneshot::channel();
         let gone = |error: Error| Reply::refused(format!("{error:?}"));
-        self.shared
-            .command(Command::Operate { wanted, reply })
-            .map_err(gone)?;
+        self.shared.command(command(reply)).map_err(gone)?;
         done.await
             .map_err(|_| gone(super::shared::gone()))?
             .map_err(Reply::refused)
@@ -283,6 +316,33 @@ impl Operator {
             upgrade = self.until_verdict(generation) => Reply::Verdict { upgrade: Box::new(upgrade) },
             pid = standby => Reply::Standby { generation, pid },
         })
+    }
+
+    /// Makes the process that asks the successor. The channel is its only once the driver has agreed: a client that is
+    /// refused gets none.
+    async fn hand_over(&self, lines: &mut Lines) -> io::Result<()> {
+        let (ours, theirs) = descriptors::pair()?;
+        let begun = async {
+            let (pid, process) = lines.peer().map_err(Reply::refused)?;
+            process.can_be_killed().map_err(|error| {
+                let text = format!("process {pid} could not be ended if it failed: {error}");
+                Reply::refused(text)
+            })?;
+            let successor = Box::new(Launched::by_somebody_else(ours, pid, process));
+            self.command(|reply| Command::TakeOver { successor, reply })
+                .await
+        };
+        match begun.await {
+            Ok(generation) => {
+                let incumbent = std::process::id();
+                let reply = Reply::Takeover {
+                    generation,
+                    incumbent,
+                };
+                lines.say_with(&reply, theirs.as_fd()).await
+            }
+            Err(refusal) => lines.say(&refusal).await,
+        }
     }
 
     async fn until_verdict(&self, generation: u64) -> Upgrade {
@@ -489,6 +549,9 @@ impl Answering for Operator {
             return self.tell_events(lines).await;
         }
         let _guard = self.guard();
+        if request == Request::Takeover {
+            return self.hand_over(lines).await;
+        }
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Upgrade { wait, strategy } => {
@@ -516,7 +579,7 @@ impl Answering for Operator {
             Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
             Request::Drain { wait: true } => Ok(self.until_no_elders().await),
             Request::Stop { now } => Ok(self.stop(now)),
-            Request::Events => Ok(Reply::Events),
+            Request::Events | Request::Takeover => Ok(Reply::Events),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal);
         lines.say(&reply).await

@@ -14,7 +14,7 @@ use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
-use crate::launch::Images;
+use crate::launch::{Images, Launched};
 use crate::listen::Table;
 use crate::state::{Offer, State};
 
@@ -67,6 +67,11 @@ pub(crate) enum Command {
     /// Do what an operator wants; answered when it has begun.
     Operate {
         wanted: Wanted,
+        reply: oneshot::Sender<Done>,
+    },
+    /// Hand over to a process that somebody else has started; answered when it has begun.
+    TakeOver {
+        successor: Box<Launched>,
         reply: oneshot::Sender<Done>,
     },
     /// Let the successor that is held in standby take over.

@@ -293,6 +293,7 @@ impl Driver {
         self.restore_stderr();
         self.remember_own_upgrade(from, timings, rollback);
         self.become_incumbent();
+        self.announce_takeover();
     }
 
     fn restore_stderr(&mut self) {

@@ -11,3 +11,4 @@ mod operated;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]
 mod support;
+mod takeover;

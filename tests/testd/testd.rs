@@ -138,6 +138,7 @@ fn builder(plan: &Plan) -> Builder {
         Some("nothing") => builder = builder.image(Image::Nothing),
         _ => {}
     }
+    builder = builder.takeover(setting("TESTD_TAKEOVER").is_some());
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);
     }

@@ -1,5 +1,6 @@
 //! What the program can be asked, and its help, completions and man pages.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +60,12 @@ pub(crate) enum Command {
         /// Comes back as soon as it has begun.
         #[arg(long, overrides_with = "wait")]
         no_wait: bool,
+    },
+    /// Becomes a program that takes over from the service, as if the service had started it.
+    Takeover {
+        /// The program and its arguments, behind `--`.
+        #[arg(last = true, required = true, value_name = "PROGRAM")]
+        program: Vec<OsString>,
     },
     /// Lists the generations that are alive.
     Generations,

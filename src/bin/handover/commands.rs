@@ -1,10 +1,12 @@
 //! Each command: ask, show the answer, and end with the code that says what became of it.
 
 use std::convert::Infallible;
-use std::fs;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, process};
 
 use clap::CommandFactory;
 use handover::Error;
@@ -69,6 +71,7 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
             let client = client.deadline(timeout);
             answer(output, &client, &Request::Drain { wait: true }).await
         }
+        Command::Takeover { program } => takeover(output, &client, &program).await,
         Command::Status => answer(output, &client, &Request::Status).await,
         Command::Generations => answer(output, &client, &Request::Generations).await,
         Command::History => answer(output, &client, &Request::History).await,
@@ -79,6 +82,26 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         Command::Watch => watch::watch(output, client).await,
         Command::Completions { .. } | Command::Man { .. } => Exit::Usage,
     }
+}
+
+/// Does not return if it succeeds. The incumbent watches this very process, so the program must be this one.
+async fn takeover(output: Output, client: &Client, program: &[OsString]) -> Exit {
+    let Some((name, arguments)) = program.split_first() else {
+        return output.trouble("error", "which program?", Exit::Usage);
+    };
+    let takeover = match client.takeover().await {
+        Ok(takeover) => takeover,
+        Err(error) => return output.error(&error),
+    };
+    let error = match takeover.leave_to_exec() {
+        Ok((variable, value)) => process::Command::new(name)
+            .args(arguments)
+            .env(variable, value)
+            .exec(),
+        Err(error) => error,
+    };
+    let message = format!("starting {name:?}: {error}; the incumbent serves on");
+    output.trouble("error", &message, Exit::Usage)
 }
 
 async fn answer(output: Output, client: &Client, request: &Request) -> Exit {
