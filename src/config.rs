@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::rollout::Rollout;
+
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 /// The most that a successor's extensions of its start deadline can add up to, counted from its launch: 15 min.
 pub const START_MAX: Duration = Duration::from_secs(15 * 60);
 /// How long each step of a flip may take before it is taken back: 1 s.
 pub const FLIP_DEADLINE: Duration = Duration::from_secs(1);
-/// How long the incumbent stays warm after a flip, ready to take over again: 10 s.
-pub const BAKE: Duration = Duration::from_secs(10);
 /// How long in-flight work may take to finish once a generation drains: 10 min, unless its class says otherwise.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10 * 60);
 /// When a draining generation leaves whatever is still in flight, counted from the drain's begin: 15 min.
@@ -83,7 +83,7 @@ pub const CONTROL_REQUEST_MAX: usize = 16 * 1024;
 pub const CONTROL_REPLY_MAX: usize = 4 * 1024 * 1024;
 /// How many upgrades the history keeps: 20.
 pub const HISTORY_MAX: usize = 20;
-/// How long a successor stands by that an operator has asked for (`blue-green`), where the builder has no limit: 1 h.
+/// How long a successor stands by that an operator has asked for (`blue-green`), where the rollout has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
 
 /// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
@@ -107,9 +107,8 @@ pub enum Image {
 pub(crate) struct Config {
     pub(crate) start: Duration,
     pub(crate) start_max: Duration,
-    pub(crate) standby: Option<Duration>,
     pub(crate) flip: Duration,
-    pub(crate) bake: Duration,
+    pub(crate) rollout: Rollout,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
     pub(crate) capacity: Duration,
@@ -145,9 +144,8 @@ impl Default for Config {
         Self {
             start: START_DEADLINE,
             start_max: START_MAX,
-            standby: None,
             flip: FLIP_DEADLINE,
-            bake: BAKE,
+            rollout: Rollout::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,
             capacity: CAPACITY_DEADLINE,

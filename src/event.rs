@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::rollout::{Pause, Stage};
+
 /// How far an upgrade has come. Each phase is named for what is going on in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Phase {
     /// The successor's process is being started and has not spoken yet.
+    #[default]
     Launching,
     /// The sockets are on their way to the successor.
     Offering,
@@ -52,6 +55,29 @@ pub enum Event {
         phase: Phase,
         /// Time since the upgrade was asked for.
         after: Duration,
+    },
+    /// A rollout entered a stage.
+    Stage {
+        /// The successor's generation number.
+        successor: u64,
+        /// The stage that begins.
+        stage: Stage,
+        /// Time since the upgrade was asked for.
+        after: Duration,
+    },
+    /// A rollout does not go on by itself.
+    Paused {
+        /// The successor's generation number.
+        successor: u64,
+        /// Why, and what it waits for.
+        pause: Pause,
+        /// How things stand, in words and numbers.
+        explanation: String,
+    },
+    /// It does again.
+    Resumed {
+        /// The successor's generation number.
+        successor: u64,
     },
     /// An upgrade was asked for and not begun.
     Refused {

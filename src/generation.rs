@@ -25,6 +25,7 @@ use crate::event::Event;
 use crate::health::Health;
 use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
+use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
 use crate::sys::environment::Snapshot;
 use crate::sys::signals;
@@ -79,9 +80,6 @@ impl Builder {
         /// How long each half of a flip may take before it is taken back.
         /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
         flip_deadline => flip;
-        /// How long this generation stays warm after a flip, ready to take over again at once.
-        /// Zero commits with the flip. Default: [`BAKE`](crate::config::BAKE), 10 s.
-        bake => bake;
         /// How long in-flight work may take once this generation drains, where its class says nothing else.
         /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
         drain_deadline => drain;
@@ -118,11 +116,31 @@ impl Builder {
         self
     }
 
+    /// How a successor takes over: at once, blue/green, or as a canary. [`bake`](Self::bake) and
+    /// [`standby`](Self::standby) change it, so they come after it.
+    ///
+    /// Default: [`Rollout::immediate`].
+    pub fn rollout(mut self, plan: Rollout) -> Self {
+        self.config.rollout = plan;
+        self
+    }
+
+    /// How long this generation stays warm after a flip, ready to take over again at once. Zero commits with the flip.
+    ///
+    /// Default: as the [rollout](Self::rollout) says; [`BAKE_IMMEDIATE`](crate::rollout::BAKE_IMMEDIATE), 10 s, if it is
+    /// immediate.
+    pub fn bake(mut self, limit: Duration) -> Self {
+        self.config.rollout = self.config.rollout.bake(limit.min(LIMIT_MAX));
+        self
+    }
+
     /// Holds a successor that is ready in standby, gates shut, until [`Serving::flip`]; gives it up after `limit`.
     ///
     /// Default: it takes over as soon as it is ready.
     pub fn standby(mut self, limit: Duration) -> Self {
-        self.config.standby = Some(limit.min(LIMIT_MAX));
+        let limit = limit.min(LIMIT_MAX);
+        let plan = self.config.rollout.promotion(Promotion::ByHand);
+        self.config.rollout = plan.promotion_deadline(limit);
         self
     }
 
@@ -585,8 +603,26 @@ impl Serving {
     ///
     /// The upgrade goes on without the one who asked; its verdict is an [`Event`] as well.
     pub async fn upgrade(&self) -> Result<Upgraded> {
+        self.upgrade_by(None).await
+    }
+
+    /// As [`upgrade`](Self::upgrade), by another plan than [`Builder::rollout`] has.
+    ///
+    /// # Errors
+    ///
+    /// As [`upgrade`](Self::upgrade); [`ErrorKind::Refused`] also after too many rollouts have failed, see
+    /// [`Rollout::failures_max`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The upgrade goes on.
+    pub async fn upgrade_with(&self, plan: Rollout) -> Result<Upgraded> {
+        self.upgrade_by(Some(Box::new(plan))).await
+    }
+
+    async fn upgrade_by(&self, plan: Option<Box<Rollout>>) -> Result<Upgraded> {
         let (reply, verdict) = oneshot::channel();
-        self.shared.command(Command::Upgrade { reply })?;
+        self.shared.command(Command::Upgrade { plan, reply })?;
         verdict.await.map_err(|_| gone())?
     }
 

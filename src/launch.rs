@@ -62,15 +62,6 @@ impl Launched {
             stderr: None,
         }
     }
-
-    /// Ends it, where nobody will ever talk to it or learn of its end.
-    pub(crate) fn discard(&self) {
-        if self.is_child {
-            return discard(self.pid);
-        }
-        // Whoever has started it collects it.
-        let _ = self.pidfd.kill();
-    }
 }
 
 /// What the variable [`CHANNEL`] means to the process that has it.

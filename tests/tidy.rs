@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 /// Modules and their ranks; imports go to a lower rank, or stay inside one module.
 const RANKS: &[(&str, u32)] = &[
-    ("event", 0),
+    ("rollout", 0),
+    ("event", 2),
     ("error", 5),
     ("config", 5),
     ("protocol", 5),
-    ("rollout", 5),
     ("sys", 10),
     ("drain", 10),
     ("health", 10),

@@ -6,7 +6,7 @@ use super::request::Upgrade;
 use crate::config::HISTORY_MAX;
 
 /// The last [`HISTORY_MAX`] of them, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct History(VecDeque<Upgrade>);
 
 impl History {

@@ -22,8 +22,8 @@ pub(crate) use self::history::History;
 pub(crate) use self::request::unix_ms;
 pub use self::request::{
     ClassWork, DrainState, Elder, Generation, Happened, Refusal, RefusalKind, Reply, Request, Role,
-    Rollback, RollbackKind, Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN,
-    Verdict, What,
+    Rollback, RollbackKind, RolloutState, Socket, Status, Strategy, Underway, Upgrade, VERSION,
+    VERSION_MIN, Verdict, What,
 };
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;

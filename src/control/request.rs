@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 use crate::protocol::message::millis;
+use crate::rollout::{By, Explanation, Pause, Share, Stage};
 
 /// The newest version of this language that this build speaks.
 pub const VERSION: u32 = 1;
@@ -24,8 +25,8 @@ pub const VERSION_MIN: u32 = 1;
 pub enum Request {
     /// How the service is. Answered with [`Reply::Status`].
     Status,
-    /// Hand over to a successor. Answered with [`Reply::Begun`], or, if it waits, with [`Reply::Verdict`] or
-    /// [`Reply::Standby`].
+    /// Hand over to a successor. Answered with [`Reply::Begun`], or, if it waits, with [`Reply::Verdict`],
+    /// [`Reply::Standby`] or [`Reply::Paused`].
     Upgrade {
         /// Whether the answer is the verdict, or only that it has begun.
         #[serde(default)]
@@ -33,12 +34,32 @@ pub enum Request {
         /// How it is done. Default: as the builder says.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         strategy: Option<Strategy>,
+        /// Fields of the [`Rollout`](crate::rollout::Rollout) that are to be others, as it is serialized.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<serde_json::Map<String, serde_json::Value>>,
+        /// Whether nobody has looked at how the last ones ended: refused after too many failures.
+        #[serde(default)]
+        automatic: bool,
     },
-    /// Let the successor that stands by take over. Answered like [`Upgrade`](Self::Upgrade).
+    /// Pass what holds the rollout: the next step, the flip, or the end of the bake. Answered like
+    /// [`Upgrade`](Self::Upgrade).
     Promote {
         /// As in [`Upgrade`](Self::Upgrade).
         #[serde(default)]
         wait: bool,
+        /// All the way: no further steps and no bake.
+        #[serde(default)]
+        full: bool,
+    },
+    /// Let the rollout stay where it is; guards stay armed. Answered with [`Reply::Done`].
+    Pause,
+    /// Let a paused rollout go on; without one, let automatic ones begin again after too many failures. Answered with
+    /// [`Reply::Done`].
+    Resume,
+    /// Give the candidate this share of the traffic, and pause there. Answered with [`Reply::Done`].
+    Share {
+        /// In hundredths of a percent.
+        share: Share,
     },
     /// Give the upgrade under way up, if it is before its flip. Answered with its [`Reply::Verdict`].
     Abort {
@@ -68,7 +89,7 @@ pub enum Request {
     Generations,
     /// The last upgrades. Answered with [`Reply::History`].
     History,
-    /// The last upgrade in full. Answered with [`Reply::Explain`].
+    /// The upgrade under way and the last one in full. Answered with [`Reply::Explain`].
     Explain,
     /// What is in flight. Answered with [`Reply::Drain`].
     Drain {
@@ -94,12 +115,14 @@ pub enum Request {
 pub enum Strategy {
     /// The successor takes over as soon as it is ready.
     Immediate,
-    /// The successor stands by, ready with its gates shut, until it is promoted.
+    /// The successor stands by, ready with its gates shut, until it is promoted; then it bakes with the guards armed.
     BlueGreen,
+    /// The successor gets growing shares of the traffic, and is judged by how it does.
+    Canary,
 }
 
 /// What a client is answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reply {
@@ -116,6 +139,18 @@ pub enum Reply {
         generation: u64,
         /// Its process.
         pid: Option<u32>,
+    },
+    /// The rollout does not go on by itself: somebody has to decide.
+    Paused {
+        /// The successor's number.
+        generation: u64,
+        /// How the rollout stands.
+        rollout: Box<RolloutState>,
+    },
+    /// It is done; the upgrade that it is about goes on.
+    Done {
+        /// The successor's number, or that of whoever answers.
+        generation: u64,
     },
     /// How it ended.
     Verdict {
@@ -143,6 +178,9 @@ pub enum Reply {
     Explain {
         /// `None` if there has been none, as far as this generation knows.
         upgrade: Option<Box<Upgrade>>,
+        /// The one that has no verdict yet.
+        #[serde(default)]
+        underway: Option<Box<Underway>>,
     },
     /// What is in flight.
     Drain(DrainState),
@@ -185,7 +223,7 @@ pub enum RefusalKind {
 }
 
 /// How the service is, as its incumbent sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Status {
     /// The generation that answers.
@@ -250,7 +288,7 @@ pub enum Role {
 }
 
 /// An upgrade that has no verdict yet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Underway {
     /// The successor's number.
@@ -263,6 +301,22 @@ pub struct Underway {
     /// Since it was asked for, in milliseconds.
     #[serde(default)]
     pub for_ms: u64,
+    /// How the rollout stands, once it has begun.
+    #[serde(default)]
+    pub rollout: Option<RolloutState>,
+}
+
+/// How a rollout stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RolloutState {
+    /// What its shares are shares of.
+    pub by: By,
+    /// Why it does not go on by itself, if it does not.
+    #[serde(default)]
+    pub pause: Option<Pause>,
+    /// Where it is, in numbers.
+    pub explanation: Explanation,
 }
 
 /// The way back that is open.
@@ -372,7 +426,7 @@ pub struct ClassWork {
 }
 
 /// An upgrade and how it ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Upgrade {
     /// The successor's number.
@@ -414,6 +468,9 @@ pub struct Upgrade {
     /// From the request to the verdict, in milliseconds.
     #[serde(default)]
     pub took_ms: u64,
+    /// What decided it, in numbers, for whoever did not die before the verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 /// How an upgrade ended.
@@ -427,6 +484,8 @@ pub enum Verdict {
     Aborted,
     /// The successor had taken over, and the accept right went back.
     RolledBack,
+    /// The accept right went back, and still fresh connections were not answered as they should be.
+    Degraded,
     /// It was not begun, though it had its number: it waited for an older generation to leave.
     Refused,
     /// Something that a newer build knows.
@@ -457,6 +516,19 @@ pub enum What {
         successor: u64,
         phase: String,
         after_ms: u64,
+    },
+    Stage {
+        successor: u64,
+        stage: Stage,
+        after_ms: u64,
+    },
+    Paused {
+        successor: u64,
+        pause: Pause,
+        explanation: String,
+    },
+    Resumed {
+        successor: u64,
     },
     Refused {
         reason: String,
@@ -610,6 +682,25 @@ impl From<Event> for What {
                 phase: phase.to_string(),
                 after_ms: millis(after),
             },
+            Event::Stage {
+                successor,
+                stage,
+                after,
+            } => Self::Stage {
+                successor,
+                stage,
+                after_ms: millis(after),
+            },
+            Event::Paused {
+                successor,
+                pause,
+                explanation,
+            } => Self::Paused {
+                successor,
+                pause,
+                explanation,
+            },
+            Event::Resumed { successor } => Self::Resumed { successor },
             Event::Refused { reason } => Self::Refused { reason },
             Event::Aborted {
                 successor,
@@ -670,9 +761,19 @@ mod tests {
             Request::Status,
             Request::Upgrade {
                 wait: true,
-                strategy: Some(Strategy::BlueGreen),
+                strategy: Some(Strategy::Canary),
+                plan: serde_json::from_str(r#"{"steps":[100,2500]}"#).unwrap(),
+                automatic: true,
             },
-            Request::Promote { wait: false },
+            Request::Promote {
+                wait: false,
+                full: true,
+            },
+            Request::Pause,
+            Request::Resume,
+            Request::Share {
+                share: Share::percent(5),
+            },
             Request::Abort {
                 reason: "no".into(),
             },
@@ -706,6 +807,8 @@ mod tests {
         let plain = Request::Upgrade {
             wait: false,
             strategy: None,
+            plan: None,
+            automatic: false,
         };
         assert_eq!(from_line::<Request>(by_hand).unwrap(), plain);
         let back = br#"{"request":"rollback"}"#;

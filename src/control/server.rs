@@ -213,7 +213,7 @@ fn may_ask(peer: &UCred) -> bool {
 fn takes_its_time(request: &Request) -> bool {
     match request {
         Request::Upgrade { wait, .. }
-        | Request::Promote { wait }
+        | Request::Promote { wait, .. }
         | Request::Drain { wait }
         | Request::Rollback {
             cold: true, wait, ..

@@ -9,19 +9,22 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
-use super::operator::verdict_of;
 use super::parts::{Part, Parts};
+use super::release::Release;
+use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded, lock};
 use super::{Driver, deadlines};
 use crate::channel::Channel;
-use crate::control::{self, Verdict as Outcome};
+use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::{ColdRollback, Image, Launched, Relay};
-use crate::protocol::incumbent::{Output, Verdict};
+use crate::launch::{ColdRollback, Launched, Relay};
+use crate::protocol::incumbent::Output;
 use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::rollout::controller::Controller;
+use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
-use crate::sys::process::Pidfd;
+use crate::sys::process::{Pidfd, discard};
 
 /// One upgrade, from the request to its verdict.
 #[derive(Debug)]
@@ -30,8 +33,11 @@ pub(crate) struct Downward {
     pub(crate) asked_at: Instant,
     /// The same for other processes, in milliseconds since 1970.
     pub(crate) asked_at_ms: u64,
-    /// How long the successor may be held in standby, if it is.
-    pub(crate) standby: Option<Duration>,
+    pub(crate) plan: Rollout,
+    pub(super) controller: Controller,
+    pub(super) examining: Option<Examining>,
+    /// How far the handover had come when it failed, and why.
+    pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
     /// What it is to run.
     release: Release,
@@ -44,18 +50,7 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
-    span: tracing::Span,
-}
-
-/// What a successor runs, and how it comes to exist.
-#[derive(Debug)]
-pub(crate) enum Release {
-    /// What its program's path leads to when it is launched.
-    Next,
-    /// The one before, which is held.
-    Before(Box<Image>, ColdRollback),
-    /// Whatever somebody else has started; it is taken out when it is launched.
-    Theirs(Option<Box<Launched>>),
+    pub(super) span: tracing::Span,
 }
 
 /// The successor's process and what belongs to it.
@@ -84,14 +79,17 @@ impl Downward {
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         release: Release,
-        standby: Option<Duration>,
+        plan: Rollout,
         asked_at: Instant,
     ) -> Self {
         Self {
             generation,
             asked_at,
             asked_at_ms: control::unix_ms(SystemTime::now()),
-            standby,
+            controller: Controller::new(plan.clone()),
+            plan,
+            examining: None,
+            failed: None,
             reply,
             release,
             link: None,
@@ -119,6 +117,27 @@ impl Downward {
         match &self.release {
             Release::Before(_, rollback) => Some(rollback),
             Release::Next | Release::Theirs(_) => None,
+        }
+    }
+
+    /// How the successor's process has ended, if it has.
+    pub(super) fn ended(&self) -> Option<String> {
+        self.link.as_ref()?.ended.clone()
+    }
+
+    /// Nothing that the successor says matters any more.
+    pub(super) fn close_channel(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.channel = None;
+        }
+    }
+
+    /// As an operator sees it.
+    pub(super) fn rollout_state(&self, now: Instant) -> RolloutState {
+        RolloutState {
+            by: self.plan.by,
+            pause: self.controller.pause(),
+            explanation: self.controller.standing(now),
         }
     }
 
@@ -151,6 +170,7 @@ impl Downward {
             asked_at_ms: self.asked_at_ms,
             ready_after_ms: self.ready_after().map(millis),
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            explanation: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
     }
@@ -233,32 +253,26 @@ impl Driver {
         self.perform_downward();
     }
 
-    pub(super) fn perform_downward(&mut self) {
-        let _entered = self.down.as_ref().map(|down| down.span.clone().entered());
-        while let Some(output) = self.incumbent.poll_output() {
-            match output {
-                Output::Launch => self.launch(),
-                Output::Send(message) => self.tell_successor(&message),
-                Output::SendChunk => self.send_chunk(),
-                Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
-                Output::SendStart => self.send_start(),
-                Output::OpenGates => self.reopen_gates(),
-                Output::SendCommit => self.send_commit(),
-                Output::Kill => self.kill_successor(),
-                Output::Release { millis } => self.release_successor(millis),
-                Output::Phase(phase) => self.enter(phase),
-                Output::Verdict(Verdict::Committed) => self.committed(),
-                Output::Verdict(Verdict::Aborted { phase, reason }) => {
-                    self.failed(ErrorKind::Aborted, phase, &reason);
-                }
-                Output::Verdict(Verdict::RolledBack { phase, reason }) => {
-                    self.failed(ErrorKind::RolledBack, phase, &reason);
-                }
-                Output::Drain { handed_over: true } => self.drain("handed over".to_owned(), true),
-                Output::Drain { handed_over: false } => self.drain("stopping".to_owned(), false),
+    pub(super) fn perform_incumbent(&mut self, output: Output) {
+        match output {
+            Output::Launch => self.launch(),
+            Output::Send(message) => self.tell_successor(&message),
+            Output::SendChunk => self.send_chunk(),
+            Output::Ready => self.successor_ready(),
+            Output::ShutGates { unclaimed } => self.shut_gates(&unclaimed),
+            Output::SendStart => self.send_start(),
+            Output::OpenGates => self.reopen_gates(),
+            Output::SendCommit => self.send_commit(),
+            Output::Kill => self.kill_successor(),
+            Output::Release { millis } => self.release_successor(millis),
+            Output::Phase(phase) => self.enter(phase),
+            Output::Verdict(verdict) => self.handed_over(verdict),
+            Output::Drain { handed_over: true } => self.drain("handed over".to_owned(), true),
+            Output::Drain { handed_over: false } => {
+                self.stop_examining();
+                self.drain("stopping".to_owned(), false);
             }
         }
-        self.publish();
     }
 
     fn launch(&mut self) {
@@ -518,13 +532,11 @@ impl Driver {
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: Phase) {
         let Some(down) = &mut self.down else { return };
         let now = Instant::now();
-        match (phase, down.flip_at) {
-            (Phase::Flipping | Phase::Standby, _) => down.ready_at = down.ready_at.or(Some(now)),
-            (Phase::Baking, Some(flip_at)) => down.flip_took = now - flip_at,
-            _ => {}
+        if let (Phase::Baking, Some(flip_at)) = (phase, down.flip_at) {
+            down.flip_took = now - flip_at;
         }
         let (successor, after) = (down.generation, now - down.asked_at);
         self.announce_phase();
@@ -537,16 +549,21 @@ impl Driver {
             phase,
             after,
         });
+        if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
+            down.controller.handle_flipped(now);
+        }
     }
 
-    fn committed(&mut self) {
+    pub(super) fn committed(&mut self, explanation: Explanation) {
         let Some(mut down) = self.down.take() else {
             return;
         };
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
-        self.shared
-            .remember(down.outcome(self.generation, Outcome::Committed));
+        self.shared.remember(control::Upgrade {
+            explanation: Some(explanation),
+            ..down.outcome(self.generation, Outcome::Committed)
+        });
         self.shared.emit(Event::Committed {
             successor: generation,
             pid,
@@ -571,17 +588,26 @@ impl Driver {
     }
 
     /// The machine is free for the next upgrade at once; only the telling waits for the successor's last words.
-    fn failed(&mut self, kind: ErrorKind, phase: Phase, reason: &str) {
+    pub(super) fn failed(&mut self, outcome: rollout::Outcome, explanation: Explanation) {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        let (kind, verdict) = match outcome {
+            rollout::Outcome::Degraded => (ErrorKind::RolledBack, Outcome::Degraded),
+            rollout::Outcome::RolledBack => (ErrorKind::RolledBack, Outcome::RolledBack),
+            _ => (ErrorKind::Aborted, Outcome::Aborted),
+        };
+        let (phase, mut reason) = down.failed.take().unwrap_or_default();
+        if let Some(unverified) = &explanation.stable_unverified {
+            reason = format!("{reason}; and after the rollback: {unverified}");
+        }
         if phase >= Phase::Committing {
             self.write_pid_file();
         }
         let serving = !self.incumbent.is_leaving();
         let (successor, after) = (down.generation, down.asked_at.elapsed());
         let error = Error::new(kind, format!("upgrading to generation {successor}"))
-            .because(reason.to_owned())
+            .because(reason.clone())
             .in_phase(phase)
             .with_peer(down.pid);
         let error = if serving {
@@ -590,10 +616,11 @@ impl Driver {
             error
         };
         let outcome = control::Upgrade {
-            reason: reason.to_owned(),
+            reason,
             phase: Some(phase.to_string()),
             incumbent_serves: serving,
-            ..down.outcome(self.generation, verdict_of(kind))
+            explanation: Some(explanation),
+            ..down.outcome(self.generation, verdict)
         };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
         let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
@@ -685,25 +712,21 @@ impl Passing {
 
 impl Link {
     fn new(launched: Launched) -> Result<Self> {
-        let channel = launched.channel.try_clone().and_then(Channel::new);
-        let channel = channel.map_err(|error| {
-            launched.discard();
+        let channel = Channel::new(launched.channel).map_err(|error| {
+            // Nobody will ever talk to it, or learn of its end. Another's child is its parent's to collect.
+            match launched.is_child {
+                true => discard(launched.pid),
+                false => drop(launched.pidfd.kill()),
+            }
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
         })?;
-        let Launched {
-            is_child,
-            pid,
-            pidfd: process,
-            stderr: relay,
-            ..
-        } = launched;
         Ok(Self {
             channel: Some(channel),
-            process,
-            pid,
-            is_child,
+            process: launched.pidfd,
+            pid: launched.pid,
+            is_child: launched.is_child,
             ended: None,
-            relay,
+            relay: launched.stderr,
             passing: Passing::default(),
             slots: Vec::new(),
         })

@@ -321,7 +321,7 @@ impl Driver {
             return;
         }
         self.manager.tell(Notice::new().reloading());
-        if self.incumbent.phase().is_none() && self.waiting.is_none() {
+        if self.upgrade_phase().is_none() && self.waiting.is_none() {
             let status = format!("upgrade refused: {reason}; {}", self.standing());
             self.manager.tell(Notice::new().ready().status(&status));
         }
@@ -331,7 +331,7 @@ impl Driver {
     ///
     /// Told again now and then: systemd 252 starts its clock anew with each command of a reload.
     pub(super) fn announce_phase(&mut self) {
-        let Some((down, phase)) = self.down.as_ref().zip(self.incumbent.phase()) else {
+        let Some((down, phase)) = self.down.as_ref().zip(self.upgrade_phase()) else {
             self.manager.extend_again = None;
             return;
         };
@@ -341,8 +341,12 @@ impl Driver {
             down.generation,
             self.standing()
         );
-        let deadline = self.incumbent.poll_timeout();
-        let left = deadline.map_or(Duration::ZERO, |deadline| {
+        let deadline = self
+            .incumbent
+            .poll_timeout()
+            .or_else(|| self.rollout_deadline());
+        // What waits for an operator has no deadline, and says so again before this is over.
+        let left = deadline.map_or(EXTEND_AGAIN, |deadline| {
             deadline.saturating_duration_since(Instant::now())
         });
         let notice = Notice::new().status(&status);

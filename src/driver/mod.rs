@@ -9,6 +9,8 @@ mod link;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
+mod release;
+mod rollout;
 pub(crate) mod shared;
 mod stop;
 mod upward;
@@ -22,26 +24,31 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::downward::{Downward, Release};
+use self::downward::Downward;
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
 use self::operator::{Done, verdict_of};
+use self::release::Release;
+use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
-use crate::control::{self, Strategy};
+use crate::control;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Event;
+use crate::event::{Event, Phase};
 use crate::launch::Launcher;
 use crate::pid_file;
 use crate::protocol::deadlines::Deadlines;
 use crate::protocol::incumbent::Incumbent;
 use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN, millis};
 use crate::protocol::successor::Successor;
+use crate::rollout::Rollout;
+use crate::rollout::attempts::{Attempts, Origin};
+use crate::rollout::controller::Promote;
 use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
 use crate::systemd::notify::Notice;
@@ -70,6 +77,7 @@ pub(crate) struct Driver {
     down: Option<Downward>,
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
+    attempts: Attempts,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
     elders_awaited: Option<Guard>,
@@ -106,6 +114,7 @@ enum Input {
     FromSuccessor(Heard),
     SuccessorEnded,
     HooksDone(Collected),
+    Examined(Examination, Examined),
     ElderGone(elders::Elder),
     Command(Command),
     Trigger(Trigger),
@@ -137,6 +146,7 @@ impl Driver {
             incumbent,
             down: None,
             waiting: None,
+            attempts: Attempts::default(),
             elders: Elders::default(),
             elders_awaited: None,
             unclaimed: Vec::new(),
@@ -263,17 +273,21 @@ impl Driver {
             Some(up) => (up.channel.as_mut(), up.process.as_ref()),
             None => (None, None),
         };
-        let (hooks, down_channel, down_process) = match &mut self.down {
+        let (hooks, examining, link) = match &mut self.down {
             Some(Downward {
                 hooks,
-                link: Some(link),
+                examining,
+                link,
                 ..
-            }) => {
-                let process = (!link.has_ended()).then_some(&link.process);
-                (hooks.as_mut(), link.channel.as_mut(), process)
-            }
-            Some(Downward { hooks, .. }) => (hooks.as_mut(), None, None),
+            }) => (hooks.as_mut(), examining.as_mut(), link.as_mut()),
             None => (None, None, None),
+        };
+        let (down_channel, down_process) = match link {
+            Some(link) => {
+                let process = (!link.has_ended()).then_some(&link.process);
+                (link.channel.as_mut(), process)
+            }
+            None => (None, None),
         };
         tokio::select! {
             heard = when(up_channel.map(Heard::next)) => Input::FromIncumbent(heard),
@@ -281,6 +295,7 @@ impl Driver {
             _ = when(down_process.map(Pidfd::exited)) => Input::SuccessorEnded,
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
             done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
+            (what, result) = when(examining.map(Examining::done)) => Input::Examined(what, result),
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -296,11 +311,16 @@ impl Driver {
             Input::FromSuccessor(heard) => self.heard_from_successor(heard),
             Input::SuccessorEnded => self.successor_ended(),
             Input::HooksDone(result) => self.hooks_done(result),
+            Input::Examined(what, result) => {
+                self.examined(what, result);
+                self.perform_downward();
+            }
             Input::ElderGone(elder) => self.elder_gone(&elder),
             Input::Command(command) => self.handle_command(command),
             Input::Trigger(Trigger::Upgrade) => {
                 // Nobody waits for the answer of a signal; the refusal is an event.
-                let _ = self.upgrade(None, None, Release::Next);
+                let plan = self.config.rollout.clone();
+                let _ = self.upgrade(None, plan, Origin::Automatic, Release::Next);
             }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
@@ -314,6 +334,7 @@ impl Driver {
         [
             up,
             self.incumbent.poll_timeout(),
+            self.rollout_deadline(),
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
@@ -340,6 +361,10 @@ impl Driver {
         self.perform_upward();
         self.incumbent.handle_timeout(now);
         self.perform_downward();
+        if let Some(down) = &mut self.down {
+            down.controller.handle_timeout(now);
+        }
+        self.perform_downward();
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"
@@ -358,9 +383,10 @@ impl Driver {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Upgrade { reply } => {
+            Command::Upgrade { plan, reply } => {
+                let plan = plan.map_or_else(|| self.config.rollout.clone(), |plan| *plan);
                 // Answered by way of `reply`.
-                let _ = self.upgrade(Some(reply), None, Release::Next);
+                let _ = self.upgrade(Some(reply), plan, Origin::Automatic, Release::Next);
             }
             Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
             Command::TakeOver { successor, reply } => {
@@ -368,12 +394,12 @@ impl Driver {
                 let _ = reply.send(self.hand_over_to(*successor));
             }
             Command::Flip => {
-                self.incumbent.handle_flip(Instant::now());
-                self.perform_downward();
+                // Nothing to be promoted is nothing to be done.
+                let _ = self.promote_successor(Promote::Next);
             }
             Command::Rollback { reason } => {
-                self.incumbent.handle_rollback(Instant::now(), reason);
-                self.perform_downward();
+                // Nor is nothing to be undone.
+                let _ = self.undo(reason);
             }
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
             Command::KeepState(state) => self.keep_state(state),
@@ -414,19 +440,20 @@ impl Driver {
     fn upgrade(
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
-        strategy: Option<Strategy>,
+        plan: Rollout,
+        origin: Origin,
         release: Release,
     ) -> Done {
-        let Err(reason) = self.may_upgrade() else {
-            return Ok(self.begin_upgrade(reply, strategy, release));
+        let Err(reason) = self.may_upgrade(&plan, origin) else {
+            return Ok(self.begin_upgrade(reply, plan, release));
         };
         self.refuse(reply, reason.clone());
         Err(reason)
     }
 
     /// Or why not now.
-    fn may_upgrade(&self) -> Result<(), String> {
-        Err(match (self.role, self.incumbent.phase()) {
+    fn may_upgrade(&self, plan: &Rollout, origin: Origin) -> Result<(), String> {
+        Err(match (self.role, self.upgrade_phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {
                 "the service is stopping, this generation is a lame duck".to_owned()
@@ -436,19 +463,21 @@ impl Driver {
             (Role::Incumbent, None) if self.waiting.is_some() => {
                 "an upgrade waits for an older generation to leave".to_owned()
             }
-            (Role::Incumbent, None) => return Ok(()),
+            (Role::Incumbent, None) => {
+                let permitted = self.attempts.permit(origin, plan);
+                return permitted.map_err(|too_many| too_many.to_string());
+            }
         })
     }
 
     fn begin_upgrade(
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
-        strategy: Option<Strategy>,
+        plan: Rollout,
         release: Release,
     ) -> u64 {
         let generation = self.next_generation;
-        let standby = self.standby_of(strategy);
-        let down = Downward::new(generation, reply, release, standby, Instant::now());
+        let down = Downward::new(generation, reply, release, plan, Instant::now());
         if self.has_capacity() {
             self.next_generation += 1;
             self.start_upgrade(down);
@@ -467,7 +496,6 @@ impl Driver {
     }
 
     fn start_upgrade(&mut self, down: Downward) {
-        self.incumbent.hold(down.standby);
         self.down = Some(down);
         self.announce_upgrade();
         // Refused only while one is under way, which `upgrade` has looked at.
@@ -530,6 +558,7 @@ impl Driver {
             asked_at_ms: waiting.asked_at_ms,
             ready_after_ms: None,
             flip_took_us: None,
+            explanation: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });
         self.refuse(waiting.reply, reason);
@@ -587,11 +616,17 @@ impl Driver {
         }
     }
 
+    /// How far the upgrade under way is. Behind a rollback it is the verification that the verdict waits for.
+    fn upgrade_phase(&self) -> Option<Phase> {
+        let phase = self.incumbent.phase();
+        phase.or_else(|| self.down.as_ref().map(|_| Phase::Reverting))
+    }
+
     fn publish(&self) {
         let upgrade = self
             .down
             .as_ref()
-            .and_then(|down| Some((down.generation, self.incumbent.phase()?)));
+            .and_then(|down| Some((down.generation, self.upgrade_phase()?)));
         let elders = self.elders.iter().map(|elder| shared::Elder {
             generation: elder.generation,
             pid: elder.pid,
@@ -658,10 +693,8 @@ fn deadlines(config: &Config) -> Deadlines {
         start: config.start,
         start_max: config.start_max.max(config.start),
         flip: config.flip,
-        bake: config.bake,
         exit: config.exit,
         hard_stop: config.hard_stop,
-        standby: config.standby,
     }
 }
 

@@ -6,23 +6,26 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::downward::Release;
+use super::release::Release;
 use super::shared::{Command, Shared, lock};
 use super::{Driver, Role};
-use crate::config::{CONTROL_DEADLINE, Config, STANDBY};
+use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Happened, Lines, Reply, Request, RollbackKind, Strategy, Underway,
-    Upgrade, Verdict, What,
+    self, Answering, Asked, Happened, Lines, Reply, Request, RollbackKind, RolloutState, Strategy,
+    Underway, Upgrade, Verdict, What,
 };
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
 use crate::launch::{ColdRollback, Launched};
 use crate::protocol::message::{Timings, millis};
+use crate::rollout::attempts::Origin;
+use crate::rollout::controller::Promote;
+use crate::rollout::{Pause, PauseReason, Share, Until};
 use crate::sys::descriptors;
 
 /// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
@@ -37,20 +40,28 @@ pub(crate) struct Standing {
     elders: Vec<(u64, u32, Instant)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Upgrading {
     generation: u64,
     pid: Option<u32>,
-    /// None while it waits for an elder to leave.
+    /// None while it waits for an elder to leave, and the rollout with it.
     phase: Option<Phase>,
+    rollout: Option<RolloutState>,
     asked_at: Instant,
 }
 
 /// What an operator wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    Upgrade(Option<Strategy>),
-    Promote,
+    Upgrade {
+        strategy: Option<Strategy>,
+        plan: Option<serde_json::Map<String, serde_json::Value>>,
+        origin: Origin,
+    },
+    Promote(Promote),
+    Pause,
+    Resume,
+    Share(Share),
     Abort {
         reason: String,
     },
@@ -69,8 +80,17 @@ pub(crate) type Done = Result<u64, String>;
 impl Driver {
     pub(super) fn do_wanted(&mut self, wanted: Wanted, reply: oneshot::Sender<Done>) {
         let done = match wanted {
-            Wanted::Upgrade(strategy) => self.upgrade(None, strategy, Release::Next),
-            Wanted::Promote => self.promote_successor(),
+            Wanted::Upgrade {
+                strategy,
+                plan,
+                origin,
+            } => self
+                .plan(strategy, plan.as_ref())
+                .and_then(|plan| self.upgrade(None, plan, origin, Release::Next)),
+            Wanted::Promote(promote) => self.promote_successor(promote),
+            Wanted::Pause => self.pause_rollout(),
+            Wanted::Resume => self.resume_rollout(),
+            Wanted::Share(share) => self.share_by_hand(share),
             Wanted::Abort { reason } => self.abort(or(reason, "an operator aborted it")),
             Wanted::Rollback { reason } => self.undo(or(reason, "an operator rolled it back")),
             Wanted::ColdRollback { reason } => {
@@ -81,95 +101,17 @@ impl Driver {
         let _ = reply.send(done);
     }
 
-    fn promote_successor(&mut self) -> Done {
-        let generation = match (&self.down, self.incumbent.phase()) {
-            (Some(down), Some(Phase::Standby)) => down.generation,
-            (_, Some(phase)) => return Err(format!("the successor does not stand by ({phase})")),
-            (_, None) => return Err(NOTHING_UNDER_WAY.to_owned()),
-        };
-        self.incumbent.handle_flip(Instant::now());
-        self.perform_downward();
-        Ok(generation)
-    }
-
-    /// Whoever aborts has not seen the flip. What the successor serves by then is for a rollback to end.
-    fn abort(&mut self, reason: String) -> Done {
-        match self.incumbent.phase() {
-            Some(phase) if phase > Phase::Standby => Err(format!(
-                "the successor has taken over ({phase}): only a rollback undoes that"
-            )),
-            _ => self.undo(reason),
-        }
-    }
-
-    fn undo(&mut self, reason: String) -> Done {
-        if let Some((waiting, _)) = self.waiting.take() {
-            let generation = waiting.generation;
-            self.refuse_waiting(waiting, reason);
-            self.publish();
-            return Ok(generation);
-        }
-        let generation = match (&self.down, self.incumbent.phase()) {
-            (_, Some(Phase::Committing)) => {
-                return Err("it is being committed: upgrade to the release before".to_owned());
-            }
-            (_, Some(Phase::Reverting)) => return Err("it is being undone already".to_owned()),
-            (Some(down), Some(_)) => down.generation,
-            _ => return Err(NOTHING_UNDER_WAY.to_owned()),
-        };
-        self.incumbent.handle_rollback(Instant::now(), reason);
-        self.perform_downward();
-        Ok(generation)
-    }
-
-    /// What the release before has served was judged then: it takes over as soon as it is ready.
-    fn roll_back_cold(&mut self, reason: String) -> Done {
-        self.may_upgrade()?;
-        let image = lock(&self.shared.images).before().cloned()?;
-        let to = image.release().generation;
-        let release = Release::Before(Box::new(image), ColdRollback { to, reason });
-        self.upgrade(None, Some(Strategy::Immediate), release)
-    }
-
-    /// A process that somebody else has started asks for the role.
-    pub(super) fn hand_over_to(&mut self, successor: Launched) -> Done {
-        let serves = format!(
-            "generation {} (pid {}) serves",
-            self.generation,
-            std::process::id()
-        );
-        self.may_upgrade()
-            .map_err(|reason| format!("{reason}; {serves}"))?;
-        let pid = successor.pid;
-        let is_elder = self.elders.iter().any(|elder| elder.pid == pid);
-        if is_elder || pid == std::process::id() {
-            return Err(format!(
-                "process {pid} is a generation of this service; {serves}"
-            ));
-        }
-        if !self.has_capacity() {
-            let elders = self.elders.describe();
-            return Err(format!(
-                "too many generations are alive: {elders}; {serves}"
-            ));
-        }
-        self.upgrade(None, None, Release::Theirs(Some(Box::new(successor))))
-    }
-
-    /// How long the next successor is held in standby, if it is.
-    pub(super) fn standby_of(&self, strategy: Option<Strategy>) -> Option<Duration> {
-        match strategy {
-            None => self.config.standby,
-            Some(Strategy::Immediate) => None,
-            Some(Strategy::BlueGreen) => Some(self.config.standby.unwrap_or(STANDBY)),
-        }
+    pub(super) fn refuse_who_waits(&mut self, reason: &str) -> Option<u64> {
+        let (waiting, _) = self.waiting.take()?;
+        let generation = waiting.generation;
+        self.refuse_waiting(waiting, reason.to_owned());
+        self.publish();
+        Some(generation)
     }
 
     pub(super) fn publish_standing(&self) {
-        let underway = self
-            .down
-            .as_ref()
-            .map(|down| (down, self.incumbent.phase()));
+        let now = Instant::now();
+        let underway = self.down.as_ref().map(|down| (down, self.upgrade_phase()));
         let waiting = self.waiting.as_ref().map(|(waiting, _)| (waiting, None));
         let upgrade = underway
             .filter(|(_, phase)| phase.is_some())
@@ -178,12 +120,17 @@ impl Driver {
                 generation: down.generation,
                 pid: down.pid(),
                 phase,
+                rollout: phase.map(|_| down.rollout_state(now)),
                 asked_at: down.asked_at,
             });
         // First, so that whoever sees the standing change finds out who is asked now.
         let asked = match self.role {
             // Who has the role is being settled; whoever it is answers then.
-            Role::Incumbent if upgrade.is_some_and(|it| it.phase == Some(Phase::Committing)) => {
+            Role::Incumbent
+                if upgrade
+                    .as_ref()
+                    .is_some_and(|it| it.phase == Some(Phase::Committing)) =>
+            {
                 Asked::NotNow
             }
             Role::Incumbent | Role::LameDuck => Asked::Yes,
@@ -231,6 +178,7 @@ impl Driver {
             asked_at_ms: timings.asked_at_ms,
             ready_after_ms: Some(timings.ready_after_ms),
             flip_took_us: Some(timings.flip_took_us),
+            explanation: None,
             took_ms: now_ms.saturating_sub(timings.asked_at_ms),
         });
     }
@@ -252,8 +200,6 @@ fn or(reason: String, default: &str) -> String {
         reason
     }
 }
-
-const NOTHING_UNDER_WAY: &str = "no upgrade is under way";
 
 /// What the control socket asks.
 #[derive(Debug)]
@@ -300,22 +246,26 @@ impl Operator {
 
     /// Does it, and answers that it has begun or how it ended.
     async fn carry_out(&self, wanted: Wanted, wait: bool) -> Result<Reply, Reply> {
-        let stands_by = wanted == Wanted::Upgrade(Some(Strategy::BlueGreen));
         let generation = self.have_done(wanted).await?;
         if !wait {
             return Ok(Reply::Begun { generation });
         }
-        let standby = async {
-            match stands_by {
-                true => self.until_standby(generation).await,
-                false => std::future::pending().await,
-            }
-        };
         Ok(tokio::select! {
             biased;
             upgrade = self.until_verdict(generation) => Reply::Verdict { upgrade: Box::new(upgrade) },
-            pid = standby => Reply::Standby { generation, pid },
+            undecided = self.until_undecided(generation) => undecided,
         })
+    }
+
+    async fn do_at_once(&self, wanted: Wanted) -> Result<Reply, Reply> {
+        let generation = self.have_done(wanted).await?;
+        Ok(Reply::Done { generation })
+    }
+
+    async fn undo(&self, wanted: Wanted) -> Result<Reply, Reply> {
+        let generation = self.have_done(wanted).await?;
+        let upgrade = Box::new(self.until_verdict(generation).await);
+        Ok(Reply::Verdict { upgrade })
     }
 
     /// Makes the process that asks the successor. The channel is its only once the driver has agreed: a client that is
@@ -356,16 +306,12 @@ impl Operator {
         }
     }
 
-    async fn until_standby(&self, generation: u64) -> Option<u32> {
+    /// The rollout waits for an operator to decide.
+    async fn until_undecided(&self, generation: u64) -> Reply {
         let mut standing = self.shared.standing.subscribe();
-        let stands_by = |standing: &Standing| {
-            let upgrade = standing.upgrade?;
-            let is_it = upgrade.generation == generation && upgrade.phase == Some(Phase::Standby);
-            is_it.then_some(upgrade.pid)
-        };
         loop {
-            if let Some(pid) = stands_by(&standing.borrow_and_update()) {
-                return pid;
+            if let Some(reply) = standing.borrow_and_update().undecided(generation) {
+                return reply;
             }
             let _ = standing.changed().await;
         }
@@ -460,7 +406,7 @@ impl Operator {
     }
 
     fn rollback_on_offer(&self, standing: &Standing) -> control::Rollback {
-        match standing.upgrade.map(|upgrade| upgrade.phase) {
+        match standing.upgrade.as_ref().map(|upgrade| upgrade.phase) {
             Some(Some(phase @ (Phase::Committing | Phase::Reverting))) => {
                 control::Rollback::none(format!("the upgrade under way is {phase}"))
             }
@@ -554,11 +500,36 @@ impl Answering for Operator {
         }
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
-            Request::Upgrade { wait, strategy } => {
-                self.carry_out(Wanted::Upgrade(strategy), wait).await
+            Request::Upgrade {
+                wait,
+                strategy,
+                plan,
+                automatic,
+            } => {
+                let origin = match automatic {
+                    true => Origin::Automatic,
+                    false => Origin::Operator,
+                };
+                let wanted = Wanted::Upgrade {
+                    strategy,
+                    plan,
+                    origin,
+                };
+                self.carry_out(wanted, wait).await
             }
-            Request::Promote { wait } => self.carry_out(Wanted::Promote, wait).await,
-            Request::Abort { reason } => self.carry_out(Wanted::Abort { reason }, true).await,
+            Request::Promote { wait, full } => {
+                let promote = if full { Promote::Full } else { Promote::Next };
+                self.carry_out(Wanted::Promote(promote), wait).await
+            }
+            Request::Pause => self.do_at_once(Wanted::Pause).await,
+            Request::Resume => self.do_at_once(Wanted::Resume).await,
+            Request::Share { share } => self.do_at_once(Wanted::Share(share)).await,
+            Request::Abort { reason } => self.undo(Wanted::Abort { reason }).await,
+            Request::Rollback {
+                reason,
+                cold: false,
+                wait: true,
+            } => self.undo(Wanted::Rollback { reason }).await,
             Request::Rollback {
                 reason,
                 cold: false,
@@ -575,6 +546,7 @@ impl Answering for Operator {
             }),
             Request::Explain => Ok(Reply::Explain {
                 upgrade: self.shared.history.borrow().last().cloned().map(Box::new),
+                underway: self.shared.standing.borrow().underway().map(Box::new),
             }),
             Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
             Request::Drain { wait: true } => Ok(self.until_no_elders().await),
@@ -596,8 +568,31 @@ impl Standing {
         }
     }
 
+    fn undecided(&self, generation: u64) -> Option<Reply> {
+        let upgrade = self.upgrade.as_ref();
+        let upgrade = upgrade.filter(|upgrade| upgrade.generation == generation)?;
+        let rollout = upgrade.rollout.as_ref()?;
+        match rollout.pause? {
+            Pause {
+                until: Until::Recovery,
+                ..
+            } => None,
+            Pause {
+                reason: PauseReason::ByHand,
+                ..
+            } => Some(Reply::Standby {
+                generation,
+                pid: upgrade.pid,
+            }),
+            _ => Some(Reply::Paused {
+                generation,
+                rollout: Box::new(rollout.clone()),
+            }),
+        }
+    }
+
     fn underway(&self) -> Option<Underway> {
-        self.upgrade.map(|upgrade| Underway {
+        self.upgrade.as_ref().map(|upgrade| Underway {
             generation: upgrade.generation,
             pid: upgrade.pid,
             phase: match upgrade.phase {
@@ -605,6 +600,7 @@ impl Standing {
                 None => "waiting".to_owned(),
             },
             for_ms: millis(upgrade.asked_at.elapsed()),
+            rollout: upgrade.rollout.clone(),
         })
     }
 
@@ -630,6 +626,8 @@ fn moved() -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::net::UnixStream;
     use tokio::sync::mpsc;

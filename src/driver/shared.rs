@@ -16,6 +16,7 @@ use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::launch::{Images, Launched};
 use crate::listen::Table;
+use crate::rollout::Rollout;
 use crate::state::{Offer, State};
 
 /// Events that a slow reader may fall behind before it misses some.
@@ -62,6 +63,8 @@ pub(crate) struct Hooks(Mutex<Vec<Hook>>);
 pub(crate) enum Command {
     /// Hand over to a successor; answered with the verdict.
     Upgrade {
+        /// The builder's if there is none.
+        plan: Option<Box<Rollout>>,
         reply: oneshot::Sender<Result<Upgraded>>,
     },
     /// Do what an operator wants; answered when it has begun.

@@ -11,14 +11,10 @@ pub(crate) struct Deadlines {
     pub(crate) start_max: Duration,
     /// Each half of a flip.
     pub(crate) flip: Duration,
-    /// Flip to commit.
-    pub(crate) bake: Duration,
     /// A killed process to its end; a closed channel, or silence after a rollback, to its explanation.
     pub(crate) exit: Duration,
     /// A drain's begin to the moment in which it leaves whatever is in flight.
     pub(crate) hard_stop: Duration,
-    /// How long a successor may be held in standby. `None` flips as soon as it is ready.
-    pub(crate) standby: Option<Duration>,
 }
 
 impl Deadlines {

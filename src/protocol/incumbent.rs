@@ -6,7 +6,8 @@
 //! - I1: after its gates were shut they are open again, or the successor has said that its own are, within `flip`.
 //! - I3: its gates open only after the successor stopped, ended, or was given up for dead by killing it.
 //! - I4: the only way to [`Output::Drain`] by an upgrade is a `committed` from the successor.
-//! - I6: every state that waits for somebody has a deadline.
+//! - I6: every state that waits for somebody else has a deadline. In standby and in the bake it waits for the rollout of its
+//!   own process, which has its own.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -46,9 +47,11 @@ enum State {
     },
     Standby {
         unclaimed: Vec<u32>,
-        deadline: Instant,
+        /// The successor serves connections that this generation has accepted.
+        shares: bool,
     },
     AwaitShut {
+        shares: bool,
         deadline: Instant,
     },
     /// State of the flip that does not fit into one message goes on with each receipt.
@@ -57,9 +60,7 @@ enum State {
         last: bool,
         deadline: Instant,
     },
-    Baking {
-        deadline: Instant,
-    },
+    Baking,
     /// The successor may have the role already: there is no way back but its death.
     AwaitCommitted {
         chunk: u32,
@@ -120,6 +121,8 @@ pub(crate) enum Output {
         /// How many milliseconds it may still live.
         millis: u64,
     },
+    /// The successor stands by: `handle_flip` lets it take over.
+    Ready,
     /// A phase begins.
     Phase(Phase),
     /// The upgrade has ended.
@@ -171,7 +174,7 @@ impl Incumbent {
             State::AwaitReady { .. } => Phase::Warming,
             State::Standby { .. } => Phase::Standby,
             State::AwaitShut { .. } | State::AwaitStarted { .. } => Phase::Flipping,
-            State::Baking { .. } => Phase::Baking,
+            State::Baking => Phase::Baking,
             State::AwaitCommitted { .. } => Phase::Committing,
             State::AwaitStopped { .. } | State::AwaitExit { .. } => Phase::Reverting,
         })
@@ -197,23 +200,20 @@ impl Incumbent {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Serving | State::AwaitLaunch | State::Leaving => None,
+            State::Serving
+            | State::AwaitLaunch
+            | State::Standby { .. }
+            | State::Baking
+            | State::Leaving => None,
             State::AwaitHello { deadline, .. }
             | State::AwaitReceived { deadline, .. }
             | State::AwaitReady { deadline, .. }
-            | State::Standby { deadline, .. }
-            | State::AwaitShut { deadline }
+            | State::AwaitShut { deadline, .. }
             | State::AwaitStarted { deadline, .. }
-            | State::Baking { deadline }
             | State::AwaitCommitted { deadline, .. }
             | State::AwaitStopped { deadline, .. }
             | State::AwaitExit { deadline, .. } => Some(*deadline),
         }
-    }
-
-    /// How long the next successor may be held in standby, or that it is not held at all.
-    pub(crate) fn hold(&mut self, standby: Option<Duration>) {
-        self.deadlines.standby = standby;
     }
 
     /// Somebody wants an upgrade. Refused with the phase of the one that is under way.
@@ -290,16 +290,13 @@ impl Incumbent {
             (State::AwaitReady { offered, .. }, Message::Ready { unclaimed })
                 if unclaimed.iter().all(|slot| slot < offered) =>
             {
-                self.on_ready(now, unclaimed);
+                let shares = false;
+                self.state = State::Standby { unclaimed, shares };
+                self.push(Output::Ready);
             }
             (State::AwaitStarted { .. }, Message::Started) => {
-                self.state = State::Baking {
-                    deadline: now + self.deadlines.bake,
-                };
+                self.state = State::Baking;
                 self.enter(Phase::Baking);
-                if self.deadlines.bake.is_zero() {
-                    self.on_baked(now);
-                }
             }
             (State::AwaitCommitted { .. }, Message::Committed) => {
                 self.state = State::Leaving;
@@ -310,7 +307,7 @@ impl Incumbent {
                 self.on_stopped(None, millis);
             }
             (
-                State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. },
+                State::AwaitStarted { .. } | State::Baking | State::AwaitCommitted { .. },
                 Message::Stopped { reason, millis },
             ) => self.on_stopped(Some(reason), millis),
             (State::AwaitStopped { .. }, Message::Failed { reason }) => {
@@ -361,11 +358,37 @@ impl Incumbent {
         }
     }
 
-    /// Somebody wants the successor that is held in standby to take over.
+    /// The successor that stands by gets connections that this generation accepts, from now on.
+    pub(crate) fn handle_share(&mut self) {
+        if let State::Standby { shares, .. } = &mut self.state {
+            *shares = true;
+        }
+    }
+
+    /// The successor that stands by is to take over.
     pub(crate) fn handle_flip(&mut self, now: Instant) {
-        if let State::Standby { unclaimed, .. } = &self.state {
-            let unclaimed = unclaimed.clone();
-            self.flip(now, unclaimed);
+        if let State::Standby { unclaimed, shares } = &mut self.state {
+            let (unclaimed, shares) = (std::mem::take(unclaimed), *shares);
+            self.state = State::AwaitShut {
+                shares,
+                deadline: now + self.deadlines.flip,
+            };
+            self.enter(Phase::Flipping);
+            self.push(Output::ShutGates { unclaimed });
+        }
+    }
+
+    /// The successor has baked: it is to have the role.
+    pub(crate) fn handle_commit(&mut self, now: Instant) {
+        if self.state == State::Baking {
+            self.state = State::AwaitCommitted {
+                chunk: 0,
+                last: false,
+                stopping: false,
+                deadline: now + self.deadlines.flip,
+            };
+            self.enter(Phase::Committing);
+            self.push(Output::SendCommit);
         }
     }
 
@@ -411,7 +434,6 @@ impl Incumbent {
             return;
         }
         match &self.state {
-            State::Baking { .. } => self.on_baked(now),
             State::AwaitExit {
                 killed: false, why, ..
             } => {
@@ -488,38 +510,6 @@ impl Incumbent {
         }
     }
 
-    fn on_ready(&mut self, now: Instant, unclaimed: Vec<u32>) {
-        match self.deadlines.standby {
-            Some(limit) => {
-                self.state = State::Standby {
-                    unclaimed,
-                    deadline: now + limit,
-                };
-                self.enter(Phase::Standby);
-            }
-            None => self.flip(now, unclaimed),
-        }
-    }
-
-    fn flip(&mut self, now: Instant, unclaimed: Vec<u32>) {
-        self.state = State::AwaitShut {
-            deadline: now + self.deadlines.flip,
-        };
-        self.enter(Phase::Flipping);
-        self.push(Output::ShutGates { unclaimed });
-    }
-
-    fn on_baked(&mut self, now: Instant) {
-        self.state = State::AwaitCommitted {
-            chunk: 0,
-            last: false,
-            stopping: false,
-            deadline: now + self.deadlines.flip,
-        };
-        self.enter(Phase::Committing);
-        self.push(Output::SendCommit);
-    }
-
     /// The successor's gates are shut and it finishes by itself what it has begun.
     fn on_stopped(&mut self, own_decision: Option<String>, millis: u64) {
         let why = match (&self.state, own_decision) {
@@ -540,7 +530,10 @@ impl Incumbent {
             State::Serving | State::AwaitLaunch | State::Leaving => {}
             State::AwaitStopped { .. } | State::AwaitExit { .. } => {}
             State::AwaitCommitted { .. } => {}
-            _ if why.flipped => {
+            _ if self.successor_serves() => {
+                if let State::AwaitShut { .. } = self.state {
+                    self.reopen(&why);
+                }
                 self.push(Output::Send(stop(why.reason.clone(), why.stopping)));
                 self.state = State::AwaitStopped {
                     why,
@@ -634,7 +627,7 @@ impl Incumbent {
     fn why(&self, reason: String, stopping: bool) -> Why {
         let flipped = matches!(
             self.state,
-            State::AwaitStarted { .. } | State::Baking { .. } | State::AwaitCommitted { .. }
+            State::AwaitStarted { .. } | State::Baking | State::AwaitCommitted { .. }
         );
         let stops_already = matches!(self.state, State::AwaitCommitted { stopping: true, .. });
         Why {
@@ -643,6 +636,17 @@ impl Incumbent {
             flipped,
             stopping: stopping || stops_already,
         }
+    }
+
+    /// Whether it may have begun something for a client, which it is to finish.
+    fn successor_serves(&self) -> bool {
+        matches!(
+            self.state,
+            State::Standby { shares: true, .. }
+                | State::AwaitShut { shares: true, .. }
+                | State::AwaitStarted { .. }
+                | State::Baking
+        )
     }
 
     fn awaited(&self) -> &'static str {
@@ -691,10 +695,8 @@ mod tests {
             start: second,
             start_max: second,
             flip: second,
-            bake: Duration::ZERO,
             exit: second,
             hard_stop: second,
-            standby: None,
         });
         machine.state = State::AwaitCommitted {
             chunk: 0,

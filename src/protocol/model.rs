@@ -22,21 +22,20 @@ fn now() -> Instant {
     *NOW.get_or_init(Instant::now)
 }
 
-fn deadlines(standby: bool) -> Deadlines {
+fn deadlines() -> Deadlines {
     Deadlines {
         start: Duration::from_secs(60),
         start_max: Duration::from_secs(900),
         flip: Duration::from_secs(1),
-        bake: Duration::from_secs(10),
         exit: Duration::from_secs(5),
         hard_stop: Duration::from_secs(900),
-        standby: standby.then_some(Duration::from_secs(3600)),
     }
 }
 
 struct Handover {
     upgrades: u8,
-    standby: bool,
+    /// Whether the successor may get a share of the connections before the flip.
+    shares: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -52,7 +51,10 @@ struct World {
     successor_open: bool,
     opening: bool,
     extended: bool,
+    /// It has something of the clients' that it is to finish, unless it dies.
+    shares: bool,
     killed: bool,
+    killed_at_work: bool,
     to_incumbent: VecDeque<Message>,
     to_successor: VecDeque<Message>,
     incumbent_knows: Knowledge,
@@ -89,7 +91,9 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Action {
     Upgrade { launches: bool },
+    Share,
     Flip,
+    Commit,
     Rollback,
     StopIncumbent,
     StopSuccessor,
@@ -113,9 +117,9 @@ enum Action {
 }
 
 impl World {
-    fn new(upgrades: u8, standby: bool) -> Self {
+    fn new(upgrades: u8) -> Self {
         Self {
-            incumbent: Some(Incumbent::new(deadlines(standby))),
+            incumbent: Some(Incumbent::new(deadlines())),
             incumbent_open: true,
             shutting: false,
             chunk: 0,
@@ -126,7 +130,9 @@ impl World {
             successor_open: false,
             opening: false,
             extended: false,
+            shares: false,
             killed: false,
+            killed_at_work: false,
             to_incumbent: VecDeque::new(),
             to_successor: VecDeque::new(),
             incumbent_knows: Knowledge::Nothing,
@@ -158,7 +164,7 @@ impl World {
     fn perform_incumbent(&mut self, machine: &mut Incumbent, output: incumbent::Output) {
         use incumbent::Output;
         match output {
-            Output::Launch | Output::Phase(_) => {}
+            Output::Launch | Output::Ready | Output::Phase(_) => {}
             Output::Send(message) => self.to_successor.push_back(message),
             Output::SendChunk => {
                 let last = self.chunk + 1 == CHUNKS;
@@ -237,9 +243,9 @@ impl World {
     }
 
     fn launch(&mut self) {
-        self.successor = Some(Successor::new(deadlines(false), now()));
+        self.successor = Some(Successor::new(deadlines(), now()));
         (self.successor_open, self.opening, self.extended) = (false, false, false);
-        (self.killed, self.shutting) = (false, false);
+        (self.shares, self.killed, self.shutting) = (false, false, false);
         (self.chunk, self.start_chunk, self.commit_chunk) = (0, 0, 0);
         (self.channel_held, self.committed) = (true, false);
         (self.reverted, self.may_let_go, self.ends_alone) = (false, false, false);
@@ -289,7 +295,7 @@ impl Model for Handover {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(self.upgrades, self.standby)]
+        vec![World::new(self.upgrades)]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -306,7 +312,10 @@ impl Model for Handover {
             idle && world.upgrades_left > 0 && (successor.is_none() || !world.successor_open);
         add(may_upgrade, Action::Upgrade { launches: true });
         add(may_upgrade, Action::Upgrade { launches: false });
-        add(world.phase() == Some(Phase::Standby), Action::Flip);
+        let stands_by = world.phase() == Some(Phase::Standby);
+        add(stands_by, Action::Flip);
+        add(self.shares && stands_by && !world.shares, Action::Share);
+        add(world.phase() == Some(Phase::Baking), Action::Commit);
         add(
             world.phase().is_some() && !world.rollback_asked,
             Action::Rollback,
@@ -404,10 +413,17 @@ impl Model for Handover {
                     next.with_incumbent(|machine| machine.handle_launch_failed(String::new()));
                 }
             }
+            Action::Share => {
+                next.shares = true;
+                next.with_incumbent(Incumbent::handle_share);
+            }
+            Action::Commit => next.with_incumbent(|machine| machine.handle_commit(now())),
             Action::Flip => next.with_incumbent(|machine| machine.handle_flip(now())),
             Action::Rollback => {
+                let was_killed = next.killed;
                 next.rollback_asked = true;
                 next.with_incumbent(|machine| machine.handle_rollback(now(), String::new()));
+                next.killed_at_work |= next.shares && next.killed && !was_killed;
             }
             Action::StopIncumbent => {
                 next.stopping = true;
@@ -540,7 +556,9 @@ impl Model for Handover {
                 "I6: every wait for the other side has a deadline",
                 |_, world: &World| {
                     world.incumbent.as_ref().is_none_or(|machine| {
-                        machine.phase().is_none() || machine.poll_timeout().is_some()
+                        let decides =
+                            matches!(machine.phase(), None | Some(Phase::Standby | Phase::Baking));
+                        decides || machine.poll_timeout().is_some()
                     })
                 },
             ),
@@ -566,6 +584,17 @@ impl Model for Handover {
                         .is_some_and(|kind| *kind != Kind::Committed);
                     let over = world.incumbent.is_some() && world.phase().is_none();
                     !(alive_and_open && given_up && over) || world.killed || world.stopping
+                },
+            ),
+            Property::always(
+                "a successor that has begun something is not killed by who wants it undone",
+                |_, world: &World| !world.killed_at_work,
+            ),
+            Property::sometimes(
+                "a successor with a share is let go before the flip",
+                |_, world: &World| {
+                    let aborted = world.verdicts == [Kind::Aborted];
+                    aborted && world.shares && world.reverted && !world.killed
                 },
             ),
             Property::sometimes("an upgrade commits", |_, world: &World| {
@@ -611,22 +640,9 @@ fn explore(model: Handover) -> usize {
 fn both_machines_keep_the_invariants_in_every_reachable_state() {
     let states = explore(Handover {
         upgrades: 2,
-        standby: false,
+        shares: true,
     });
     println!("two upgrades: {states} states explored to exhaustion");
-    assert!(
-        states > 10_000,
-        "only {states} states: the model has lost its actions"
-    );
-}
-
-#[test]
-fn a_successor_held_in_standby_keeps_the_invariants_in_every_reachable_state() {
-    let states = explore(Handover {
-        upgrades: 2,
-        standby: true,
-    });
-    println!("two upgrades with standby: {states} states explored to exhaustion");
     assert!(
         states > 10_000,
         "only {states} states: the model has lost its actions"

@@ -194,7 +194,8 @@ impl Successor {
                 self.push(Output::Send(Message::Committed));
             }
             (
-                State::AwaitOpen | State::Baking { .. },
+                // In standby too it may have begun something, if it had a share.
+                State::AwaitStart { .. } | State::AwaitOpen | State::Baking { .. },
                 Message::Stop {
                     reason,
                     ends_service,
@@ -420,10 +421,8 @@ mod tests {
             start: SECOND,
             start_max: SECOND,
             flip: SECOND,
-            bake: SECOND,
             exit: SECOND,
             hard_stop: SECOND,
-            standby: None,
         };
         let mut machine = Successor::new(deadlines, Instant::now());
         machine.state = State::Baking { chunk: 0 };

@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
+use super::plan::Rollout;
 use super::verdict::Outcome;
 
-/// What there is to remember between rollouts; kept by whoever keeps the service's state.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What there is to remember between rollouts. A promotion forgets it, so that no successor needs to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attempts {
     /// In a row, and by themselves: an operator's abort says nothing about the release.
     failed: u32,
@@ -24,9 +23,11 @@ pub(crate) enum Origin {
 
 impl Attempts {
     /// Whether a rollout may begin. The operator always may.
-    pub(crate) fn permit(&self, origin: Origin, failures_max: u32) -> Result<(), TooManyFailed> {
+    pub(crate) fn permit(&self, origin: Origin, plan: &Rollout) -> Result<(), TooManyFailed> {
         match origin {
-            Origin::Automatic if self.failed >= failures_max => Err(TooManyFailed(self.failed)),
+            Origin::Automatic if self.failed >= plan.failures_max => {
+                Err(TooManyFailed(self.failed))
+            }
             Origin::Automatic | Origin::Operator => Ok(()),
         }
     }
@@ -42,6 +43,11 @@ impl Attempts {
                 self.failed = self.failed.saturating_add(1);
             }
         }
+    }
+
+    /// Whether the last rollout has.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed > 0
     }
 
     /// Somebody says that automatic rollouts may begin again.
@@ -72,6 +78,10 @@ mod tests {
 
     const AUTOMATIC: Origin = Origin::Automatic;
 
+    fn plan() -> Rollout {
+        Rollout::blue_green().failures_max(3)
+    }
+
     fn failed(times: u32) -> Attempts {
         let mut attempts = Attempts::default();
         for _ in 0..times {
@@ -82,19 +92,19 @@ mod tests {
 
     #[test]
     fn after_three_failed_rollouts_only_the_operator_begins_one() {
-        assert_eq!(failed(2).permit(AUTOMATIC, 3), Ok(()));
-        assert_eq!(failed(3).permit(AUTOMATIC, 3), Err(TooManyFailed(3)));
-        assert_eq!(failed(3).permit(Origin::Operator, 3), Ok(()));
+        assert_eq!(failed(2).permit(AUTOMATIC, &plan()), Ok(()));
+        assert_eq!(failed(3).permit(AUTOMATIC, &plan()), Err(TooManyFailed(3)));
+        assert_eq!(failed(3).permit(Origin::Operator, &plan()), Ok(()));
     }
 
     #[test]
     fn a_promotion_or_somebodys_word_closes_it_again() {
         let mut attempts = failed(3);
         attempts.record(Outcome::Promoted, Origin::Operator);
-        assert_eq!(attempts.permit(AUTOMATIC, 3), Ok(()));
+        assert_eq!(attempts.permit(AUTOMATIC, &plan()), Ok(()));
         let mut attempts = failed(3);
         attempts.reset();
-        assert_eq!(attempts.permit(AUTOMATIC, 3), Ok(()));
+        assert_eq!(attempts.permit(AUTOMATIC, &plan()), Ok(()));
     }
 
     #[test]
@@ -102,14 +112,13 @@ mod tests {
         let mut attempts = failed(2);
         attempts.record(Outcome::Aborted, Origin::Operator);
         attempts.record(Outcome::RolledBack, Origin::Operator);
-        assert_eq!(attempts.permit(AUTOMATIC, 3), Ok(()));
+        assert_eq!(attempts.permit(AUTOMATIC, &plan()), Ok(()));
         attempts.record(Outcome::Degraded, Origin::Operator);
-        assert!(attempts.permit(AUTOMATIC, 3).is_err());
+        assert!(attempts.permit(AUTOMATIC, &plan()).is_err());
     }
 
     #[test]
-    fn it_outlives_the_process() {
-        let json = serde_json::to_string(&failed(3)).unwrap();
-        assert_eq!(serde_json::from_str::<Attempts>(&json).unwrap(), failed(3));
+    fn an_immediate_rollout_is_never_refused() {
+        assert_eq!(failed(99).permit(AUTOMATIC, &Rollout::immediate()), Ok(()));
     }
 }

@@ -12,6 +12,7 @@
 //! 5. When a candidate is given up its share is taken from it first.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::guard::{Finding, Reading};
@@ -83,7 +84,7 @@ struct Window {
 #[cfg_attr(test, derive(Hash))]
 struct Paused {
     reason: PauseReason,
-    /// When a pause that may pass by itself becomes the operator's.
+    /// When a pause that may pass by itself becomes the operator's, or a candidate that nobody promotes is given up.
     deadline: Option<Instant>,
 }
 
@@ -190,6 +191,27 @@ pub(crate) enum Refusal {
     ShareIsFlip,
 }
 
+/// In words for the operator.
+impl fmt::Display for Refusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotNow(Stage::Committing) => {
+                out.write_str("it is being committed: upgrade to the release before")
+            }
+            Self::NotNow(Stage::Reverting) => out.write_str("it is being undone already"),
+            Self::NotNow(stage) => write!(out, "the rollout is {stage}: that ends by itself"),
+            Self::NotFlipped => out.write_str("the successor has not taken over: abort it"),
+            Self::Flipped => {
+                out.write_str("the successor has taken over: only a rollback undoes that")
+            }
+            Self::Paused(reason) => write!(out, "it is paused already: {reason}"),
+            Self::NotPaused => out.write_str("it is not paused"),
+            Self::AwaitsPromotion => out.write_str("it waits to be promoted or aborted"),
+            Self::ShareIsFlip => out.write_str("all of the traffic is no share: promote it"),
+        }
+    }
+}
+
 impl Controller {
     pub(crate) fn new(plan: Rollout) -> Self {
         Self {
@@ -257,7 +279,17 @@ impl Controller {
     }
 
     /// How things stand, for an operator who asks.
-    pub(crate) fn explain(&self, now: Instant, cause: Cause) -> Explanation {
+    pub(crate) fn standing(&self, now: Instant) -> Explanation {
+        self.explain(
+            now,
+            match self.paused {
+                Some(Paused { reason, .. }) => Cause::Paused { reason },
+                None => Cause::Underway,
+            },
+        )
+    }
+
+    fn explain(&self, now: Instant, cause: Cause) -> Explanation {
         let window = self.window().copied();
         let window = window.unwrap_or_else(|| Window::at(self.units));
         Explanation {
@@ -535,6 +567,13 @@ impl Controller {
                 let why = why.clone();
                 self.conclude(why, Err(late()));
             }
+            (
+                _,
+                Some(Paused {
+                    reason: PauseReason::ByHand,
+                    ..
+                }),
+            ) => self.revert(now, Cause::NotPromoted),
             (_, Some(Paused { reason, .. })) => self.hold(now, reason),
             _ => self.go_on(now),
         }
@@ -604,7 +643,7 @@ impl Controller {
         };
         match (step, promotion) {
             (Some(share), _) => self.begin_step(now, share),
-            (None, Promotion::ByHand) => self.hold(now, PauseReason::ByHand),
+            (None, Promotion::ByHand) => self.await_promotion(now),
             (None, Promotion::Automatic) => {
                 self.state = State::AwaitFlipped;
                 self.enter(Stage::Flipping);
@@ -642,6 +681,18 @@ impl Controller {
             Paused {
                 reason,
                 deadline: None,
+            },
+        );
+    }
+
+    /// Pauses until the operator decides on the flip, who may have no end of time for that.
+    fn await_promotion(&mut self, now: Instant) {
+        let time = self.plan.promotion_deadline;
+        self.set_pause(
+            now,
+            Paused {
+                reason: PauseReason::ByHand,
+                deadline: time.map(|time| now + time),
             },
         );
     }
@@ -842,9 +893,9 @@ impl Window {
 
 impl Paused {
     fn until(self) -> Until {
-        match self.deadline {
-            Some(_) => Until::Recovery,
-            None => Until::Operator,
+        match (self.reason, self.deadline) {
+            (PauseReason::ByHand, _) | (_, None) => Until::Operator,
+            (_, Some(_)) => Until::Recovery,
         }
     }
 }
@@ -1180,6 +1231,23 @@ mod tests {
             run.wait(STEP_MIN / 2),
             [Output::Stage(Stage::Flipping), Output::Flip]
         );
+    }
+
+    #[test]
+    fn a_flip_by_hand_that_nobody_decides_on_in_time_is_none() {
+        let plan = Rollout::blue_green().promotion(Promotion::ByHand);
+        let mut run = Run::checked(plan.promotion_deadline(SECOND));
+        assert_eq!(run.paused(), Some((PauseReason::ByHand, Until::Operator)));
+        run.outputs();
+        let given_up = run.wait(SECOND);
+        assert!(matches!(
+            &given_up[..],
+            [Output::Abort { .. }, Output::Stage(Stage::Reverting)]
+        ));
+        run.controller
+            .handle_reverted(run.now, Reverted::BeforeFlip, String::new());
+        let outputs = run.outputs();
+        assert_eq!(verdict(&outputs).explanation.cause, Cause::NotPromoted);
     }
 
     #[test]

@@ -9,15 +9,11 @@
 
 pub mod guard;
 
+pub(crate) mod attempts;
 #[cfg_attr(
     not(test),
-    expect(
-        dead_code,
-        reason = "the driver is about to ask it before each rollout"
-    )
+    expect(dead_code, reason = "the guards are about to tell it what they see")
 )]
-pub(crate) mod attempts;
-#[cfg_attr(not(test), expect(dead_code, reason = "the driver is about to run it"))]
 pub(crate) mod controller;
 #[cfg(test)]
 mod model;

@@ -4,7 +4,7 @@
 //! a handover that may end at any moment, traffic that comes or does not.
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stateright::{Checker, Model, Property};
 
@@ -528,7 +528,8 @@ fn an_immediate_rollout_keeps_the_invariants_in_every_reachable_state() {
 
 #[test]
 fn a_flip_by_hand_keeps_the_invariants_in_every_reachable_state() {
-    explore(Rollout::blue_green().promotion(Promotion::ByHand));
+    let plan = Rollout::blue_green().promotion(Promotion::ByHand);
+    explore(plan.promotion_deadline(Duration::from_secs(3600)));
 }
 
 #[test]

@@ -60,8 +60,9 @@ pub const FAILURES_MAX: u32 = 3;
 #[must_use = "a plan does nothing until it is given to somebody"]
 pub struct Rollout {
     pub(super) steps: Steps,
-    pub(super) by: By,
+    pub(crate) by: By,
     pub(super) promotion: Promotion,
+    pub(super) promotion_deadline: Option<Duration>,
     pub(super) step_min: Duration,
     pub(super) units_min: u64,
     pub(super) step_deadline: Duration,
@@ -88,6 +89,7 @@ impl Rollout {
             steps: Steps::default(),
             by: By::Client,
             promotion: Promotion::Automatic,
+            promotion_deadline: None,
             step_min: STEP_MIN,
             units_min: 0,
             step_deadline: STEP_DEADLINE,
@@ -101,7 +103,7 @@ impl Rollout {
             worst_rate: WORST_RATE,
             error_limit: ERROR_LIMIT,
             client_window: CLIENT_WINDOW,
-            failures_max: FAILURES_MAX,
+            failures_max: u32::MAX,
             include: Vec::new(),
             exclude: Vec::new(),
         }
@@ -113,6 +115,7 @@ impl Rollout {
             units_min: UNITS_MIN,
             bake: BAKE,
             guards: true,
+            failures_max: FAILURES_MAX,
             ..Self::immediate()
         }
     }
@@ -138,6 +141,13 @@ impl Rollout {
     /// Who decides on the flip. Default: [`Promotion::Automatic`].
     pub fn promotion(mut self, promotion: Promotion) -> Self {
         self.promotion = promotion;
+        self
+    }
+
+    /// How long the operator may take to decide on a flip by hand before the candidate is given up. Default: as long as
+    /// they want.
+    pub fn promotion_deadline(mut self, time: Duration) -> Self {
+        self.promotion_deadline = Some(time);
         self
     }
 
@@ -228,7 +238,7 @@ impl Rollout {
     }
 
     /// After how many failed rollouts in a row automatic ones are refused until somebody says otherwise. Default:
-    /// [`FAILURES_MAX`].
+    /// [`FAILURES_MAX`]; without limit for an immediate rollout, which a signal can begin as well as a person.
     pub fn failures_max(mut self, failures: u32) -> Self {
         self.failures_max = failures;
         self
@@ -245,6 +255,40 @@ impl Rollout {
     pub fn exclude(mut self, clients: Network) -> Self {
         self.exclude.push(clients);
         self
+    }
+
+    /// The same, with the clients, checks and deadlines of `other`: what belongs to the service and not to the strategy.
+    pub(crate) fn for_clients_of(self, other: &Self) -> Self {
+        Self {
+            by: other.by,
+            promotion_deadline: other.promotion_deadline,
+            checks_deadline: other.checks_deadline,
+            verify_deadline: other.verify_deadline,
+            include: other.include.clone(),
+            exclude: other.exclude.clone(),
+            ..self
+        }
+    }
+
+    /// The same, with an end to how long it may wait for a promotion, if it has none.
+    pub(crate) fn promoted_within(self, time: Duration) -> Self {
+        Self {
+            promotion_deadline: self.promotion_deadline.or(Some(time)),
+            ..self
+        }
+    }
+
+    /// The same, with these fields instead of its own. What it does not have is an error, in words.
+    pub(crate) fn changed(
+        &self,
+        changes: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self, String> {
+        let wrong = |error: serde_json::Error| format!("the plan cannot be understood: {error}");
+        let mut plan = serde_json::to_value(self).map_err(wrong)?;
+        if let Some(fields) = plan.as_object_mut() {
+            fields.extend(changes.clone());
+        }
+        serde_json::from_value(plan).map_err(wrong)
     }
 
     /// The share that follows on `share`; none if that is the flip.
@@ -412,6 +456,18 @@ mod tests {
         let plan: Rollout = serde_json::from_str(r#"{"steps":[10000,500,100]}"#).unwrap();
         assert_eq!(plan.step_after(Share::NONE), Some(Share::percent(1)));
         assert_eq!(plan.step_after(Share::percent(5)), None);
+    }
+
+    #[test]
+    fn a_plan_can_be_changed_field_by_field_and_not_beyond() {
+        let changes = |text: &str| serde_json::from_str(text).unwrap();
+        let plan = Rollout::canary(STEPS);
+        let changed = plan.changed(&changes(r#"{"units_min":7,"steps":[2500]}"#));
+        let expected = Rollout::canary([25]).units_min(7);
+        assert_eq!(changed, Ok(expected));
+        for wrong in [r#"{"steps":[20000]}"#, r#"{"tempo":1}"#] {
+            assert!(plan.changed(&changes(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -124,6 +124,10 @@ pub enum Cause {
         /// Why.
         reason: String,
     },
+    /// Nothing yet: it goes on.
+    Underway,
+    /// Nobody decided on the flip in time.
+    NotPromoted,
     /// Something has to be waited for.
     Paused {
         /// What.
@@ -150,6 +154,8 @@ impl fmt::Display for Cause {
                 write!(out, "the candidate could not be verified: {reason}")
             }
             Self::HandoverFailed { reason } => write!(out, "the handover failed: {reason}"),
+            Self::Underway => out.write_str("under way"),
+            Self::NotPromoted => out.write_str("nobody promoted it in time"),
             Self::Paused { reason } => write!(out, "paused: {reason}"),
         }
     }

@@ -161,7 +161,9 @@ async fn a_wait_that_is_too_short_ends_with_5_and_the_upgrade_goes_on_until_it_i
 #[tokio::test]
 async fn blue_green_ends_with_6_in_standby_and_a_promotion_ends_it_with_0() {
     let operated = Operated::start(Setup::new()).await;
-    let ran = operated.run(&["upgrade", "--strategy", "blue-green"]).await;
+    let blue_green = ["upgrade", "--strategy", "blue-green"];
+    let briefly = ["--unguarded", "--units-min", "0", "--bake", "10ms"];
+    let ran = operated.run(&[&blue_green[..], &briefly].concat()).await;
     ran.assert_code(6);
     ran.assert_says(&["generation 2 (pid ", "promote it, or abort"]);
     operated.service.assert_serving(1).await;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use handover::control::Strategy;
+use handover::rollout::{By, Network, Promotion, Share};
+use serde_json::{Map, Value};
 
 use crate::exit;
 
@@ -34,12 +36,30 @@ pub(crate) enum Command {
         #[arg(long, value_enum)]
         strategy: Option<StrategyName>,
         #[command(flatten)]
-        wait: Wait,
-    },
-    /// Lets the successor that stands by take over, and says how that ended.
-    Promote {
+        plan: Box<Plan>,
+        /// Says that nobody has looked how the last ones ended: refused after too many failures.
+        #[arg(long)]
+        automatic: bool,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Passes what holds the rollout (a step, the flip, the bake), and says how it ended.
+    Promote {
+        /// All the way: no further steps and no bake.
+        #[arg(long)]
+        full: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Lets the rollout stay where it is; the guards stay armed.
+    Pause,
+    /// Lets a paused rollout go on, or automatic upgrades after too many failed ones.
+    Resume,
+    /// Gives the candidate a share of the traffic, and pauses there.
+    Share {
+        /// In percent, such as 5 or 0.25.
+        #[arg(value_name = "PERCENT", value_parser = share)]
+        share: Share,
     },
     /// Gives the upgrade under way up, before its flip.
     Abort {
@@ -101,6 +121,105 @@ pub(crate) enum Command {
     },
 }
 
+/// What is to be other than the service's own plan, or the strategy's.
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// The shares of a canary in percent, such as 1,5,25,50; the flip follows by itself.
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',', value_parser = share)]
+    steps: Option<Vec<Share>>,
+    /// What a share is a share of.
+    #[arg(long, value_enum)]
+    by: Option<ByName>,
+    /// Who decides on the flip.
+    #[arg(long, value_enum)]
+    promotion: Option<PromotionName>,
+    /// How long each step takes at least.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    step_min: Option<Duration>,
+    /// How many requests the candidate answers in each step and in the bake at least.
+    #[arg(long, value_name = "NUMBER")]
+    units_min: Option<u64>,
+    /// How long a step waits for them before the rollout pauses.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    step_deadline: Option<Duration>,
+    /// How long the generation before stays warm after the flip.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    bake: Option<Duration>,
+    /// Clients that are the candidate's from the first step on, such as 10.1.0.0/16.
+    #[arg(long, value_name = "NETWORK")]
+    include: Option<Vec<Network>>,
+    /// Clients that stay until the flip, such as health checkers.
+    #[arg(long, value_name = "NETWORK")]
+    exclude: Option<Vec<Network>>,
+    /// Lets traffic be judged by nobody; deaths and failed checks undo it in any case.
+    #[arg(long)]
+    unguarded: bool,
+}
+
+impl Plan {
+    /// As the control socket takes it; none if nothing is to be changed.
+    pub(crate) fn changes(&self) -> serde_json::Result<Option<Map<String, Value>>> {
+        let mut changes = Map::new();
+        let mut change = |name: &str, value: Value| {
+            if !value.is_null() {
+                changes.insert(name.to_owned(), value);
+            }
+        };
+        change("steps", serde_json::to_value(&self.steps)?);
+        change("by", serde_json::to_value(self.by.map(By::from))?);
+        let promotion = self.promotion.map(Promotion::from);
+        change("promotion", serde_json::to_value(promotion)?);
+        change("step_min", serde_json::to_value(self.step_min)?);
+        change("units_min", serde_json::to_value(self.units_min)?);
+        change("step_deadline", serde_json::to_value(self.step_deadline)?);
+        change("bake", serde_json::to_value(self.bake)?);
+        change("include", serde_json::to_value(&self.include)?);
+        change("exclude", serde_json::to_value(&self.exclude)?);
+        change(
+            "guards",
+            serde_json::to_value(self.unguarded.then_some(false))?,
+        );
+        Ok((!changes.is_empty()).then_some(changes))
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ByName {
+    /// Each connection by itself.
+    Connection,
+    /// Each client, who stays where they are.
+    Client,
+    /// Each request, for HTTP behind a proxy.
+    Request,
+}
+
+impl From<ByName> for By {
+    fn from(name: ByName) -> Self {
+        match name {
+            ByName::Connection => Self::Connection,
+            ByName::Client => Self::Client,
+            ByName::Request => Self::Request,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PromotionName {
+    /// The rollout itself, once steps and checks have passed.
+    Automatic,
+    /// The operator.
+    ByHand,
+}
+
+impl From<PromotionName> for Promotion {
+    fn from(name: PromotionName) -> Self {
+        match name {
+            PromotionName::Automatic => Self::Automatic,
+            PromotionName::ByHand => Self::ByHand,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
     /// Waits for the verdict (the default).
@@ -128,8 +247,10 @@ pub(crate) struct Undo {
 pub(crate) enum StrategyName {
     /// The successor takes over as soon as it is ready.
     Immediate,
-    /// The successor stands by until it is promoted.
+    /// The successor stands by until it is promoted, and then bakes with the guards armed.
     BlueGreen,
+    /// The successor gets growing shares of the traffic and is judged by how it does.
+    Canary,
 }
 
 impl Wait {
@@ -143,6 +264,7 @@ impl From<StrategyName> for Strategy {
         match name {
             StrategyName::Immediate => Self::Immediate,
             StrategyName::BlueGreen => Self::BlueGreen,
+            StrategyName::Canary => Self::Canary,
         }
     }
 }
@@ -163,6 +285,25 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let millis = number.saturating_mul(unit_ms).min(YEAR_MS);
     Ok(Duration::from_millis(millis))
+}
+
+/// Percent with up to two decimals.
+fn share(text: &str) -> Result<Share, String> {
+    let wrong = || "a number of percent, such as 5 or 0.25".to_owned();
+    let (whole, hundredths) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(hundredths) || hundredths.len() > 2 {
+        return Err(wrong());
+    }
+    let whole: u16 = whole.parse().map_err(|_| wrong())?;
+    let hundredths: u16 = format!("{hundredths:0<2}").parse().map_err(|_| wrong())?;
+    match whole
+        .checked_mul(100)
+        .and_then(|parts| parts.checked_add(hundredths))
+    {
+        Some(parts) if parts <= Share::FULL.parts() => Ok(Share::per_10000(parts)),
+        _ => Err("there is nothing beyond 100 percent".to_owned()),
+    }
 }
 
 const YEAR_MS: u64 = 365 * 24 * 3_600_000;
@@ -190,6 +331,45 @@ mod tests {
         for wrong in ["", "5", "m", "5 m", "5d", "-5s", "1.5s"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_share_is_a_number_of_percent() {
+        assert_eq!(share("5"), Ok(Share::percent(5)));
+        assert_eq!(share("0.25"), Ok(Share::per_10000(25)));
+        assert_eq!(share("0.5"), Ok(Share::per_10000(50)));
+        assert_eq!(share("100"), Ok(Share::FULL));
+        for wrong in ["", "5 %", "0.125", "101", "-1", "1.", ".5", "99999"] {
+            assert!(share(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_plan_has_what_was_given_and_nothing_else() {
+        let given = [
+            "handover",
+            "upgrade",
+            "--steps",
+            "1,25",
+            "--bake",
+            "5s",
+            "--by",
+            "connection",
+        ];
+        let Command::Upgrade { plan, .. } = Arguments::try_parse_from(given).unwrap().command
+        else {
+            panic!("no upgrade");
+        };
+        let changes = serde_json::to_string(&plan.changes().unwrap()).unwrap();
+        assert_eq!(
+            changes,
+            r#"{"bake":{"nanos":0,"secs":5},"by":"connection","steps":[100,2500]}"#
+        );
+        let Command::Upgrade { plan, .. } = Arguments::try_parse_from(&given[..2]).unwrap().command
+        else {
+            panic!("no upgrade");
+        };
+        assert_eq!(plan.changes().unwrap(), None);
     }
 
     #[test]

@@ -32,16 +32,31 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
     };
     let client = Client::new(path);
     match arguments.command {
-        Command::Upgrade { strategy, wait } => {
+        Command::Upgrade {
+            strategy,
+            plan,
+            automatic,
+            wait,
+        } => {
+            let plan = match plan.changes() {
+                Ok(plan) => plan,
+                Err(error) => return output.trouble("error", &error.to_string(), Exit::Usage),
+            };
             let request = Request::Upgrade {
                 wait: wait.is_wanted(),
                 strategy: strategy.map(Strategy::from),
+                plan,
+                automatic,
             };
             await_verdict(output, &client, &request, wait.timeout).await
         }
-        Command::Promote { wait } => {
+        Command::Pause => answer(output, &client, &Request::Pause).await,
+        Command::Resume => answer(output, &client, &Request::Resume).await,
+        Command::Share { share } => answer(output, &client, &Request::Share { share }).await,
+        Command::Promote { full, wait } => {
             let request = Request::Promote {
                 wait: wait.is_wanted(),
+                full,
             };
             await_verdict(output, &client, &request, wait.timeout).await
         }
@@ -154,7 +169,7 @@ fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
             Reply::Verdict { upgrade },
         ) => Exit::of_undoing(upgrade),
         (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
-        (_, Reply::Standby { .. }) => Exit::Decide,
+        (_, Reply::Standby { .. } | Reply::Paused { .. }) => Exit::Decide,
         _ => Exit::Reached,
     };
     match shown {
@@ -173,11 +188,21 @@ fn in_words(reply: &Reply, paint: Paint) -> String {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
             format!("generation {generation}{pid} stands by: promote it, or abort")
         }
-        Reply::Verdict { upgrade }
-        | Reply::Explain {
-            upgrade: Some(upgrade),
-        } => text::explain(Some(upgrade), paint),
-        Reply::Explain { upgrade: None } => text::explain(None, paint),
+        Reply::Paused {
+            generation,
+            rollout,
+        } => format!(
+            "the rollout to generation {generation} waits: promote it, resume it or abort\n{}",
+            text::rollout(rollout, paint)
+        ),
+        Reply::Done { generation } => format!("done, at generation {generation}"),
+        Reply::Verdict { upgrade } => text::explain(Some(upgrade), paint),
+        Reply::Explain { upgrade, underway } => {
+            let rollout = underway.as_ref().and_then(|now| now.rollout.as_ref());
+            let now = rollout.map(|rollout| text::rollout(rollout, paint));
+            let last = text::explain(upgrade.as_deref(), paint);
+            now.into_iter().chain([last]).collect::<Vec<_>>().join("\n")
+        }
         Reply::Generations { generations } => text::generations(generations, paint),
         Reply::History { upgrades } => text::history(upgrades, paint),
         Reply::Drain(drain) => text::drain(drain),

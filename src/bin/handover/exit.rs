@@ -18,11 +18,11 @@ pub(crate) enum Exit {
     Refused = 2,
     /// The upgrade was aborted or rolled back; the generation before it serves.
     Back = 3,
-    /// Nobody serves, or nobody knows how it ended: have a look.
+    /// Nobody serves as they should, or nobody knows how it ended: have a look.
     Degraded = 4,
     /// The time to wait is over; it goes on.
     GoesOn = 5,
-    /// Somebody has to decide: promote it or abort.
+    /// Somebody has to decide: promote it, resume it or abort.
     Decide = 6,
 }
 
@@ -34,7 +34,7 @@ pub(crate) const TABLE: &str = "Exit codes:\n  \
     3  aborted or rolled back, the generation before serves\n  \
     4  degraded: nobody serves, or nobody knows how it ended\n  \
     5  the time to wait is over, it goes on\n  \
-    6  a decision is needed: promote or abort";
+    6  paused, a decision is needed: promote, resume or abort";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -49,7 +49,7 @@ impl Exit {
             Verdict::Committed => Self::Reached,
             Verdict::Refused => Self::Refused,
             Verdict::Aborted | Verdict::RolledBack if upgrade.incumbent_serves => Self::Back,
-            Verdict::Aborted | Verdict::RolledBack => Self::Degraded,
+            Verdict::Aborted | Verdict::RolledBack | Verdict::Degraded => Self::Degraded,
             _ => Self::Usage,
         }
     }
@@ -100,6 +100,7 @@ mod tests {
             ("aborted", true, Exit::Back, Exit::Reached),
             ("rolled_back", true, Exit::Back, Exit::Reached),
             ("rolled_back", false, Exit::Degraded, Exit::Degraded),
+            ("degraded", true, Exit::Degraded, Exit::Degraded),
             ("of a newer build", true, Exit::Usage, Exit::Usage),
         ] {
             let upgrade = upgrade(verdict, serves);

@@ -3,9 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
-    ClassWork, DrainState, Elder, Generation, Happened, Role, Rollback, RollbackKind, Status,
-    Upgrade, Verdict, What,
+    ClassWork, DrainState, Elder, Generation, Happened, Role, Rollback, RollbackKind, RolloutState,
+    Status, Upgrade, Verdict, What,
 };
+use handover::rollout::{Explanation, Until};
 
 use crate::output::Paint;
 
@@ -22,6 +23,9 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
             paint.strong(&upgrade.phase),
             millis(upgrade.for_ms)
         ));
+    }
+    if let Some(rollout) = status.upgrade.as_ref().and_then(|now| now.rollout.as_ref()) {
+        lines.push(self::rollout(rollout, paint));
     }
     if let Some(back) = &status.rollback {
         lines.push(format!("rollback    {}", rollback(back)));
@@ -62,6 +66,52 @@ fn rollback(rollback: &Rollback) -> String {
         build => format!(" (build {build})"),
     };
     format!("{kind}{}{build}", to.unwrap_or_default())
+}
+
+/// Where a rollout is, and what the guards have read.
+pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
+    let lines = explanation(&rollout.explanation);
+    let pause = rollout.pause.map(|pause| {
+        let until = match pause.until {
+            Until::Operator => "until somebody decides",
+            Until::Recovery => "until that is over",
+        };
+        format!(
+            "paused      {}, {until}",
+            paint.bad(&pause.reason.to_string())
+        )
+    });
+    lines
+        .into_iter()
+        .chain(pause)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn explanation(explanation: &Explanation) -> Vec<String> {
+    let Explanation {
+        stage,
+        step: (step, steps),
+        share,
+        units,
+        units_min,
+        elapsed_ms,
+        guards,
+        ..
+    } = explanation;
+    let step = match steps {
+        0 => String::new(),
+        _ => format!(", step {step} of {steps}"),
+    };
+    let mut lines = vec![format!(
+        "rollout     {stage} at {share}{step}, {units} of {units_min} requests in {}",
+        millis(*elapsed_ms)
+    )];
+    let guards = guards
+        .iter()
+        .map(|reading| format!("guard       {reading}"));
+    lines.extend(guards);
+    lines
 }
 
 /// Who serves, in one line.
@@ -135,6 +185,7 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
         Verdict::Committed => paint.good("committed"),
         Verdict::Aborted => paint.bad("aborted"),
         Verdict::RolledBack => paint.bad("rolled back"),
+        Verdict::Degraded => paint.bad("degraded"),
         Verdict::Refused => paint.bad("refused"),
         _ => "unknown".to_owned(),
     };
@@ -171,6 +222,10 @@ pub(crate) fn explain(upgrade: Option<&Upgrade>, paint: Paint) -> String {
             .skip(1)
             .map(|line| format!("  {line}")),
     );
+    if let Some(explanation) = &upgrade.explanation {
+        lines.push(format!("decided     {}", explanation.cause));
+        lines.extend(self::explanation(explanation));
+    }
     if let Some(pid) = upgrade.pid {
         let end = upgrade
             .exit
@@ -252,6 +307,15 @@ pub(crate) fn happened(happened: &Happened) -> String {
         What::Phase {
             successor, phase, ..
         } => format!("upgrade to {successor}: {phase}"),
+        What::Stage {
+            successor, stage, ..
+        } => format!("rollout to {successor}: {stage}"),
+        What::Paused {
+            successor,
+            explanation,
+            ..
+        } => format!("rollout to {successor} {explanation}"),
+        What::Resumed { successor } => format!("rollout to {successor} goes on"),
         What::Refused { reason } => format!("upgrade refused: {reason}"),
         What::Aborted {
             successor, reason, ..
