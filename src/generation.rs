@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::config::{Config, Image};
 use crate::control;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
-use crate::driver::manager::{KeptState, ServiceManager};
+use crate::driver::manager::{KeptState, ServiceManager, shares_our_unit};
 use crate::driver::operator::Operator;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +27,7 @@ use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
+use crate::sys::descriptors;
 use crate::sys::environment::Snapshot;
 use crate::sys::signals;
 use crate::trigger::Signals;
@@ -297,7 +298,12 @@ impl Builder {
             config.control.clone(),
             Operator::new(shared.clone(), &config),
         );
-        let manager = ServiceManager::of(snapshot, &config, !is_launched);
+        // One of the incumbent's unit becomes its main process by the incumbent's word, whoever has started it.
+        let is_main = channel.as_ref().is_none_or(|channel| {
+            let incumbent = descriptors::peer_pid(channel.as_fd());
+            !is_launched && !incumbent.is_ok_and(shares_our_unit)
+        });
+        let manager = ServiceManager::of(snapshot, &config, is_main);
         let driver = Driver::new(
             shared.clone(),
             config,

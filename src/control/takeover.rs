@@ -136,3 +136,82 @@ async fn exchange(mut stream: UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd
     let channel = descriptors.pop().filter(|_| descriptors.is_empty());
     Ok((line, channel))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What a client makes of a service that answers each of its connections in turn with these bytes and descriptors.
+    async fn takeover(answers: &[(&[u8], usize)]) -> Result<Takeover> {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = Client::new(&path).deadline(Duration::from_secs(20));
+        let answering = async {
+            for (bytes, count) in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 64];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = from_line::<Request>(&request[..length]).unwrap();
+                assert_eq!(request, Request::Takeover);
+                let null = std::fs::File::open("/dev/null").unwrap();
+                let descriptors: Vec<BorrowedFd<'_>> = vec![null.as_fd(); *count];
+                descriptors::send_on_stream(stream.as_fd(), bytes, &descriptors).unwrap();
+            }
+        };
+        tokio::join!(client.takeover(), answering).0
+    }
+
+    const AGREED: &[u8] =
+        b"{\"version\":1,\"reply\":\"takeover\",\"generation\":7,\"incumbent\":42}\n";
+    const MOVED: &[u8] =
+        b"{\"version\":1,\"reply\":\"error\",\"kind\":\"moved\",\"message\":\"\"}\n";
+    const REFUSED: &[u8] =
+        b"{\"version\":1,\"reply\":\"error\",\"kind\":\"refused\",\"message\":\"no\"}\n";
+
+    #[tokio::test]
+    async fn the_channel_comes_with_the_answer_of_whoever_answers() {
+        let taken = takeover(&[(MOVED, 0), (AGREED, 1)]).await.unwrap();
+        assert_eq!((taken.generation(), taken.incumbent_pid()), (7, 42));
+        let inode = descriptors::inode(taken.channel.as_fd()).unwrap();
+        let (name, value) = taken.leave_to_exec().unwrap();
+        assert_eq!(name, "HANDOVER_CHANNEL");
+        let value = value.into_string().unwrap();
+        assert!(value.ends_with(&format!(":{inode}:42")), "{value}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_channel_or_with_too_many_is_no_takeover() {
+        for count in [0, 2] {
+            let error = takeover(&[(AGREED, count)]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{count}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_that_somebody_serves() {
+        let error = takeover(&[(REFUSED, 0)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.incumbent_serving());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_is_an_error_and_what_has_no_end_too() {
+        let endless = [b'a'; CONTROL_REQUEST_MAX + 1];
+        let stopping = b"{\"version\":1,\"reply\":\"stopping\"}\n";
+        for (answer, kind) in [
+            (&b"nonsense\n"[..], ErrorKind::Protocol),
+            (stopping, ErrorKind::Protocol),
+            (b"{\"version\":1", ErrorKind::Io),
+            (&endless, ErrorKind::Io),
+        ] {
+            assert_eq!(takeover(&[(answer, 0)]).await.unwrap_err().kind(), kind);
+        }
+    }
+}

@@ -350,8 +350,14 @@ impl Driver {
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
         }
-        let images = lock(&self.shared.images).offer(self.generation, rollback.as_ref());
-        table.extend(images.map_err(failed)?);
+        match lock(&self.shared.images).offer(self.generation, rollback.as_ref()) {
+            Ok(images) => table.extend(images),
+            // A successor without a way back is better than none.
+            Err(error) => self.shared.warn(format!(
+                "generation {} cannot be rolled back to: passing its image: {error}",
+                self.generation
+            )),
+        }
         if self.config.control.is_some() {
             let history = self.shared.history.borrow().to_bytes();
             table.extend(shareable(vec![

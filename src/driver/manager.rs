@@ -441,7 +441,7 @@ impl Driver {
 }
 
 /// systemd knows a unit's processes by their control group (cgroups(7)). Whose is not known is another's.
-fn shares_our_unit(pid: u32) -> bool {
+pub(crate) fn shares_our_unit(pid: u32) -> bool {
     let group = |process: &str| std::fs::read(format!("/proc/{process}/cgroup")).ok();
     group(&pid.to_string()).is_some_and(|theirs| group("self") == Some(theirs))
 }
