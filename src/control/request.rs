@@ -42,7 +42,8 @@ pub enum Request {
         automatic: bool,
     },
     /// Pass what holds the rollout: the next step, the flip, or the end of the bake. Answered like
-    /// [`Upgrade`](Self::Upgrade).
+    /// [`Upgrade`](Self::Upgrade). Without a rollout, declare what serves to be good: the service is no longer
+    /// [degraded](Condition::Degraded).
     Promote {
         /// As in [`Upgrade`](Self::Upgrade).
         #[serde(default)]
@@ -232,6 +233,12 @@ pub struct Status {
     pub pid: u32,
     /// What it is to the service.
     pub role: Role,
+    /// How the service is in one word.
+    #[serde(default)]
+    pub condition: Condition,
+    /// Why somebody has to look, if somebody has: until they promote what serves, or upgrade it.
+    #[serde(default)]
+    pub degraded: Option<String>,
     /// What [`Builder::build_id`](crate::Builder::build_id) was given.
     #[serde(default)]
     pub build: String,
@@ -265,6 +272,25 @@ pub struct Status {
     /// The last upgrade, as far as this generation knows.
     #[serde(default)]
     pub last: Option<Upgrade>,
+}
+
+/// How a service is, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Condition {
+    /// One generation serves, and nothing is under way.
+    Healthy,
+    /// An upgrade is under way.
+    Progressing,
+    /// An upgrade is under way and waits, for somebody or for something to pass.
+    Paused,
+    /// Somebody has to look: [`Status::degraded`] says why.
+    Degraded,
+    /// Something that a newer build knows, or an older one does not say.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a generation is to the service.

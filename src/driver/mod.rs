@@ -78,6 +78,8 @@ pub(crate) struct Driver {
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
     attempts: Attempts,
+    /// Why somebody has to look, if somebody has.
+    degraded: Option<String>,
     elders: Elders,
     /// Kept from leaving while elders drain that would not survive this generation.
     elders_awaited: Option<Guard>,
@@ -147,6 +149,7 @@ impl Driver {
             down: None,
             waiting: None,
             attempts: Attempts::default(),
+            degraded: None,
             elders: Elders::default(),
             elders_awaited: None,
             unclaimed: Vec::new(),

@@ -15,13 +15,13 @@ use super::shared::{Command, Shared, lock};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Happened, Lines, Reply, Request, RollbackKind, RolloutState, Strategy,
-    Underway, Upgrade, Verdict, What,
+    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RollbackKind, RolloutState,
+    Strategy, Underway, Upgrade, Verdict, What,
 };
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
-use crate::launch::{ColdRollback, Launched};
+use crate::launch::Launched;
 use crate::protocol::message::{Timings, millis};
 use crate::rollout::attempts::Origin;
 use crate::rollout::controller::Promote;
@@ -37,6 +37,7 @@ pub(crate) struct Standing {
     role: Option<Role>,
     incumbent_since: Option<SystemTime>,
     upgrade: Option<Upgrading>,
+    degraded: Option<String>,
     elders: Vec<(u64, u32, Instant)>,
 }
 
@@ -87,7 +88,7 @@ impl Driver {
             } => self
                 .plan(strategy, plan.as_ref())
                 .and_then(|plan| self.upgrade(None, plan, origin, Release::Next)),
-            Wanted::Promote(promote) => self.promote_successor(promote),
+            Wanted::Promote(promote) => self.promote_or_declare_good(promote),
             Wanted::Pause => self.pause_rollout(),
             Wanted::Resume => self.resume_rollout(),
             Wanted::Share(share) => self.share_by_hand(share),
@@ -148,23 +149,39 @@ impl Driver {
             role: Some(self.role),
             incumbent_since: self.incumbent_since,
             upgrade,
+            degraded: self.degraded.clone(),
             elders: elders
                 .map(|elder| (elder.generation, elder.pid, elder.kill_at))
                 .collect(),
         });
     }
 
+    /// This generation serves because the one that was to judge it has died: nobody has said that it is good.
+    pub(super) fn remember_rescue(&mut self, from: u64) {
+        let reason =
+            format!("generation {from} ended before its rollout to this one had a verdict");
+        self.shared.remember(Upgrade {
+            verdict: Verdict::Degraded,
+            reason: reason.clone(),
+            ..self.own_upgrade(from, Timings::default())
+        });
+        self.shared.warn(reason.clone());
+        self.degraded = Some(reason);
+    }
+
     /// The upgrade that this generation came by is an upgrade in its history too.
-    pub(super) fn remember_own_upgrade(
-        &self,
-        from: u64,
-        timings: Option<Timings>,
-        rollback: Option<ColdRollback>,
-    ) {
-        let Some(timings) = timings else { return };
+    pub(super) fn remember_own_upgrade(&self, from: u64, timings: Option<Timings>) {
+        if let Some(timings) = timings {
+            self.shared.remember(self.own_upgrade(from, timings));
+        }
+    }
+
+    fn own_upgrade(&self, from: u64, timings: Timings) -> Upgrade {
+        let rollback = self.up.as_ref().and_then(|up| up.cold_rollback.clone());
         let (rollback_to, reason) = rollback.map(|it| (it.to, it.reason)).unzip();
         let now_ms = control::unix_ms(SystemTime::now());
-        self.shared.remember(Upgrade {
+        let known = timings.asked_at_ms != 0;
+        Upgrade {
             generation: self.generation,
             from,
             verdict: Verdict::Committed,
@@ -175,12 +192,16 @@ impl Driver {
             incumbent_serves: false,
             exit: None,
             last_words: String::new(),
-            asked_at_ms: timings.asked_at_ms,
-            ready_after_ms: Some(timings.ready_after_ms),
-            flip_took_us: Some(timings.flip_took_us),
+            asked_at_ms: if known { timings.asked_at_ms } else { now_ms },
+            ready_after_ms: known.then_some(timings.ready_after_ms),
+            flip_took_us: known.then_some(timings.flip_took_us),
             explanation: None,
-            took_ms: now_ms.saturating_sub(timings.asked_at_ms),
-        });
+            took_ms: if known {
+                now_ms.saturating_sub(timings.asked_at_ms)
+            } else {
+                0
+            },
+        }
     }
 }
 
@@ -391,6 +412,8 @@ impl Operator {
             generation: self.generation(),
             pid: std::process::id(),
             role: standing.role(),
+            condition: standing.condition(),
+            degraded: standing.degraded.clone(),
             build: self.build.clone(),
             crate_version: env!("CARGO_PKG_VERSION").to_owned(),
             health: self.shared.health.readiness().to_string(),
@@ -519,6 +542,7 @@ impl Answering for Operator {
             }
             Request::Promote { wait, full } => {
                 let promote = if full { Promote::Full } else { Promote::Next };
+                let wait = wait && self.shared.standing.borrow().upgrade.is_some();
                 self.carry_out(Wanted::Promote(promote), wait).await
             }
             Request::Pause => self.do_at_once(Wanted::Pause).await,
@@ -565,6 +589,19 @@ impl Standing {
             Some(Role::Incumbent) => control::Role::Incumbent,
             Some(Role::LameDuck) => control::Role::LameDuck,
             Some(Role::Leaving) => control::Role::Draining,
+        }
+    }
+
+    fn condition(&self) -> Condition {
+        let pause = self
+            .upgrade
+            .as_ref()
+            .and_then(|upgrade| upgrade.rollout.as_ref()?.pause);
+        match (&self.degraded, &self.upgrade, pause) {
+            (Some(_), _, _) => Condition::Degraded,
+            (None, None, _) => Condition::Healthy,
+            (None, Some(_), None) => Condition::Progressing,
+            (None, Some(_), Some(_)) => Condition::Paused,
         }
     }
 

@@ -174,6 +174,10 @@ impl Driver {
             _ => Origin::Automatic,
         };
         self.attempts.record(outcome, decided_by);
+        if let Some(unverified) = &explanation.stable_unverified {
+            let reason = format!("after a rollback it was not found to serve: {unverified}");
+            self.degraded = Some(reason);
+        }
         match outcome {
             Outcome::Promoted => self.committed(explanation),
             Outcome::Aborted | Outcome::RolledBack | Outcome::Degraded => {
@@ -225,6 +229,15 @@ impl Driver {
         {
             self.examined(of, Ok(()));
         }
+    }
+
+    /// Without a rollout it is the generation that serves: somebody has looked, and it is good as it is.
+    pub(super) fn promote_or_declare_good(&mut self, promote: Promote) -> Done {
+        if self.down.is_none() && self.degraded.take().is_some() {
+            self.publish();
+            return Ok(self.generation);
+        }
+        self.promote_successor(promote)
     }
 
     pub(super) fn promote_successor(&mut self, promote: Promote) -> Done {

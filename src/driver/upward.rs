@@ -36,7 +36,7 @@ pub(crate) struct Upward {
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
     /// What this generation is to undo, if it is the release before once more.
-    cold_rollback: Option<ColdRollback>,
+    pub(super) cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -279,6 +279,7 @@ impl Driver {
                 });
             }
         }
+        let rescued = up.process.is_none();
         if let Some(process) = up.process.take() {
             let (generation, pid) = (up.generation, up.pid);
             let kill_at = kill_at(now, up.millis);
@@ -289,9 +290,12 @@ impl Driver {
                 kill_at,
             });
         }
-        let (from, timings, rollback) = (up.generation, up.timings, up.cold_rollback.take());
+        let (from, timings) = (up.generation, up.timings);
         self.restore_stderr();
-        self.remember_own_upgrade(from, timings, rollback);
+        if rescued {
+            self.remember_rescue(from);
+        }
+        self.remember_own_upgrade(from, timings);
         self.become_incumbent();
         self.announce_takeover();
     }

@@ -2,6 +2,9 @@
 //!
 //! The world here is what the driver and the kernel make of the machines' outputs: two ordered queues, processes that
 //! may die at any moment, kills that take their time, and an application that becomes ready, fails or says nothing.
+//!
+//! Flips, commits and rollbacks come at any moment that the machine takes them at; or, in explorations of their own, from
+//! the rollout controller, as in the driver.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -14,6 +17,8 @@ use super::incumbent::{self, Incumbent, Verdict};
 use super::message::{Chunk, Hello, Message, VERSION, VERSION_MIN};
 use super::successor::{self, Successor};
 use crate::event::Phase;
+use crate::rollout::controller::{self, Controller, Promote, Refusal, Reverted, Trigger};
+use crate::rollout::{Outcome, Rollout, Share, Side, Until};
 
 const CHUNKS: u32 = 2;
 
@@ -34,8 +39,8 @@ fn deadlines() -> Deadlines {
 
 struct Handover {
     upgrades: u8,
-    /// Whether the successor may get a share of the connections before the flip.
-    shares: bool,
+    /// Who decides on flips, commits and rollbacks; anybody at any moment if there is none.
+    plan: Option<Rollout>,
 }
 
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -71,6 +76,11 @@ struct World {
     rollback_asked: bool,
     upgrades_left: u8,
     verdicts: Vec<Kind>,
+    rollout: Option<Controller>,
+    checking: bool,
+    verifying: Option<Side>,
+    commands_left: u8,
+    outcomes: Vec<Outcome>,
 }
 
 /// What one side has learned of the other's end.
@@ -114,6 +124,15 @@ enum Action {
     GatesFail,
     AppReady,
     AppExtends,
+    Checked { passes: bool },
+    Verified { passes: bool },
+    RolloutTimesOut,
+    GuardFails,
+    Promote { full: bool },
+    Pause,
+    Resume,
+    Abort,
+    RollBack,
 }
 
 impl World {
@@ -147,6 +166,11 @@ impl World {
             rollback_asked: false,
             upgrades_left: upgrades,
             verdicts: Vec::new(),
+            rollout: None,
+            checking: false,
+            verifying: None,
+            commands_left: 2,
+            outcomes: Vec::new(),
         }
     }
 
@@ -155,16 +179,94 @@ impl World {
             return;
         };
         input(&mut machine);
-        while let Some(output) = machine.poll_output() {
-            self.perform_incumbent(&mut machine, output);
-        }
+        self.perform_downward(&mut machine);
         self.incumbent = Some(machine);
+    }
+
+    fn with_rollout(&mut self, input: impl FnOnce(&mut Controller)) {
+        if let (Some(machine), Some(rollout)) = (&self.incumbent, &mut self.rollout) {
+            let mut machine = machine.clone();
+            input(rollout);
+            self.perform_downward(&mut machine);
+            self.incumbent = Some(machine);
+        }
+    }
+
+    /// The rollout's outputs first, as the driver has it.
+    fn perform_downward(&mut self, machine: &mut Incumbent) {
+        loop {
+            if let Some(output) = self.rollout.as_mut().and_then(Controller::poll_output) {
+                self.perform_rollout(machine, output);
+            } else if let Some(output) = machine.poll_output() {
+                self.perform_incumbent(machine, output);
+            } else {
+                break;
+            }
+        }
+    }
+
+    fn perform_rollout(&mut self, machine: &mut Incumbent, output: controller::Output) {
+        use controller::Output;
+        match output {
+            Output::RunChecks => self.checking = true,
+            Output::SetShare(Share::NONE) => {}
+            Output::SetShare(_) => {
+                self.shares = true;
+                machine.handle_share();
+            }
+            Output::Flip => machine.handle_flip(now()),
+            Output::Verify(side) => self.verifying = Some(side),
+            Output::Commit => machine.handle_commit(now()),
+            Output::Abort { reason } | Output::RollBack { reason } => {
+                machine.handle_rollback(now(), reason);
+                let mut ahead = machine.clone();
+                let mut wanted = std::iter::from_fn(|| ahead.poll_output());
+                let kills = wanted.any(|output| output == incumbent::Output::Kill);
+                self.killed_at_work |= self.shares && kills;
+            }
+            Output::Stage(_) | Output::Paused(..) | Output::Resumed => {}
+            Output::Verdict(verdict) => {
+                self.outcomes.push(verdict.outcome);
+                self.rollout = None;
+                (self.checking, self.verifying) = (false, None);
+            }
+        }
+    }
+
+    /// What the operator says; that it is refused, where it is, is for the controller's own exploration.
+    fn command(&mut self, command: impl FnOnce(&mut Controller) -> Result<(), Refusal>) {
+        self.commands_left -= 1;
+        self.with_rollout(|rollout| {
+            let _refused = command(rollout);
+        });
+    }
+
+    fn tell_rollout(&mut self, verdict: &Verdict) {
+        let Some(rollout) = &mut self.rollout else {
+            return;
+        };
+        let how = match verdict {
+            Verdict::Committed => return rollout.handle_committed(),
+            Verdict::Aborted { .. } => Reverted::BeforeFlip,
+            Verdict::RolledBack { .. } => Reverted::AfterFlip,
+        };
+        rollout.handle_reverted(now(), how, String::new());
     }
 
     fn perform_incumbent(&mut self, machine: &mut Incumbent, output: incumbent::Output) {
         use incumbent::Output;
         match output {
-            Output::Launch | Output::Ready | Output::Phase(_) => {}
+            Output::Phase(Phase::Baking) => {
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.handle_flipped(now());
+                }
+            }
+            Output::Ready => {
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.handle_ready(now());
+                }
+            }
+            Output::Launch | Output::Phase(_) => {}
             Output::Send(message) => self.to_successor.push_back(message),
             Output::SendChunk => {
                 let last = self.chunk + 1 == CHUNKS;
@@ -202,6 +304,7 @@ impl World {
             Output::Kill => self.killed = true,
             Output::Release { .. } => {}
             Output::Verdict(verdict) => {
+                self.tell_rollout(&verdict);
                 self.channel_held = verdict == Verdict::Committed;
                 self.verdicts.push(match verdict {
                     Verdict::Committed => Kind::Committed,
@@ -210,6 +313,11 @@ impl World {
                 });
             }
             Output::Drain { handed_over } => {
+                if self.verifying.take().is_some()
+                    && let Some(rollout) = &mut self.rollout
+                {
+                    rollout.handle_verified(now(), Side::Stable, Ok(()));
+                }
                 self.incumbent_open = false;
                 self.drained_uncommitted |= handed_over && !self.committed;
             }
@@ -306,20 +414,38 @@ impl Model for Handover {
         };
         let incumbent = world.incumbent.as_ref();
         let successor = world.successor.as_ref();
-        let idle =
-            incumbent.is_some_and(|machine| machine.phase().is_none() && !machine.is_leaving());
+        let idle = world.rollout.is_none()
+            && incumbent.is_some_and(|machine| machine.phase().is_none() && !machine.is_leaving());
         let may_upgrade =
             idle && world.upgrades_left > 0 && (successor.is_none() || !world.successor_open);
         add(may_upgrade, Action::Upgrade { launches: true });
         add(may_upgrade, Action::Upgrade { launches: false });
-        let stands_by = world.phase() == Some(Phase::Standby);
-        add(stands_by, Action::Flip);
-        add(self.shares && stands_by && !world.shares, Action::Share);
-        add(world.phase() == Some(Phase::Baking), Action::Commit);
-        add(
-            world.phase().is_some() && !world.rollback_asked,
-            Action::Rollback,
-        );
+        if self.plan.is_none() {
+            let stands_by = world.phase() == Some(Phase::Standby);
+            add(stands_by, Action::Flip);
+            add(stands_by && !world.shares, Action::Share);
+            add(world.phase() == Some(Phase::Baking), Action::Commit);
+            add(
+                world.phase().is_some() && !world.rollback_asked,
+                Action::Rollback,
+            );
+        }
+        if let (Some(rollout), Some(_)) = (&world.rollout, incumbent) {
+            for passes in [false, true] {
+                add(world.checking, Action::Checked { passes });
+                add(world.verifying.is_some(), Action::Verified { passes });
+            }
+            add(rollout.poll_timeout().is_some(), Action::RolloutTimesOut);
+            add(true, Action::GuardFails);
+            let listened_to = world.commands_left > 0;
+            for full in [false, true] {
+                add(listened_to, Action::Promote { full });
+            }
+            add(listened_to, Action::Pause);
+            add(listened_to, Action::Resume);
+            add(listened_to, Action::Abort);
+            add(listened_to, Action::RollBack);
+        }
         add(
             incumbent.is_some() && !world.stopping,
             Action::StopIncumbent,
@@ -401,6 +527,8 @@ impl Model for Handover {
         match action {
             Action::Upgrade { launches } => {
                 next.upgrades_left -= 1;
+                next.rollout = self.plan.clone().map(Controller::new);
+                next.commands_left = 2;
                 next.with_incumbent(|machine| {
                     machine
                         .handle_upgrade(now())
@@ -515,6 +643,35 @@ impl Model for Handover {
                 next.with_successor(|machine| machine.handle_gates_failed(String::new()));
             }
             Action::AppReady => next.with_successor(|machine| machine.handle_ready(Vec::new())),
+            Action::Checked { passes } => {
+                next.checking = false;
+                next.with_rollout(|rollout| rollout.handle_checked(now(), result(passes)));
+            }
+            Action::Verified { passes } => {
+                let side = next.verifying.take()?;
+                next.with_rollout(|rollout| rollout.handle_verified(now(), side, result(passes)));
+            }
+            Action::RolloutTimesOut => next.with_rollout(|rollout| {
+                if let Some(deadline) = rollout.poll_timeout() {
+                    rollout.handle_timeout(deadline);
+                }
+            }),
+            Action::GuardFails => next.with_rollout(|rollout| {
+                let (waiting, silent) = (1, Duration::ZERO);
+                rollout.handle_trigger(now(), Trigger::Stalled { waiting, silent });
+            }),
+            Action::Promote { full } => {
+                let promote = if full { Promote::Full } else { Promote::Next };
+                next.command(|rollout| rollout.handle_promote(now(), promote));
+            }
+            Action::Pause => next.command(|rollout| rollout.handle_pause(now())),
+            Action::Resume => next.command(|rollout| rollout.handle_resume(now())),
+            Action::Abort => {
+                next.command(|rollout| rollout.handle_abort(now(), String::new()));
+            }
+            Action::RollBack => {
+                next.command(|rollout| rollout.handle_rollback(now(), String::new()));
+            }
             Action::AppExtends => {
                 next.extended = true;
                 next.with_successor(|machine| machine.handle_extend(Duration::from_secs(60)));
@@ -558,7 +715,13 @@ impl Model for Handover {
                     world.incumbent.as_ref().is_none_or(|machine| {
                         let decides =
                             matches!(machine.phase(), None | Some(Phase::Standby | Phase::Baking));
-                        decides || machine.poll_timeout().is_some()
+                        let by_rollout = world.rollout.as_ref().is_none_or(|rollout| {
+                            let of_operator = rollout
+                                .pause()
+                                .is_some_and(|it| it.until == Until::Operator);
+                            rollout.poll_timeout().is_some() || of_operator
+                        });
+                        machine.poll_timeout().is_some() || decides && by_rollout
                     })
                 },
             ),
@@ -587,14 +750,33 @@ impl Model for Handover {
                 },
             ),
             Property::always(
+                "a rollout and its handover end alike",
+                |exploration: &Self, world: &World| {
+                    let alike = |(kind, outcome): (&Kind, &Outcome)| match kind {
+                        Kind::Committed => *outcome == Outcome::Promoted,
+                        Kind::Aborted => *outcome == Outcome::Aborted,
+                        Kind::RolledBack => {
+                            [Outcome::RolledBack, Outcome::Degraded].contains(outcome)
+                        }
+                    };
+                    let verifies = usize::from(world.rollout.is_some() && world.phase().is_none());
+                    let handed = world.verdicts.len();
+                    exploration.plan.is_none()
+                        || world.incumbent.is_none()
+                        || handed == world.outcomes.len() + verifies
+                            && world.verdicts.iter().zip(&world.outcomes).all(alike)
+                },
+            ),
+            Property::always(
                 "a successor that has begun something is not killed by who wants it undone",
                 |_, world: &World| !world.killed_at_work,
             ),
             Property::sometimes(
                 "a successor with a share is let go before the flip",
-                |_, world: &World| {
+                |exploration: &Self, world: &World| {
                     let aborted = world.verdicts == [Kind::Aborted];
-                    aborted && world.shares && world.reverted && !world.killed
+                    let has_steps = exploration.plan.as_ref().is_none_or(Rollout::is_canary);
+                    !has_steps || aborted && world.shares && world.reverted && !world.killed
                 },
             ),
             Property::sometimes("an upgrade commits", |_, world: &World| {
@@ -602,11 +784,17 @@ impl Model for Handover {
             }),
             Property::sometimes(
                 "an upgrade is rolled back and the next one commits",
-                |_, world: &World| world.verdicts == [Kind::RolledBack, Kind::Committed],
+                |exploration: &Self, world: &World| {
+                    let alone = exploration.upgrades == 1;
+                    alone || world.verdicts == [Kind::RolledBack, Kind::Committed]
+                },
             ),
             Property::sometimes(
                 "an upgrade is aborted and the next one commits",
-                |_, world: &World| world.verdicts == [Kind::Aborted, Kind::Committed],
+                |exploration: &Self, world: &World| {
+                    let alone = exploration.upgrades == 1;
+                    alone || world.verdicts == [Kind::Aborted, Kind::Committed]
+                },
             ),
             Property::sometimes(
                 "the successor serves alone after the incumbent's death",
@@ -629,6 +817,10 @@ impl Model for Handover {
     }
 }
 
+fn result(passes: bool) -> Result<(), String> {
+    passes.then_some(()).ok_or_else(String::new)
+}
+
 fn explore(model: Handover) -> usize {
     let checker = model.checker().spawn_bfs().join();
     checker.assert_properties();
@@ -640,9 +832,36 @@ fn explore(model: Handover) -> usize {
 fn both_machines_keep_the_invariants_in_every_reachable_state() {
     let states = explore(Handover {
         upgrades: 2,
-        shares: true,
+        plan: None,
     });
     println!("two upgrades: {states} states explored to exhaustion");
+    assert!(
+        states > 10_000,
+        "only {states} states: the model has lost its actions"
+    );
+}
+
+#[test]
+fn an_immediate_rollout_and_its_handover_keep_the_invariants_in_every_reachable_state() {
+    let states = explore(Handover {
+        upgrades: 1,
+        plan: Some(Rollout::immediate()),
+    });
+    println!("an immediate rollout: {states} states explored to exhaustion");
+    assert!(
+        states > 10_000,
+        "only {states} states: the model has lost its actions"
+    );
+}
+
+#[test]
+fn a_canary_and_its_handover_keep_the_invariants_in_every_reachable_state() {
+    let canary = Rollout::canary([5]).unguarded().units_min(0);
+    let states = explore(Handover {
+        upgrades: 1,
+        plan: Some(canary),
+    });
+    println!("a canary: {states} states explored to exhaustion");
     assert!(
         states > 10_000,
         "only {states} states: the model has lost its actions"

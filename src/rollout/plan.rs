@@ -291,6 +291,12 @@ impl Rollout {
         serde_json::from_value(plan).map_err(wrong)
     }
 
+    /// Whether the candidate gets a share of the traffic before the flip.
+    #[cfg(test)]
+    pub(crate) fn is_canary(&self) -> bool {
+        !self.steps.0.is_empty()
+    }
+
     /// The share that follows on `share`; none if that is the flip.
     pub(super) fn step_after(&self, share: Share) -> Option<Share> {
         self.steps.0.iter().copied().find(|step| *step > share)

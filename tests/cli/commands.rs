@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use handover::control::{Condition, Verdict};
 use handover_load::Signal;
 use handover_load::process::is_alive;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -435,4 +436,26 @@ async fn the_live_view_without_a_terminal_ends_with_1() {
     let ran = operated.run(&["watch"]).await;
     ran.assert_code(1);
     ran.assert_says(&["needs a terminal"]);
+}
+
+#[tokio::test]
+async fn a_successor_left_alone_in_its_bake_serves_and_is_degraded_until_somebody_says_it_is_good()
+{
+    let operated = Operated::start_with_a_bake().await;
+    operated.run(&["upgrade", "--no-wait"]).await.assert_code(0);
+    operated.phase(1, 2, "baking").await;
+    assert_eq!(operated.status().await.condition, Condition::Progressing);
+    let incumbent = operated.service.pid();
+    signal(incumbent, Signal::KILL);
+    operated.service.line("event 2 Incumbent").await;
+    operated.service.assert_serving(2).await;
+    gone(incumbent).await;
+    let status = operated.status().await;
+    assert_eq!(status.condition, Condition::Degraded);
+    assert_eq!(status.last.unwrap().verdict, Verdict::Degraded);
+    let ran = operated.run(&["status"]).await;
+    ran.assert_says(&["degraded", "generation 1 ended before its rollout"]);
+    operated.run(&["promote"]).await.assert_code(0);
+    assert_eq!(operated.status().await.condition, Condition::Healthy);
+    operated.run(&["promote"]).await.assert_code(2);
 }

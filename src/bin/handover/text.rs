@@ -12,6 +12,12 @@ use crate::output::Paint;
 
 pub(crate) fn status(status: &Status, paint: Paint) -> String {
     let mut lines = vec![head(status, paint)];
+    if let Some(reason) = &status.degraded {
+        lines.push(format!(
+            "{}    {reason}: look, then promote or upgrade",
+            paint.bad("degraded")
+        ));
+    }
     if let Some(upgrade) = &status.upgrade {
         let pid = upgrade
             .pid
