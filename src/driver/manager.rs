@@ -381,6 +381,8 @@ impl Driver {
         if !is_child && !shares_our_unit(pid) {
             let status =
                 format!("generation {generation} serves (process {pid}), outside of this unit");
+            // systemd 252 takes no stop in the middle of a reload, which the upgrade was to it.
+            self.manager.tell(Notice::new().ready());
             return self.announce_end(&status, self.config.hard_stop);
         }
         let class = self
