@@ -11,15 +11,16 @@ use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::looks::Looks;
 use super::parts::{Part, Parts};
+use super::release::Release;
 use super::rollout::Examining;
-use super::shared::{Collected, Command, Upgraded};
+use super::shared::{Collected, Command, Upgraded, lock};
 use super::sharing::Sharing;
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::{Launched, Relay};
+use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
 use crate::protocol::message::{
     self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
@@ -47,6 +48,8 @@ pub(crate) struct Downward {
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
+    /// What it is to run.
+    release: Release,
     pub(crate) link: Option<Link>,
     pid: u32,
     /// Of the protocol; none until the successor's greeting.
@@ -68,6 +71,7 @@ pub(crate) struct Link {
     pub(crate) channel: Option<Channel>,
     pub(crate) process: Pidfd,
     pid: u32,
+    is_child: bool,
     ended: Option<String>,
     relay: Option<Relay>,
     passing: Passing,
@@ -86,6 +90,7 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        release: Release,
         plan: Rollout,
         asked_at: Instant,
     ) -> Self {
@@ -101,6 +106,7 @@ impl Downward {
             director: None,
             failed: None,
             reply,
+            release,
             link: None,
             pid: 0,
             version: 0,
@@ -122,6 +128,13 @@ impl Downward {
     /// The successor's process, once there is one.
     pub(super) fn pid(&self) -> Option<u32> {
         (self.pid != 0).then_some(self.pid)
+    }
+
+    fn cold_rollback(&self) -> Option<&ColdRollback> {
+        match &self.release {
+            Release::Before(_, rollback) => Some(rollback),
+            Release::Next | Release::Theirs(_) => None,
+        }
     }
 
     /// How the successor's process has ended, if it has.
@@ -160,11 +173,13 @@ impl Downward {
 
     /// As the history has it; who serves, and what the successor said, is for a failure to add.
     fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
+        let rollback = self.cold_rollback();
         control::Upgrade {
             generation: self.generation,
             from,
             verdict,
-            reason: String::new(),
+            reason: rollback.map(|it| it.reason.clone()).unwrap_or_default(),
+            rollback_to: rollback.map(|rollback| rollback.to),
             phase: None,
             pid: self.pid(),
             incumbent_serves: false,
@@ -286,7 +301,14 @@ impl Driver {
 
     fn launch(&mut self) {
         let Some(down) = &mut self.down else { return };
-        match self.launcher.launch(down.generation).and_then(Link::new) {
+        let launched = match &mut down.release {
+            Release::Next => self.launcher.launch(down.generation),
+            Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+            Release::Theirs(launched) => launched.take().map(|it| *it).ok_or_else(|| {
+                Error::new(ErrorKind::Launch, "handing over to a process once more")
+            }),
+        };
+        match launched.and_then(Link::new) {
             Ok(link) => {
                 down.span.record("pid", link.pid);
                 down.pid = link.pid;
@@ -336,6 +358,7 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
+        let rollback = down.cold_rollback().cloned();
         if down
             .link
             .as_ref()
@@ -358,6 +381,14 @@ impl Driver {
         }
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
+        }
+        match lock(&self.shared.images).offer(self.generation, rollback.as_ref()) {
+            Ok(images) => table.extend(images),
+            // A successor without a way back is better than none.
+            Err(error) => self.shared.warn(format!(
+                "generation {} cannot be rolled back to: passing its image: {error}",
+                self.generation
+            )),
         }
         if self.config.control.is_some() {
             let history = self.shared.history.borrow().to_bytes();
@@ -596,7 +627,8 @@ impl Driver {
             }));
         }
         if let Some(mut link) = down.link {
-            self.announce_successor(generation, pid, link.channel.take());
+            let channel = link.channel.take();
+            self.announce_successor(generation, pid, channel, link.is_child);
             // As long as this process lives it is the parent, and nobody else can collect the successor.
             tokio::spawn(link.collect_when_gone());
         }
@@ -727,25 +759,21 @@ impl Passing {
 
 impl Link {
     fn new(launched: Launched) -> Result<Self> {
-        let Launched {
-            channel,
-            pid,
-            pidfd: process,
-            stderr: relay,
-        } = launched;
-        let channel = Channel::new(channel).map_err(|error| {
+        let channel = Channel::new(launched.channel).map_err(|error| {
+            // Nobody will ever talk to it, or learn of its end. Another's child is its parent's to collect.
+            match launched.is_child {
+                true => discard(launched.pid),
+                false => drop(launched.pidfd.kill()),
+            }
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
-        });
-        let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it, or learn of its end.
-            discard(pid);
         })?;
         Ok(Self {
             channel: Some(channel),
-            process,
-            pid,
+            process: launched.pidfd,
+            pid: launched.pid,
+            is_child: launched.is_child,
             ended: None,
-            relay,
+            relay: launched.stderr,
             passing: Passing::default(),
             slots: Vec::new(),
         })
