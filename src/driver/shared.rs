@@ -16,7 +16,9 @@ use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
+use crate::launch::{Images, Launched};
 use crate::listen::Table;
+use crate::observe::Observed;
 use crate::rollout::{Rollout, Side};
 use crate::state::{Offer, State};
 use crate::verify::Announcement;
@@ -36,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
+    pub(crate) observed: Observed,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) offered: Mutex<State>,
     /// What the incumbent passed at the flip.
     pub(crate) flipped: Mutex<State>,
+    /// What this generation runs, and what a cold rollback goes back to.
+    pub(crate) images: Mutex<Images>,
 }
 
 /// Hooks in the order in which they were added.
@@ -72,6 +77,11 @@ pub(crate) enum Command {
     /// Do what an operator wants; answered when it has begun.
     Operate {
         wanted: Wanted,
+        reply: oneshot::Sender<Done>,
+    },
+    /// Hand over to a process that somebody else has started; answered when it has begun.
+    TakeOver {
+        successor: Box<Launched>,
         reply: oneshot::Sender<Done>,
     },
     /// Let the successor that is held in standby take over.
@@ -152,6 +162,7 @@ impl Shared {
             table,
             drain,
             health: Health::default(),
+            observed: Observed::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),
@@ -164,6 +175,7 @@ impl Shared {
             activity: Activity::default(),
             offered: Mutex::default(),
             flipped: Mutex::default(),
+            images: Mutex::default(),
         })
     }
 
@@ -251,7 +263,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// What was passed is whole even if a holder of the lock has panicked.
-pub(crate) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+/// What is behind it is whole even if a holder of the lock has panicked.
+pub(crate) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,6 +6,7 @@ mod activity;
 mod bad_successor;
 mod frozen;
 mod generations;
+mod guards;
 mod health;
 mod killed;
 mod listeners;

@@ -14,6 +14,7 @@ mod bare;
 mod heap;
 mod passed;
 mod plan;
+mod release;
 mod singleton;
 
 use std::error::Error;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use handover::config::Image;
 use handover::http::Server;
 use handover::rollout::Rollout;
 use handover::{
@@ -54,6 +56,9 @@ async fn main() -> Outcome {
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
+    if let Some(reason) = plan.get("degraded") {
+        starting.health().degraded(reason);
+    }
     plan.act("before-ready").await;
     if plan.get("give-up").is_some() {
         drop(starting);
@@ -85,7 +90,7 @@ async fn main() -> Outcome {
         generation.draining().await;
     }
     sockets
-        .serve(&generation, &app::app(&generation, passed))
+        .serve(&generation, &app::app(&generation, passed, &plan))
         .await;
     plan.act("before-leave").await;
     // The verdict by which it leaves is told before it does.
@@ -104,7 +109,11 @@ async fn keep(generation: Serving) {
 }
 
 fn builder(plan: &Plan) -> Builder {
-    let mut rollout = Rollout::immediate();
+    let mut rollout = match setting("TESTD_ROLLOUT").map(|plan| serde_json::from_str(&plan)) {
+        None => Rollout::immediate(),
+        Some(Ok(plan)) => plan,
+        Some(Err(error)) => panic!("TESTD_ROLLOUT: {error}"),
+    };
     if let Some(limit) = millis("TESTD_VERIFY_MS") {
         rollout = rollout.verify_deadline(limit);
     }
@@ -153,9 +162,15 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(path) = setting("TESTD_CONTROL").filter(|_| plan.get("control") != Some("none")) {
         builder = builder.control(path);
     }
-    if let Some(build) = setting("TESTD_BUILD") {
+    if let Some(build) = setting("TESTD_BUILD").or_else(release::label) {
         builder = builder.build_id(build);
     }
+    match setting("TESTD_IMAGE").as_deref() {
+        Some("copy") => builder = builder.image(Image::Copy),
+        Some("nothing") => builder = builder.image(Image::Nothing),
+        _ => {}
+    }
+    builder = builder.takeover(setting("TESTD_TAKEOVER").is_some());
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);
     }
