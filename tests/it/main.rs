@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod bad_successor;
+mod canary;
 mod frozen;
 mod generations;
 mod health;

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use axum::Router;
 use handover::http::Server;
+use handover::rollout::{By, Rollout};
 use handover::{
     Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
 };
@@ -99,11 +100,16 @@ async fn keep(generation: Serving) {
 
 fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
-    let durations: [(&str, SetDuration); 10] = [
+    // First, because some of the durations change it.
+    if let Some(percent) = setting("TESTD_CANARY").and_then(|percent| percent.parse().ok()) {
+        builder = builder.rollout(canary(percent));
+    }
+    let durations: [(&str, SetDuration); 11] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
         ("TESTD_STANDBY_MS", Builder::standby),
         ("TESTD_FLIP_MS", Builder::flip_deadline),
+        ("TESTD_FORWARD_MS", Builder::forward_deadline),
         ("TESTD_DRAIN_MS", Builder::drain_deadline),
         ("TESTD_HARD_STOP_MS", Builder::hard_stop),
         ("TESTD_CAPACITY_MS", Builder::capacity_deadline),
@@ -138,6 +144,17 @@ fn builder(plan: &Plan) -> Builder {
         builder = builder.program(path);
     }
     builder
+}
+
+/// One step that lasts until somebody promotes or undoes it.
+fn canary(percent: u8) -> Rollout {
+    const LONG: Duration = Duration::from_secs(3_600);
+    Rollout::canary([percent])
+        .by(By::Connection)
+        .unguarded()
+        .units_min(0)
+        .step_min(LONG)
+        .step_deadline(LONG)
 }
 
 /// What this generation listens on.
