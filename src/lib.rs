@@ -70,6 +70,7 @@ pub mod rollout;
 
 pub mod drain;
 mod health;
+pub mod observe;
 mod sys;
 
 mod channel;

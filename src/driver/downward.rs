@@ -9,18 +9,22 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::looks::Looks;
 use super::parts::{Part, Parts};
+use super::release::Release;
 use super::rollout::Examining;
-use super::shared::{Collected, Command, Upgraded};
+use super::shared::{Collected, Command, Upgraded, lock};
 use super::sharing::Sharing;
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::{Launched, Relay};
+use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
-use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::protocol::message::{
+    self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+};
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
@@ -35,12 +39,17 @@ pub(crate) struct Downward {
     pub(crate) asked_at_ms: u64,
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
+    /// What the successor has said of itself before it was ready.
+    pub(super) reported: Option<Tally>,
+    pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
     /// From the offer on, until the successor is given up or has the role.
     pub(super) director: Option<Sharing>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
+    /// What it is to run.
+    release: Release,
     pub(crate) link: Option<Link>,
     pid: u32,
     /// Of the protocol; none until the successor's greeting.
@@ -50,6 +59,9 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
+    /// Since when the accept right is to come back.
+    pub(super) rollback_at: Option<Instant>,
+    rollback_took: Option<Duration>,
     pub(super) span: tracing::Span,
 }
 
@@ -59,6 +71,7 @@ pub(crate) struct Link {
     pub(crate) channel: Option<Channel>,
     pub(crate) process: Pidfd,
     pid: u32,
+    is_child: bool,
     ended: Option<String>,
     relay: Option<Relay>,
     passing: Passing,
@@ -77,6 +90,7 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        release: Release,
         plan: Rollout,
         asked_at: Instant,
     ) -> Self {
@@ -86,10 +100,13 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             controller: Controller::new(plan.clone()),
             plan,
+            reported: None,
+            looks: None,
             examining: None,
             director: None,
             failed: None,
             reply,
+            release,
             link: None,
             pid: 0,
             version: 0,
@@ -98,6 +115,8 @@ impl Downward {
             ready_at: None,
             flip_at: None,
             flip_took: Duration::ZERO,
+            rollback_at: None,
+            rollback_took: None,
             span: tracing::info_span!(
                 "upgrade",
                 successor = generation,
@@ -109,6 +128,13 @@ impl Downward {
     /// The successor's process, once there is one.
     pub(super) fn pid(&self) -> Option<u32> {
         (self.pid != 0).then_some(self.pid)
+    }
+
+    fn cold_rollback(&self) -> Option<&ColdRollback> {
+        match &self.release {
+            Release::Before(_, rollback) => Some(rollback),
+            Release::Next | Release::Theirs(_) => None,
+        }
     }
 
     /// How the successor's process has ended, if it has.
@@ -147,11 +173,13 @@ impl Downward {
 
     /// As the history has it; who serves, and what the successor said, is for a failure to add.
     fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
+        let rollback = self.cold_rollback();
         control::Upgrade {
             generation: self.generation,
             from,
             verdict,
-            reason: String::new(),
+            reason: rollback.map(|it| it.reason.clone()).unwrap_or_default(),
+            rollback_to: rollback.map(|rollback| rollback.to),
             phase: None,
             pid: self.pid(),
             incumbent_serves: false,
@@ -160,6 +188,7 @@ impl Downward {
             asked_at_ms: self.asked_at_ms,
             ready_after_ms: self.ready_after().map(millis),
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            rollback_took_us: self.rollback_took.map(micros),
             explanation: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
@@ -170,6 +199,7 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Counts(tally), _) => self.hear_counts(tally),
             Heard::Message(message, _) => {
                 let offered = self.offered();
                 let takes_longer = matches!(message, Message::Extend { .. });
@@ -193,7 +223,11 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn successor_ended(&mut self) {
+        let now = Instant::now();
         self.hear_rest_of_successor();
+        if let Some(down) = &mut self.down {
+            down.rollback_at.get_or_insert(now);
+        }
         let mut how = "nobody knows how".to_owned();
         self.with_link(|link| {
             link.channel = None;
@@ -267,7 +301,14 @@ impl Driver {
 
     fn launch(&mut self) {
         let Some(down) = &mut self.down else { return };
-        match self.launcher.launch(down.generation).and_then(Link::new) {
+        let launched = match &mut down.release {
+            Release::Next => self.launcher.launch(down.generation),
+            Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+            Release::Theirs(launched) => launched.take().map(|it| *it).ok_or_else(|| {
+                Error::new(ErrorKind::Launch, "handing over to a process once more")
+            }),
+        };
+        match launched.and_then(Link::new) {
             Ok(link) => {
                 down.span.record("pid", link.pid);
                 down.pid = link.pid;
@@ -317,6 +358,7 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
+        let rollback = down.cold_rollback().cloned();
         if down
             .link
             .as_ref()
@@ -338,6 +380,14 @@ impl Driver {
         }
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
+        }
+        match lock(&self.shared.images).offer(self.generation, rollback.as_ref()) {
+            Ok(images) => table.extend(images),
+            // A successor without a way back is better than none.
+            Err(error) => self.shared.warn(format!(
+                "generation {} cannot be rolled back to: passing its image: {error}",
+                self.generation
+            )),
         }
         if self.config.control.is_some() {
             let history = self.shared.history.borrow().to_bytes();
@@ -470,7 +520,7 @@ impl Driver {
         }
     }
 
-    fn tell_successor(&mut self, message: &Message) {
+    pub(super) fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()
@@ -488,6 +538,9 @@ impl Driver {
 
     fn reopen_gates(&mut self) {
         self.shared.table.open_all_regardless();
+        if let Some(down) = &mut self.down {
+            down.rollback_took = down.rollback_at.map(|begin| begin.elapsed());
+        }
         self.shared.drain.resume();
         self.unclaimed.clear();
     }
@@ -538,6 +591,9 @@ impl Driver {
         });
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
+            if let Some(looks) = &mut down.looks {
+                looks.handle_flipped();
+            }
         }
     }
 
@@ -570,7 +626,8 @@ impl Driver {
             }));
         }
         if let Some(mut link) = down.link {
-            self.announce_successor(generation, pid, link.channel.take());
+            let channel = link.channel.take();
+            self.announce_successor(generation, pid, channel, link.is_child);
             // As long as this process lives it is the parent, and nobody else can collect the successor.
             tokio::spawn(link.collect_when_gone());
         }
@@ -701,25 +758,21 @@ impl Passing {
 
 impl Link {
     fn new(launched: Launched) -> Result<Self> {
-        let Launched {
-            channel,
-            pid,
-            pidfd: process,
-            stderr: relay,
-        } = launched;
-        let channel = Channel::new(channel).map_err(|error| {
+        let channel = Channel::new(launched.channel).map_err(|error| {
+            // Nobody will ever talk to it, or learn of its end. Another's child is its parent's to collect.
+            match launched.is_child {
+                true => discard(launched.pid),
+                false => drop(launched.pidfd.kill()),
+            }
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
-        });
-        let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it, or learn of its end.
-            discard(pid);
         })?;
         Ok(Self {
             channel: Some(channel),
-            process,
-            pid,
+            process: launched.pidfd,
+            pid: launched.pid,
+            is_child: launched.is_child,
             ended: None,
-            relay,
+            relay: launched.stderr,
             passing: Passing::default(),
             slots: Vec::new(),
         })

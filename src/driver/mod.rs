@@ -6,9 +6,11 @@
 mod downward;
 mod elders;
 mod link;
+mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
+mod release;
 mod rollout;
 pub(crate) mod shared;
 mod sharing;
@@ -29,6 +31,7 @@ use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
 use self::operator::{Done, verdict_of};
+use self::release::Release;
 use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::sharing::Sharing;
@@ -219,6 +222,7 @@ impl Driver {
         // An open gate holds a second descriptor of its socket.
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
+        self.report_if_degraded();
         let Some(up) = &mut self.up else {
             self.listen_stop();
             return self.serve_fresh();
@@ -340,7 +344,7 @@ impl Driver {
             Input::Trigger(Trigger::Upgrade) => {
                 // Nobody waits for the answer of a signal; the refusal is an event.
                 let plan = self.config.rollout.clone();
-                let _ = self.upgrade(None, plan, Origin::Automatic);
+                let _ = self.upgrade(None, plan, Origin::Automatic, Release::Next);
             }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
@@ -355,6 +359,7 @@ impl Driver {
             up,
             self.incumbent.poll_timeout(),
             self.rollout_deadline(),
+            self.next_look(),
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
@@ -385,6 +390,7 @@ impl Driver {
             down.controller.handle_timeout(now);
         }
         self.perform_downward();
+        self.look_if_due();
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"
@@ -406,9 +412,13 @@ impl Driver {
             Command::Upgrade { plan, reply } => {
                 let plan = plan.map_or_else(|| self.config.rollout.clone(), |plan| *plan);
                 // Answered by way of `reply`.
-                let _ = self.upgrade(Some(reply), plan, Origin::Automatic);
+                let _ = self.upgrade(Some(reply), plan, Origin::Automatic, Release::Next);
             }
             Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
+            Command::TakeOver { successor, reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.hand_over_to(*successor));
+            }
             Command::Flip => {
                 // Nothing to be promoted is nothing to be done.
                 let _ = self.promote_successor(Promote::Next);
@@ -458,8 +468,18 @@ impl Driver {
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         plan: Rollout,
         origin: Origin,
+        release: Release,
     ) -> Done {
-        let reason = match (self.role, self.upgrade_phase()) {
+        let Err(reason) = self.may_upgrade(&plan, origin) else {
+            return Ok(self.begin_upgrade(reply, plan, release));
+        };
+        self.refuse(reply, reason.clone());
+        Err(reason)
+    }
+
+    /// Or why not now.
+    fn may_upgrade(&self, plan: &Rollout, origin: Origin) -> Result<(), String> {
+        Err(match (self.role, self.upgrade_phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {
                 "the service is stopping, this generation is a lame duck".to_owned()
@@ -469,22 +489,21 @@ impl Driver {
             (Role::Incumbent, None) if self.waiting.is_some() => {
                 "an upgrade waits for an older generation to leave".to_owned()
             }
-            (Role::Incumbent, None) => match self.attempts.permit(origin, &plan) {
-                Ok(()) => return Ok(self.begin_upgrade(reply, plan)),
-                Err(too_many) => too_many.to_string(),
-            },
-        };
-        self.refuse(reply, reason.clone());
-        Err(reason)
+            (Role::Incumbent, None) => {
+                let permitted = self.attempts.permit(origin, plan);
+                return permitted.map_err(|too_many| too_many.to_string());
+            }
+        })
     }
 
     fn begin_upgrade(
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         plan: Rollout,
+        release: Release,
     ) -> u64 {
         let generation = self.next_generation;
-        let down = Downward::new(generation, reply, plan, Instant::now());
+        let down = Downward::new(generation, reply, release, plan, Instant::now());
         if self.has_capacity() {
             self.next_generation += 1;
             self.start_upgrade(down);
@@ -556,6 +575,7 @@ impl Driver {
             from: self.generation,
             verdict: verdict_of(ErrorKind::Refused),
             reason: reason.clone(),
+            rollback_to: None,
             phase: None,
             pid: None,
             incumbent_serves: self.answers_for_the_service(),
@@ -564,6 +584,7 @@ impl Driver {
             asked_at_ms: waiting.asked_at_ms,
             ready_after_ms: None,
             flip_took_us: None,
+            rollback_took_us: None,
             explanation: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });

@@ -104,6 +104,9 @@ impl Driver {
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
+                if let Some(down) = &mut self.down {
+                    down.rollback_at.get_or_insert(now);
+                }
                 self.take_share_back();
                 self.incumbent.handle_rollback(now, reason);
             }
@@ -135,6 +138,7 @@ impl Driver {
     /// The successor is ready; whether it stands by is for the rollout to say.
     pub(super) fn successor_ready(&mut self) {
         let now = Instant::now();
+        self.begin_looks();
         let Some(down) = &mut self.down else { return };
         down.controller.handle_ready(now);
         while let Some(output) = self

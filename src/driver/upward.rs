@@ -1,6 +1,7 @@
 //! The link to the incumbent that this generation takes over from.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Instant;
 
 use super::Driver;
@@ -13,11 +14,12 @@ use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::launch::{self, OwnStderr};
-use crate::protocol::message::{self, Message, Slot, Timings};
+use crate::launch::{self, ColdRollback, OwnStderr};
+use crate::protocol::message::{self, Message, Slot, Timings, Watch};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
-use crate::sys::process::Pidfd;
+use crate::sys::environment::Snapshot;
+use crate::sys::process::{Pidfd, set_name};
 
 /// One handover, seen from its starting end.
 #[derive(Debug)]
@@ -34,6 +36,10 @@ pub(crate) struct Upward {
     millis: u64,
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
+    /// How the incumbent wants this generation to count.
+    pub(super) watched: Option<Watch>,
+    /// What this generation is to undo, if it is the release before once more.
+    pub(super) cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -57,6 +63,8 @@ impl Upward {
             millis: 0,
             elders: Vec::new(),
             timings: None,
+            watched: None,
+            cold_rollback: None,
             stderr: None,
             failed: None,
         }
@@ -135,6 +143,7 @@ impl Driver {
                 up.timings = up.timings.or(*timings);
                 up.elders.extend(elders.iter().cloned().zip(descriptors));
             }
+            Message::Watch(watch) => return self.answer_watch(*watch),
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
@@ -170,7 +179,7 @@ impl Driver {
         }
     }
 
-    fn tell_incumbent(&mut self, message: &Message) {
+    pub(super) fn tell_incumbent(&mut self, message: &Message) {
         let Some(up) = &mut self.up else { return };
         let Some(channel) = &up.channel else { return };
         if let Err(error) = channel.try_send(message, &[])
@@ -212,6 +221,13 @@ impl Driver {
             self.shared
                 .history
                 .send_replace(History::from_bytes(&history));
+        }
+        up.cold_rollback = lock(&self.shared.images).inherit(&mut state);
+        if up.cold_rollback.is_some()
+            && let Err(error) = restore_name()
+        {
+            self.shared
+                .warn(format!("this process has a number for a name: {error}"));
         }
         if let (Some(stderr), Some(process)) = (&up.stderr, &up.process) {
             stderr.restore_after(process).map_err(|error| {
@@ -287,6 +303,7 @@ impl Driver {
         }
         self.remember_own_upgrade(from, timings);
         self.become_incumbent();
+        self.announce_takeover();
     }
 
     fn restore_stderr(&mut self) {
@@ -321,6 +338,13 @@ impl Driver {
             false => error,
         }));
     }
+}
+
+/// The kernel names a process for the file that it is started from: here that is the number of a descriptor.
+fn restore_name() -> std::io::Result<()> {
+    let argv = &Snapshot::take().argv;
+    let name = argv.first().and_then(|name| Path::new(name).file_name());
+    name.map_or(Ok(()), set_name)
 }
 
 pub(super) fn state_of(slots: impl IntoIterator<Item = (Slot, OwnedFd)>) -> State {

@@ -56,6 +56,8 @@ pub(super) trait Gated: fmt::Debug + Send + Sync {
     fn open_regardless(&self);
     /// Takes the accept right away. When it returns, nobody in this process accepts from the socket any more.
     fn shut(&self);
+    /// How many came through since it was made.
+    fn accepted(&self) -> u64;
     /// Begins to notice when the last connection came through. Nothing else changes.
     fn settle(&self);
     /// Since when nobody came through a gate that settles; `None` if nobody can.
@@ -88,6 +90,7 @@ struct State<W> {
     socket: Option<Arc<OwnedFd>>,
     right: Right<W>,
     end: End,
+    accepted: u64,
     /// The application has dropped its listener.
     abandoned: bool,
     retired: watch::Sender<bool>,
@@ -125,6 +128,7 @@ impl<W: Watch> Gate<W> {
                 socket: Some(socket),
                 right: Right::Shut,
                 end: End::Open,
+                accepted: 0,
                 abandoned: false,
                 retired: watch::Sender::new(false),
             }),
@@ -294,6 +298,10 @@ impl<W: Watch> Gated for Gate<W> {
         self.lock().right = Right::Shut;
     }
 
+    fn accepted(&self) -> u64 {
+        self.lock().accepted
+    }
+
     fn settle(&self) {
         let quiet_since = Instant::now();
         self.lock().end = End::Settling { quiet_since };
@@ -346,6 +354,9 @@ impl<W: Watch> State<W> {
             return Poll::Pending;
         };
         let outcome = attempt(watch, shared);
+        if let Poll::Ready(Ok(_)) = outcome {
+            self.accepted += 1;
+        }
         match (&outcome, &mut self.end) {
             (Poll::Ready(Ok(_)), End::Settling { quiet_since }) => *quiet_since = Instant::now(),
             (Poll::Pending, End::WhenEmpty) => self.retire_if_empty(shared),

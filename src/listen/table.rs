@@ -28,6 +28,14 @@ use super::unix::UnixListener;
 use crate::error::{Error, Result};
 use crate::protocol::message::{Keeper, Slot, SlotKind};
 
+/// How many connections were accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) count: u64,
+    /// Whether that is all: the application's own accept loops are not counted.
+    pub(crate) is_complete: bool,
+}
+
 /// The sockets of one generation, by name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table(Arc<Mutex<Inner>>);
@@ -192,6 +200,25 @@ impl Table {
                 )
             })
             .collect()
+    }
+
+    /// How many connections wait in the queues of the application's listening sockets, those of `except` left out. A Unix
+    /// socket does not tell how many: in its queue is one, or none.
+    pub(crate) fn waiting(&self, except: &[String]) -> u64 {
+        let inner = self.lock();
+        let listening = inner.listening();
+        let listening = listening.filter(|held| !except.contains(&held.slot.name));
+        listening.map(Held::waiting).sum()
+    }
+
+    /// How many connections this generation has accepted.
+    pub(crate) fn accepted(&self) -> Accepted {
+        let inner = self.lock();
+        let gates = inner.listening().filter_map(Held::gate);
+        Accepted {
+            count: gates.map(|gate| gate.accepted()).sum(),
+            is_complete: inner.listening().all(|held| held.gate().is_some()),
+        }
     }
 
     /// Shuts every gate but those of `kept`. When it returns, nobody in this process accepts from the others.
@@ -441,6 +468,13 @@ impl Table {
 impl Inner {
     fn claimed(&self) -> impl Iterator<Item = &Held> {
         self.held.iter().filter(|held| held.is_claimed())
+    }
+
+    /// The application's, which have a queue of connections.
+    fn listening(&self) -> impl Iterator<Item = &Held> {
+        let has_queue = |held: &&Held| matches!(held.slot.kind, SlotKind::Tcp | SlotKind::Unix);
+        let claimed = self.claimed().filter(has_queue);
+        claimed.filter(|held| !held.slot.name.starts_with(RESERVED))
     }
 
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
@@ -1052,6 +1086,39 @@ mod tests {
         let (accepted, cut_off) = within(async { tokio::join!(web.accept(), stop) }).await;
         accepted.unwrap();
         assert!(cut_off.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_waits_and_what_was_accepted_is_known_of_the_applications_listeners() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("socket");
+        let table = Table::default();
+        let web = table.tcp("web", &at("127.0.0.1:0"), &options()).unwrap();
+        let local = table.unix("local", &path, &options()).await.unwrap();
+        let _dns = table.udp("dns", &at("127.0.0.1:0"), &options()).unwrap();
+        let control = room.path().join("control");
+        let _control = table.control(&control).await.unwrap();
+        let _operator = unix::net::UnixStream::connect(&control).unwrap();
+        assert_eq!(table.waiting(&[]), 0);
+        let _clients = [(); 3].map(|()| connect(web.local_addr()));
+        let _locals = [(); 2].map(|()| unix::net::UnixStream::connect(&path).unwrap());
+        within(async {
+            while table.waiting(&[]) != 3 + 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(table.waiting(&["web".to_owned()]), 1);
+        table.open_all().unwrap();
+        let count = |count, is_complete| Accepted { count, is_complete };
+        assert_eq!(table.accepted(), count(0, true));
+        let _served = (within(web.accept()).await, within(local.accept()).await);
+        assert_eq!(table.waiting(&[]), 2 + 1);
+        assert_eq!(table.accepted(), count(2, true));
+        let _own = table
+            .std_tcp("own", &at("127.0.0.1:0"), &options())
+            .unwrap();
+        assert_eq!(table.accepted(), count(2, false));
     }
 
     #[tokio::test]

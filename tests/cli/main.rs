@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+mod cold;
 mod commands;
+mod flips;
 mod generated;
 mod handing_over;
 mod misuse;
@@ -10,3 +12,4 @@ mod operated;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]
 mod support;
+mod takeover;

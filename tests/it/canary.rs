@@ -1,5 +1,8 @@
 //! A share of the connections before the flip: whoever dies or gives up in the middle of it, and when.
 
+use std::time::Duration;
+
+use handover::rollout::{By, Rollout};
 use handover_load::process::descriptors;
 use handover_load::{Load, Signal};
 
@@ -23,7 +26,7 @@ impl Canary {
     }
 
     async fn of(setup: Setup) -> Self {
-        let service = setup.with("TESTD_CANARY", 50).start().await;
+        let service = setup.with("TESTD_ROLLOUT", plan()).start().await;
         let stable = service.pid();
         let before = descriptors(stable).unwrap();
         let load = service.load(1).await;
@@ -56,6 +59,18 @@ impl Canary {
         until_descriptors(self.stable, self.before).await;
         next_gets_a_share(&self.service, 1, self.stable, 3).await;
     }
+}
+
+/// One step that lasts until somebody promotes or undoes it, for `TESTD_ROLLOUT`.
+fn plan() -> String {
+    const LONG: Duration = Duration::from_secs(3_600);
+    let plan = Rollout::canary([50])
+        .by(By::Connection)
+        .unguarded()
+        .units_min(0)
+        .step_min(LONG)
+        .step_deadline(LONG);
+    serde_json::to_string(&plan).unwrap()
 }
 
 async fn next_gets_a_share(service: &Service, number: u64, stable: u32, next: u64) {

@@ -6,6 +6,7 @@ mod bad_successor;
 mod canary;
 mod frozen;
 mod generations;
+mod guards;
 mod health;
 mod killed;
 mod listeners;

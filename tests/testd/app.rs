@@ -5,23 +5,28 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::routing::get;
 use handover::Serving;
 use handover_load::routes;
 use tokio::process::Command;
 
 use crate::passed::Passed;
+use crate::plan::Plan;
 
 /// | route | answer, after the generation's number and a space |
 /// |---|---|
 /// | `GET /count` | how often this has been asked, over all generations |
 /// | `GET /say?TEXT` | `said`, once the text is in standard error |
 /// | `GET /helper` | what a helper process finds: variables, blocked signals, descriptors |
+/// | `GET /release` | what the release is called |
 /// | `GET /flip` | `flips`, and lets the successor in standby take over |
 /// | `GET /upgrade` | the verdict of an upgrade |
+/// | `GET /work` | `done`, or 500 if its plan says `ill` |
 /// | `GET /livez`, `GET /readyz` | how it is, without the number |
 /// | `GET /degraded` | `degraded`, and says so to who asks how it is until `GET /restored` |
-pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
+pub(crate) fn app(generation: &Serving, passed: Arc<Passed>, plan: &Plan) -> Router {
+    let is_ill = plan.get("ill").is_some();
     let number = generation.number();
     let draining = {
         let generation = generation.clone();
@@ -36,7 +41,9 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
             "/say",
             get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)),
         )
+        .route("/work", get(move || work(number, is_ill)))
         .route("/helper", get(move || helper(number)))
+        .route("/release", get(move || release(number)))
         .route("/flip", get(flip))
         .route("/upgrade", get(upgrade))
         .route("/degraded", get(degraded))
@@ -45,6 +52,13 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
         .route_service("/livez", generation.health())
         .route_service("/readyz", generation.health())
         .merge(routes::app_with(number, draining))
+}
+
+async fn work(number: u64, is_ill: bool) -> Result<String, StatusCode> {
+    match is_ill {
+        true => Err(StatusCode::INTERNAL_SERVER_ERROR),
+        false => Ok(format!("{number} done")),
+    }
 }
 
 async fn say(number: u64, text: Vec<(String, String)>) -> String {
@@ -66,6 +80,11 @@ async fn helper(number: u64) -> String {
         Ok(output) => format!("{number} {}", String::from_utf8_lossy(&output.stdout)),
         Err(error) => format!("{number} no helper: {error}"),
     }
+}
+
+async fn release(number: u64) -> String {
+    let label = crate::release::label().unwrap_or_default();
+    format!("{number} {label}")
 }
 
 async fn flip(State(generation): State<Serving>) -> String {

@@ -14,6 +14,7 @@ mod bare;
 mod heap;
 mod passed;
 mod plan;
+mod release;
 
 use std::error::Error;
 use std::future::pending;
@@ -21,8 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use handover::config::Image;
 use handover::http::Server;
-use handover::rollout::{By, Rollout};
 use handover::{
     Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
 };
@@ -52,6 +53,9 @@ async fn main() -> Outcome {
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
+    if let Some(reason) = plan.get("degraded") {
+        starting.health().degraded(reason);
+    }
     plan.act("before-ready").await;
     if plan.get("give-up").is_some() {
         drop(starting);
@@ -80,7 +84,7 @@ async fn main() -> Outcome {
         async move { plan.act("after-ready").await }
     });
     sockets
-        .serve(&generation, &app::app(&generation, passed))
+        .serve(&generation, &app::app(&generation, passed, &plan))
         .await;
     plan.act("before-leave").await;
     // The verdict by which it leaves is told before it does.
@@ -100,9 +104,11 @@ async fn keep(generation: Serving) {
 
 fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
-    // First, because some of the durations change it.
-    if let Some(percent) = setting("TESTD_CANARY").and_then(|percent| percent.parse().ok()) {
-        builder = builder.rollout(canary(percent));
+    if let Some(plan) = setting("TESTD_ROLLOUT") {
+        match serde_json::from_str(&plan) {
+            Ok(plan) => builder = builder.rollout(plan),
+            Err(error) => panic!("TESTD_ROLLOUT: {error}"),
+        }
     }
     let durations: [(&str, SetDuration); 11] = [
         ("TESTD_BAKE_MS", Builder::bake),
@@ -134,9 +140,15 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(path) = setting("TESTD_CONTROL").filter(|_| plan.get("control") != Some("none")) {
         builder = builder.control(path);
     }
-    if let Some(build) = setting("TESTD_BUILD") {
+    if let Some(build) = setting("TESTD_BUILD").or_else(release::label) {
         builder = builder.build_id(build);
     }
+    match setting("TESTD_IMAGE").as_deref() {
+        Some("copy") => builder = builder.image(Image::Copy),
+        Some("nothing") => builder = builder.image(Image::Nothing),
+        _ => {}
+    }
+    builder = builder.takeover(setting("TESTD_TAKEOVER").is_some());
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);
     }
@@ -144,17 +156,6 @@ fn builder(plan: &Plan) -> Builder {
         builder = builder.program(path);
     }
     builder
-}
-
-/// One step that lasts until somebody promotes or undoes it.
-fn canary(percent: u8) -> Rollout {
-    const LONG: Duration = Duration::from_secs(3_600);
-    Rollout::canary([percent])
-        .by(By::Connection)
-        .unguarded()
-        .units_min(0)
-        .step_min(LONG)
-        .step_deadline(LONG)
 }
 
 /// What this generation listens on.
