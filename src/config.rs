@@ -98,12 +98,37 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// further time as another one: 1 s.
 pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
+pub const ADOPTED_MAX: usize = 1_024;
+/// How many connections the stable generation passes to a candidate in one message: 32, if as many are there at once.
+pub const FORWARDED_TOGETHER_MAX: usize = 32;
+/// How long a candidate may leave a connection waiting that the stable generation has passed to it, before that serves it
+/// and passes on no more: 1 s.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
+/// [`Builder::image`](crate::Builder::image).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Image {
+    /// By a descriptor of the file. Safe against a rename over its name, the usual way to replace a release; a file that
+    /// is overwritten in place, or truncated, once nobody runs it is noticed and not started.
+    #[default]
+    Descriptor,
+    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 1 ms and 1 MiB for each MiB of the file.
+    /// Safe against everything. Where the kernel has no executable memory files (`vm.memfd_noexec=2`) nothing is held.
+    Copy,
+    /// Not at all: there is no cold rollback to this generation.
+    Nothing,
+}
+
 /// Everything a generation can be told before it starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) start: Duration,
     pub(crate) start_max: Duration,
     pub(crate) flip: Duration,
+    pub(crate) forward: Duration,
     pub(crate) rollout: Rollout,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
@@ -122,6 +147,8 @@ pub(crate) struct Config {
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
     pub(crate) fd_store: Option<bool>,
+    pub(crate) image: Image,
+    pub(crate) takeover: bool,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
 }
@@ -139,6 +166,7 @@ impl Default for Config {
             start: START_DEADLINE,
             start_max: START_MAX,
             flip: FLIP_DEADLINE,
+            forward: FORWARD_DEADLINE,
             rollout: Rollout::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,
@@ -156,6 +184,8 @@ impl Default for Config {
             pid_file: None,
             control: None,
             fd_store: None,
+            image: Image::default(),
+            takeover: false,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
         }

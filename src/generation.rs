@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 use std::ffi::{OsStr, OsString};
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,21 +13,22 @@ use std::time::Duration;
 use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::config::Config;
+use crate::config::{Config, Image};
 use crate::control;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
-use crate::driver::manager::{KeptState, ServiceManager};
+use crate::driver::manager::{KeptState, ServiceManager, shares_our_unit};
 use crate::driver::operator::Operator;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::health::Health;
-use crate::launch::{self, Inherited, Launcher};
+use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
 use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
+use crate::sys::descriptors;
 use crate::sys::environment::Snapshot;
 use crate::sys::signals;
 use crate::trigger::Signals;
@@ -79,6 +82,10 @@ impl Builder {
         /// How long each half of a flip may take before it is taken back.
         /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
         flip_deadline => flip;
+        /// How long a candidate may leave a connection waiting that this generation has passed to it as its share,
+        /// before it counts as stalled and this generation serves it.
+        /// Default: [`FORWARD_DEADLINE`](crate::config::FORWARD_DEADLINE), 1 s.
+        forward_deadline => forward;
         /// How long in-flight work may take once this generation drains, where its class says nothing else.
         /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
         drain_deadline => drain;
@@ -207,6 +214,25 @@ impl Builder {
         self
     }
 
+    /// How this generation holds the file that it runs, so that the release after it can be rolled back to it when it is
+    /// gone and the file was replaced: `handover rollback --cold`, [`control::Request::Rollback`].
+    ///
+    /// The next generation gets it, with the arguments, directory and environment of this one, and holds it until it has
+    /// a successor of another release itself. It costs one descriptor here and one there. What is loaded by name is not
+    /// held: shared libraries, and the script that an interpreter runs. Default: [`Image::Descriptor`].
+    pub fn image(mut self, image: Image) -> Self {
+        self.config.image = image;
+        self
+    }
+
+    /// Whether this process takes over from the generation that answers at the path of its [control socket](Self::control),
+    /// if one does and did not start it: the way for a person, a container or another unit to hand over by starting a
+    /// process. Where nobody answers it starts fresh. Default: no.
+    pub fn takeover(mut self, take_over: bool) -> Self {
+        self.config.takeover = take_over;
+        self
+    }
+
     /// The signal that asks for an upgrade, or none. Default: SIGHUP.
     pub fn upgrade_signal(mut self, number: Option<i32>) -> Self {
         self.config.upgrade_signal = number;
@@ -232,7 +258,8 @@ impl Builder {
     /// # Errors
     ///
     /// [`ErrorKind::Protocol`] if the incumbent cannot be understood, [`ErrorKind::Aborted`] if it has given this
-    /// successor up, [`ErrorKind::Listen`] if the [control socket](Self::control) cannot be had, [`ErrorKind::Launch`] if
+    /// successor up, [`ErrorKind::Refused`] if the generation that it is to [take over](Self::takeover) from would not,
+    /// [`ErrorKind::Listen`] if the [control socket](Self::control) cannot be had, [`ErrorKind::Launch`] if
     /// this process was started as a successor but got no channel, and
     /// [`ErrorKind::Io`] if a signal cannot be listened to. Leave `main` with it: the incumbent serves on and reports
     /// it to whoever asked for the upgrade.
@@ -252,9 +279,15 @@ impl Builder {
         signals::unblock(&blocked).map_err(|error| {
             Error::new(ErrorKind::Io, "unblocking the upgrade signal").because(error)
         })?;
-        let channel = match snapshot.channel.as_deref().map(launch::inherited) {
-            None | Some(Inherited::NotForUs) => None,
-            Some(Inherited::Channel(channel)) => Some(channel),
+        let (channel, is_launched) = match snapshot.channel.as_deref().map(launch::inherited) {
+            None | Some(Inherited::NotForUs) if config.takeover => {
+                (take_over(config.control.as_deref()).await?, false)
+            }
+            None | Some(Inherited::NotForUs) => (None, false),
+            Some(Inherited::Channel {
+                channel,
+                is_launched,
+            }) => (Some(channel), is_launched),
             Some(Inherited::Missing(reason)) => {
                 let doing = "taking over from the incumbent that started this process";
                 return Err(Error::new(ErrorKind::Launch, doing).because(reason));
@@ -265,11 +298,17 @@ impl Builder {
         let drain = Drain::new(config.drain, config.hard_stop);
         let shared = Shared::new(Table::default(), drain, commands);
         let launcher = Launcher::new(snapshot, &config);
+        *lock(&shared.images) = Images::hold(snapshot, &config);
         let (path, operator) = (
             config.control.clone(),
             Operator::new(shared.clone(), &config),
         );
-        let manager = ServiceManager::of(snapshot, &config, channel.is_none());
+        // One of the incumbent's unit becomes its main process by the incumbent's word, whoever has started it.
+        let is_main = channel.as_ref().is_none_or(|channel| {
+            let incumbent = descriptors::peer_pid(channel.as_fd());
+            !is_launched && !incumbent.is_ok_and(shares_our_unit)
+        });
+        let manager = ServiceManager::of(snapshot, &config, is_main);
         let driver = Driver::new(
             shared.clone(),
             config,
@@ -485,7 +524,8 @@ impl Starting {
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
-    /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
+    /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
+    /// the first connection that the stable generation passes to it, gates still shut. From now on SIGTERM and SIGINT stop it
     /// gracefully, and, once it is committed, SIGHUP upgrades it.
     ///
     /// # Errors
@@ -741,6 +781,29 @@ impl Events {
             }
         }
     }
+}
+
+/// The channel to whoever serves at the path of the control socket, if anybody does.
+async fn take_over(path: Option<&Path>) -> Result<Option<OwnedFd>> {
+    let Some(path) = path else { return Ok(None) };
+    match control::Client::new(path).takeover().await {
+        Ok(takeover) => Ok(Some(takeover.into_channel())),
+        Err(error) if nobody_answers(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A path that is not there, or whose listener is gone (unix(7)).
+fn nobody_answers(error: &Error) -> bool {
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        )
+    })
 }
 
 async fn resolve(name: &str, address: impl ToSocketAddrs) -> Result<Vec<SocketAddr>> {

@@ -3,22 +3,24 @@
 //! It gets the recorded arguments, directory and environment, one descriptor beside the standard streams, and the
 //! upgrade signal blocked, since one that arrived before its handler exists would kill it.
 
+mod image;
 mod program;
 mod relay;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process;
 
+pub(crate) use self::image::{ColdRollback, Image, Images};
 use self::relay::Capture;
 pub(crate) use self::relay::{OwnStderr, Relay, rescue_stderr};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;
-use crate::sys::environment::{CHANNEL, Snapshot};
+use crate::sys::environment::{CHANNEL, Snapshot, channel_value};
 use crate::sys::process::{Pidfd, Spawn, discard, spawn};
 
 /// What the service manager tells the service and not one process of it.
@@ -37,6 +39,8 @@ pub(crate) struct Launcher {
 /// A successor that has just been started.
 #[derive(Debug)]
 pub(crate) struct Launched {
+    /// Whether this process has started it, and not somebody else: nobody can tell how another's ended.
+    pub(crate) is_child: bool,
     /// Our end of the channel.
     pub(crate) channel: OwnedFd,
     /// Its process.
@@ -47,13 +51,30 @@ pub(crate) struct Launched {
     pub(crate) stderr: Option<Relay>,
 }
 
+impl Launched {
+    /// One that somebody else has started. Its standard error is its own.
+    pub(crate) fn by_somebody_else(channel: OwnedFd, pid: u32, pidfd: Pidfd) -> Self {
+        Self {
+            is_child: false,
+            channel,
+            pid,
+            pidfd,
+            stderr: None,
+        }
+    }
+}
+
 /// What the variable [`CHANNEL`] means to the process that has it.
 #[derive(Debug)]
 pub(crate) enum Inherited {
     /// It was meant for another process and leaked to this one.
     NotForUs,
     /// This process is a successor, and here is its end of the channel.
-    Channel(OwnedFd),
+    Channel {
+        channel: OwnedFd,
+        /// Whether the incumbent has started it, and not somebody else.
+        is_launched: bool,
+    },
     /// It was meant for this process, but there is no channel, for this reason.
     Missing(String),
 }
@@ -77,22 +98,49 @@ impl Launcher {
     /// left behind then.
     pub(crate) fn launch(&self, generation: u64) -> Result<Launched> {
         let program = program::resolve(self.program.as_deref(), &self.snapshot);
-        self.start(&program).map_err(|error| {
-            let doing = format!("starting {program:?} as generation {generation}");
-            Error::new(ErrorKind::Launch, doing).because(error)
-        })
+        self.start(&program, &self.snapshot, &self.env)
+            .map_err(|error| {
+                let doing = format!("starting {program:?} as generation {generation}");
+                Error::new(ErrorKind::Launch, doing).because(error)
+            })
     }
 
-    fn start(&self, program: &Path) -> io::Result<Launched> {
+    /// Starts a release that is held as a successor: with the arguments, directory and environment that it was started
+    /// with, and nothing of this generation's.
+    ///
+    /// Its name for ps(1) is a number until it [learns](crate::sys::process::set_name) that it was started like this.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch), and if the bytes of the image are others by now.
+    pub(crate) fn launch_image(&self, image: &Image, generation: u64) -> Result<Launched> {
+        let failed = |cause: Box<dyn std::error::Error + Send + Sync>| {
+            let before = image.release().generation;
+            let doing = format!("starting the image of generation {before} as {generation}");
+            Error::new(ErrorKind::Launch, doing).because(cause)
+        };
+        image.check().map_err(|changed| failed(changed.into()))?;
+        let snapshot = image.snapshot(&self.snapshot);
+        let env = environment(&snapshot, &[]);
+        self.start(&image.path(), &snapshot, &env)
+            .map_err(|error| failed(error.into()))
+    }
+
+    fn start(
+        &self,
+        program: &Path,
+        snapshot: &Snapshot,
+        env: &[(OsString, OsString)],
+    ) -> io::Result<Launched> {
         let (channel, theirs) = descriptors::pair()?;
         let capture = self.capture()?;
-        let mut env = self.env.clone();
-        env.push((CHANNEL.into(), variable(&theirs)?));
+        let mut env = env.to_vec();
+        env.push((CHANNEL.into(), channel_value(&theirs, process::id())?));
         let pid = spawn(&Spawn {
             program,
-            argv: &self.snapshot.argv,
+            argv: &snapshot.argv,
             env: &env,
-            cwd: self.directory(),
+            cwd: directory(snapshot),
             inherit: theirs.as_fd(),
             stderr: capture.as_ref().map(|capture| capture.writer.as_fd()),
             blocked: &self.blocked,
@@ -100,6 +148,7 @@ impl Launcher {
         drop(theirs);
         let pidfd = Pidfd::open(pid).inspect_err(|_| discard(pid))?;
         Ok(Launched {
+            is_child: true,
             channel,
             pid,
             pidfd,
@@ -113,12 +162,6 @@ impl Launcher {
         }
         Capture::open()
     }
-
-    /// The recorded directory, by name; where that is gone, the one that this process is still in.
-    fn directory(&self) -> Option<&Path> {
-        let directory = self.snapshot.cwd.as_deref();
-        directory.filter(|directory| directory.is_dir())
-    }
 }
 
 /// Finds out what the variable means, and takes the channel that it names.
@@ -128,7 +171,10 @@ pub(crate) fn inherited(value: &OsStr) -> Inherited {
     };
     if descriptors::leads_to(number, inode) {
         return match descriptors::adopt(number) {
-            Ok(channel) => Inherited::Channel(channel),
+            Ok(channel) => Inherited::Channel {
+                channel,
+                is_launched: parent_id() == incumbent,
+            },
             Err(error) => Inherited::Missing(format!("descriptor {number}: {error}")),
         };
     }
@@ -138,6 +184,12 @@ pub(crate) fn inherited(value: &OsStr) -> Inherited {
         ));
     }
     Inherited::NotForUs
+}
+
+/// The recorded directory, by name; where that is gone, the one that this process is still in.
+fn directory(snapshot: &Snapshot) -> Option<&Path> {
+    let directory = snapshot.cwd.as_deref();
+    directory.filter(|directory| directory.is_dir())
 }
 
 /// The recorded variables, with the extra ones in the place of those of the same name, and what a successor needs to
@@ -152,12 +204,6 @@ fn environment(snapshot: &Snapshot, extra: &[(OsString, OsString)]) -> Vec<(OsSt
         .filter(|(name, _)| name != CHANNEL)
         .cloned()
         .collect()
-}
-
-fn variable(channel: &OwnedFd) -> io::Result<OsString> {
-    let (number, incumbent) = (channel.as_raw_fd(), process::id());
-    let inode = descriptors::inode(channel.as_fd())?;
-    Ok(format!("{number}:{inode}:{incumbent}").into())
 }
 
 fn parsed(value: &OsStr) -> Option<(RawFd, u64, u32)> {
@@ -177,6 +223,7 @@ fn parsed(value: &OsStr) -> Option<(RawFd, u64, u32)> {
 mod tests {
     use std::error::Error as _;
     use std::fs;
+    use std::os::fd::AsRawFd;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
@@ -349,6 +396,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_release_that_is_held_is_started_as_it_was_though_its_file_is_another_by_now() {
+        let room = tempfile::tempdir().unwrap();
+        let program = room.path().join("app");
+        fs::copy("/bin/sh", &program).unwrap();
+        let mut held = shell("echo $0 $1; exec env");
+        held.argv = [held.argv, vec!["app".into(), "as before".into()]].concat();
+        held.env.push(("RELEASE".into(), "one".into()));
+        held.channel = Some("9:9:9".into());
+        let image = Image::of_file(&program, &held);
+        fs::copy("/bin/false", room.path().join("next")).unwrap();
+        fs::rename(room.path().join("next"), &program).unwrap();
+
+        let mut current = shell("exit 1");
+        current.env.push(("RELEASE".into(), "two".into()));
+        current.service_manager = vec![("NOTIFY_SOCKET".into(), "@n".into())];
+        let config = Config {
+            extra_env: vec![("EXTRA".into(), "2".into())],
+            ..Config::default()
+        };
+        let launcher = Launcher::new(&current, &config);
+        let launched = launcher.launch_image(&image, 3).unwrap();
+        let words = words_of_launched(launched).await;
+        assert!(words.starts_with("app as before\n"), "{words}");
+        for line in ["RELEASE=one\n", "NOTIFY_SOCKET=@n\n", "HANDOVER_CHANNEL="] {
+            assert!(words.contains(line), "{words}");
+        }
+        assert!(!words.contains("EXTRA") && !words.contains("9:9:9"));
+    }
+
+    #[tokio::test]
+    async fn a_release_whose_bytes_are_others_by_now_is_not_started() {
+        let room = tempfile::tempdir().unwrap();
+        let program = room.path().join("app");
+        fs::copy("/bin/sh", &program).unwrap();
+        let image = Image::of_file(&program, &shell("exit"));
+        fs::copy("/bin/true", &program).unwrap();
+        let launcher = Launcher::new(&shell("exit"), &Config::default());
+        let error = launcher.launch_image(&image, 3).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Launch);
+        assert!(
+            format!("{error:?}").contains("overwritten in place"),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
     async fn a_successor_finds_its_channel_and_answers() {
         let name = "launch::tests::a_successor_finds_its_channel_and_answers";
         let first = Snapshot::take();
@@ -368,7 +461,11 @@ mod tests {
     }
 
     async fn answer_as_successor(value: &OsStr) {
-        let Inherited::Channel(channel) = inherited(value) else {
+        let Inherited::Channel {
+            channel,
+            is_launched: _,
+        } = inherited(value)
+        else {
             panic!("no channel");
         };
         assert!(!is_inheritable(&channel.as_raw_fd().to_string()));
@@ -427,7 +524,10 @@ mod tests {
     }
 
     async fn words_from(launcher: &Launcher) -> String {
-        let mut launched = launcher.launch(2).unwrap();
+        words_of_launched(launcher.launch(2).unwrap()).await
+    }
+
+    async fn words_of_launched(mut launched: Launched) -> String {
         let end = end_of(&launched).await;
         let words = launched.stderr.as_mut().unwrap().last_words(PATIENCE).await;
         assert_eq!(end, "exit status: 0", "{words}");

@@ -84,6 +84,7 @@ pub mod state;
 mod systemd;
 
 pub mod control;
+mod director;
 mod launch;
 
 mod trigger;

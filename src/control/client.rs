@@ -1,6 +1,8 @@
 //! The asking end of the control socket.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,7 +44,7 @@ pub struct EventStream(Connection);
 struct Connection(BufReader<UnixStream>);
 
 impl Client {
-    /// Of the service whose control socket has this path.
+    /// Of the service whose control socket has this path; one that begins with `@` is an abstract name.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -99,7 +101,7 @@ impl Client {
         }
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
         let late = |_| {
             self.asking()
                 .because(io::Error::from(io::ErrorKind::TimedOut))
@@ -127,12 +129,21 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Connection> {
-        let stream = UnixStream::connect(&self.path).await;
-        let stream = stream.map_err(|error| self.asking().because(error))?;
-        Ok(Connection(BufReader::new(stream)))
+        Ok(Connection(BufReader::new(self.stream().await?)))
     }
 
-    fn asking(&self) -> Error {
+    pub(super) async fn stream(&self) -> Result<UnixStream> {
+        let stream = match self.path.as_os_str().as_bytes() {
+            // tokio takes a name that begins like this for an abstract one.
+            [b'@', name @ ..] => {
+                UnixStream::connect(OsStr::from_bytes(&[b"\0", name].concat())).await
+            }
+            _ => UnixStream::connect(&self.path).await,
+        };
+        stream.map_err(|error| self.asking().because(error))
+    }
+
+    pub(super) fn asking(&self) -> Error {
         Error::new(
             ErrorKind::Io,
             format!("asking the service at {}", self.path.display()),
@@ -201,7 +212,7 @@ impl Connection {
     }
 }
 
-fn refused(refusal: Refusal) -> Error {
+pub(super) fn refused(refusal: Refusal) -> Error {
     let kind = match refusal.kind {
         RefusalKind::Malformed => ErrorKind::Protocol,
         _ => ErrorKind::Refused,
@@ -209,6 +220,6 @@ fn refused(refusal: Refusal) -> Error {
     Error::new(kind, "asking the service").because(refusal.message)
 }
 
-fn not_understood(reason: String) -> Error {
+pub(super) fn not_understood(reason: String) -> Error {
     Error::new(ErrorKind::Protocol, "understanding the service").because(reason)
 }

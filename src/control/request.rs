@@ -4,6 +4,7 @@
 //! it does not know for `unknown`, so both may be added; a request that must be understood has a name of its own, and one
 //! whose name is not known is refused.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -68,12 +69,24 @@ pub enum Request {
         #[serde(default)]
         reason: String,
     },
-    /// Undo the upgrade under way, be it before or after its flip. Answered with its [`Reply::Verdict`].
+    /// Undo the upgrade under way, be it before or after its flip; or, if it is cold, go back to the release before, which
+    /// is started again. Answered with the [`Reply::Verdict`], or, if it does not wait, with [`Reply::Begun`].
     Rollback {
         /// For the history.
         #[serde(default)]
         reason: String,
+        /// Whether the release before is to be started again from its held image, as an upgrade that takes over as soon
+        /// as it is ready. Refused while an upgrade is under way.
+        #[serde(default, skip_serializing_if = "is_false")]
+        cold: bool,
+        /// As in [`Upgrade`](Self::Upgrade), but it is meant unless somebody says otherwise.
+        #[serde(default = "yes")]
+        wait: bool,
     },
+    /// Hand over to the process that asks. Answered with [`Reply::Takeover`], which comes with a descriptor (`SCM_RIGHTS`,
+    /// unix(7)): the successor's end of a channel, on which docs/PROTOCOL.md goes on. See
+    /// [`Client::takeover`](super::Client::takeover).
+    Takeover,
     /// Who is alive. Answered with [`Reply::Generations`].
     Generations,
     /// The last upgrades. Answered with [`Reply::History`].
@@ -145,6 +158,13 @@ pub enum Reply {
     Verdict {
         /// All about it.
         upgrade: Box<Upgrade>,
+    },
+    /// The process that asks is the successor from now on.
+    Takeover {
+        /// Its number.
+        generation: u64,
+        /// The incumbent's process.
+        incumbent: u32,
     },
     /// Who is alive.
     Generations {
@@ -238,6 +258,9 @@ pub struct Status {
     /// The upgrade under way.
     #[serde(default)]
     pub upgrade: Option<Underway>,
+    /// The way back, if there is one. `None` from an older build.
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
     /// Older generations that still drain, oldest first.
     #[serde(default)]
     pub elders: Vec<Elder>,
@@ -321,6 +344,87 @@ pub struct RolloutState {
     pub pause: Option<Pause>,
     /// Where it is, in numbers.
     pub explanation: Explanation,
+    /// What became of the connections of which the candidate has a share, if it knows to take one.
+    #[serde(default)]
+    pub forwarding: Option<ForwardingState>,
+}
+
+/// Connections that one generation accepts and another one serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ForwardingState {
+    /// The share that the candidate is to have.
+    pub desired: Share,
+    /// The part of the connections that was picked for it since then, from 0 to 1. Few clients, or clients that come
+    /// unequally often, keep it from the share.
+    #[serde(default)]
+    pub assigned: Option<f64>,
+    /// The part of them that it has begun.
+    #[serde(default)]
+    pub begun: Option<f64>,
+    /// What became of them in the whole rollout.
+    pub total: ForwardedCounts,
+    /// The same, listener by listener.
+    #[serde(default)]
+    pub listeners: BTreeMap<String, ForwardedCounts>,
+    /// How many were passed to the candidate, and its application has not accepted yet.
+    #[serde(default)]
+    pub on_the_way: u64,
+}
+
+/// What became of connections: each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
+/// is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ForwardedCounts {
+    /// Accepted while the candidate had a share.
+    pub accepted: u64,
+    /// The candidate's by its share.
+    pub picked: u64,
+    /// Picked, and served by the stable generation all the same, since the candidate had no room.
+    pub kept: u64,
+    /// Passed to the candidate.
+    pub forwarded: u64,
+    /// Accepted by the candidate's application.
+    pub begun: u64,
+    /// Passed to the candidate, and served by the stable generation after all.
+    pub taken_back: u64,
+    /// Taken back when nobody accepted any more.
+    pub lost: u64,
+}
+
+/// The way back that is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Rollback {
+    /// Which one.
+    pub kind: RollbackKind,
+    /// The generation that it goes back to: itself, or its release.
+    #[serde(default)]
+    pub generation: Option<u64>,
+    /// What that one calls its build.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub build: String,
+    /// Why there is none; empty if there is one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// Which way back there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RollbackKind {
+    /// An upgrade is under way: the incumbent is warm, and serves again after one flip.
+    Instant,
+    /// The release before is started again and takes over, by an upgrade of its own.
+    Cold,
+    /// None.
+    None,
+    /// Something that a newer build knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An older generation that still drains.
@@ -406,9 +510,12 @@ pub struct Upgrade {
     pub from: u64,
     /// How it ended.
     pub verdict: Verdict,
-    /// Why it did not end otherwise; empty where there is nothing to say.
+    /// Why it did not end otherwise, or why there was a cold rollback; empty where there is nothing to say.
     #[serde(default)]
     pub reason: String,
+    /// For a cold rollback: the generation whose image was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_to: Option<u64>,
     /// How far it came, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
@@ -588,6 +695,14 @@ pub(super) fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
     Ok(content)
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn yes() -> bool {
+    true
+}
+
 /// As a line says when something happened.
 pub(crate) fn unix_ms(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, millis)
@@ -603,6 +718,26 @@ impl Reply {
             kind,
             message: message.into(),
         })
+    }
+}
+
+impl Rollback {
+    pub(crate) fn to(kind: RollbackKind, generation: u64, build: String) -> Self {
+        Self {
+            kind,
+            generation: Some(generation),
+            build,
+            why: String::new(),
+        }
+    }
+
+    pub(crate) fn none(why: String) -> Self {
+        Self {
+            kind: RollbackKind::None,
+            generation: None,
+            build: String::new(),
+            why,
+        }
     }
 }
 
@@ -727,7 +862,10 @@ mod tests {
             },
             Request::Rollback {
                 reason: "slow".into(),
+                cold: true,
+                wait: false,
             },
+            Request::Takeover,
             Request::Generations,
             Request::History,
             Request::Explain,
@@ -756,6 +894,13 @@ mod tests {
             automatic: false,
         };
         assert_eq!(from_line::<Request>(by_hand).unwrap(), plain);
+        let back = br#"{"request":"rollback"}"#;
+        let instant = Request::Rollback {
+            reason: String::new(),
+            cold: false,
+            wait: true,
+        };
+        assert_eq!(from_line::<Request>(back).unwrap(), instant);
         let newer = br#"{"version":9,"request":"status","depth":3}"#;
         assert_eq!(from_line::<Request>(newer).unwrap(), Request::Status);
     }

@@ -5,12 +5,15 @@
 
 use std::future::pending;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix;
 use std::sync::Arc;
 
 use nix::unistd::geteuid;
 use serde::Serialize;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest,
+};
 use tokio::net::unix::{OwnedWriteHalf, UCred};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -20,6 +23,8 @@ use super::request::{RefusalKind, Reply, Request, from_line, to_line};
 use crate::config::{
     ACCEPT_PAUSE, CONTROL_CLIENTS_MAX, CONTROL_DEADLINE, CONTROL_REQUEST_MAX, CONTROL_WAITING_MAX,
 };
+use crate::sys::descriptors;
+use crate::sys::process::Pidfd;
 
 /// Whether this generation is the one that operators are to talk to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +67,37 @@ impl Lines {
         timeout(CONTROL_DEADLINE, self.0.write_all(&line))
             .await
             .map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    /// The same with a descriptor, of which no more than one is lost to a client that does not expect it.
+    pub(crate) async fn say_with(
+        &mut self,
+        content: &impl Serialize,
+        descriptor: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let line = to_line(content)?;
+        let stream: &UnixStream = self.0.as_ref();
+        let sending = stream.async_io(Interest::WRITABLE, || {
+            descriptors::send_on_stream(stream.as_fd(), &line, &[descriptor])
+        });
+        timeout(CONTROL_DEADLINE, sending)
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    /// The process that has connected, held; an error in words if that is not possible.
+    pub(crate) fn peer(&self) -> Result<(u32, Pidfd), String> {
+        let stream: &UnixStream = self.0.as_ref();
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let Some(pid) = pid.filter(|pid| *pid > 0).map(i32::unsigned_abs) else {
+            return Err("your process cannot be seen from here: another PID namespace".to_owned());
+        };
+        let failed = |error: io::Error| format!("holding process {pid}: {error}");
+        let process = Pidfd::of_peer(stream.as_fd(), pid).map_err(failed)?;
+        if descriptors::is_hung_up(stream.as_fd()).map_err(failed)? {
+            return Err(format!("process {pid} has gone away"));
+        }
+        Ok((pid, process))
     }
 }
 
@@ -176,9 +212,12 @@ fn may_ask(peer: &UCred) -> bool {
 
 fn takes_its_time(request: &Request) -> bool {
     match request {
-        Request::Upgrade { wait, .. } | Request::Promote { wait, .. } | Request::Drain { wait } => {
-            *wait
-        }
+        Request::Upgrade { wait, .. }
+        | Request::Promote { wait, .. }
+        | Request::Drain { wait }
+        | Request::Rollback {
+            cold: true, wait, ..
+        } => *wait,
         Request::Events => true,
         _ => false,
     }

@@ -11,14 +11,16 @@ use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::looks::Looks;
 use super::parts::{Part, Parts};
+use super::release::Release;
 use super::rollout::Examining;
-use super::shared::{Collected, Command, Upgraded};
+use super::shared::{Collected, Command, Upgraded, lock};
+use super::sharing::Sharing;
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
-use crate::launch::{Launched, Relay};
+use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
 use crate::protocol::message::{
     self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
@@ -41,9 +43,13 @@ pub(crate) struct Downward {
     pub(super) reported: Option<Tally>,
     pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
+    /// From the offer on, until the successor is given up or has the role.
+    pub(super) director: Option<Sharing>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
+    /// What it is to run.
+    release: Release,
     pub(crate) link: Option<Link>,
     pid: u32,
     /// Of the protocol; none until the successor's greeting.
@@ -65,6 +71,7 @@ pub(crate) struct Link {
     pub(crate) channel: Option<Channel>,
     pub(crate) process: Pidfd,
     pid: u32,
+    is_child: bool,
     ended: Option<String>,
     relay: Option<Relay>,
     passing: Passing,
@@ -83,6 +90,7 @@ impl Downward {
     pub(crate) fn new(
         generation: u64,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
+        release: Release,
         plan: Rollout,
         asked_at: Instant,
     ) -> Self {
@@ -95,8 +103,10 @@ impl Downward {
             reported: None,
             looks: None,
             examining: None,
+            director: None,
             failed: None,
             reply,
+            release,
             link: None,
             pid: 0,
             version: 0,
@@ -120,6 +130,13 @@ impl Downward {
         (self.pid != 0).then_some(self.pid)
     }
 
+    fn cold_rollback(&self) -> Option<&ColdRollback> {
+        match &self.release {
+            Release::Before(_, rollback) => Some(rollback),
+            Release::Next | Release::Theirs(_) => None,
+        }
+    }
+
     /// How the successor's process has ended, if it has.
     pub(super) fn ended(&self) -> Option<String> {
         self.link.as_ref()?.ended.clone()
@@ -138,6 +155,7 @@ impl Downward {
             by: self.plan.by,
             pause: self.controller.pause(),
             explanation: self.controller.standing(now),
+            forwarding: None,
         }
     }
 
@@ -155,11 +173,13 @@ impl Downward {
 
     /// As the history has it; who serves, and what the successor said, is for a failure to add.
     fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
+        let rollback = self.cold_rollback();
         control::Upgrade {
             generation: self.generation,
             from,
             verdict,
-            reason: String::new(),
+            reason: rollback.map(|it| it.reason.clone()).unwrap_or_default(),
+            rollback_to: rollback.map(|rollback| rollback.to),
             phase: None,
             pid: self.pid(),
             incumbent_serves: false,
@@ -281,7 +301,14 @@ impl Driver {
 
     fn launch(&mut self) {
         let Some(down) = &mut self.down else { return };
-        match self.launcher.launch(down.generation).and_then(Link::new) {
+        let launched = match &mut down.release {
+            Release::Next => self.launcher.launch(down.generation),
+            Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+            Release::Theirs(launched) => launched.take().map(|it| *it).ok_or_else(|| {
+                Error::new(ErrorKind::Launch, "handing over to a process once more")
+            }),
+        };
+        match launched.and_then(Link::new) {
             Ok(link) => {
                 down.span.record("pid", link.pid);
                 down.pid = link.pid;
@@ -331,20 +358,37 @@ impl Driver {
         let Some(down) = &mut self.down else {
             return Ok(());
         };
-        let Some(link) = &mut down.link else {
-            return Ok(());
-        };
-        if link.passing.offer.is_some() {
+        let rollback = down.cold_rollback().cloned();
+        if down
+            .link
+            .as_ref()
+            .is_none_or(|link| link.passing.offer.is_some())
+        {
             return Ok(());
         }
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
+        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
+            table.extend(shareable([slot]));
+            down.director = Some(sharing);
+        }
+        let Some(link) = &mut down.link else {
+            return Ok(());
+        };
         if let Some(state) = down.state.take() {
             table.extend(shareable(state.into_slots()?));
         }
         if let Some(relay) = &link.relay {
             table.extend(shareable(relay.slots().map_err(failed)?));
+        }
+        match lock(&self.shared.images).offer(self.generation, rollback.as_ref()) {
+            Ok(images) => table.extend(images),
+            // A successor without a way back is better than none.
+            Err(error) => self.shared.warn(format!(
+                "generation {} cannot be rolled back to: passing its image: {error}",
+                self.generation
+            )),
         }
         if self.config.control.is_some() {
             let history = self.shared.history.borrow().to_bytes();
@@ -558,6 +602,9 @@ impl Driver {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        if let Some(sharing) = down.director.take() {
+            sharing.release();
+        }
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
         self.shared.remember(control::Upgrade {
@@ -580,7 +627,8 @@ impl Driver {
             }));
         }
         if let Some(mut link) = down.link {
-            self.announce_successor(generation, pid, link.channel.take());
+            let channel = link.channel.take();
+            self.announce_successor(generation, pid, channel, link.is_child);
             // As long as this process lives it is the parent, and nobody else can collect the successor.
             tokio::spawn(link.collect_when_gone());
         }
@@ -711,25 +759,21 @@ impl Passing {
 
 impl Link {
     fn new(launched: Launched) -> Result<Self> {
-        let Launched {
-            channel,
-            pid,
-            pidfd: process,
-            stderr: relay,
-        } = launched;
-        let channel = Channel::new(channel).map_err(|error| {
+        let channel = Channel::new(launched.channel).map_err(|error| {
+            // Nobody will ever talk to it, or learn of its end. Another's child is its parent's to collect.
+            match launched.is_child {
+                true => discard(launched.pid),
+                false => drop(launched.pidfd.kill()),
+            }
             Error::new(ErrorKind::Launch, "watching the successor's channel").because(error)
-        });
-        let channel = channel.inspect_err(|_| {
-            // Nobody will ever talk to it, or learn of its end.
-            discard(pid);
         })?;
         Ok(Self {
             channel: Some(channel),
-            process,
-            pid,
+            process: launched.pidfd,
+            pid: launched.pid,
+            is_child: launched.is_child,
             ended: None,
-            relay,
+            relay: launched.stderr,
             passing: Passing::default(),
             slots: Vec::new(),
         })
@@ -768,7 +812,9 @@ fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::ETOOMANYREFS)
 }
 
-fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
+fn shareable(
+    slots: impl IntoIterator<Item = (Slot, OwnedFd)>,
+) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
     slots
         .into_iter()
         .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))

@@ -34,6 +34,8 @@ pub(crate) struct ServiceManager {
     /// What it is to keep once it listens to this process.
     to_keep: Vec<KeptState>,
     place: Place,
+    /// Whether somebody has started this process as a unit's main one, and no generation as its successor.
+    is_started_as_main: bool,
     /// When it is to hear again how long the upgrade under way may take.
     extend_again: Option<Instant>,
     /// Whether it is to keep sockets for a start after this service's crash or restart.
@@ -119,6 +121,7 @@ impl ServiceManager {
             passed_badly: Vec::new(),
             to_keep: Vec::new(),
             extend_again: None,
+            is_started_as_main: is_main,
             place: match is_main {
                 true => Place::Main,
                 false => Place::NotYet {
@@ -224,6 +227,13 @@ impl Driver {
             .tell(Notice::new().ready().status(&self.standing()));
         self.manager.pet(Instant::now());
         self.keep_sockets();
+    }
+
+    /// A successor that is the main process of a unit of its own has started once the role is its.
+    pub(super) fn announce_takeover(&mut self) {
+        if self.manager.is_started_as_main {
+            self.announce();
+        }
     }
 
     /// The last word of the generation before this one was that this is the main process now.
@@ -356,14 +366,24 @@ impl Driver {
     /// Hands the service over to a committed successor, at once or as soon as the manager listens to this process. This
     /// process must outlive the manager's hearing so, and its end of the channel, whose closing tells the successor, with
     /// it.
+    ///
+    /// One that somebody else has started in another unit cannot be this one's main process: this unit ends then.
     pub(super) fn announce_successor(
         &mut self,
         generation: u64,
         pid: u32,
         channel: Option<Channel>,
+        is_child: bool,
     ) {
         if !self.manager.hears() {
             return;
+        }
+        if !is_child && !shares_our_unit(pid) {
+            let status =
+                format!("generation {generation} serves (process {pid}), outside of this unit");
+            // systemd 252 takes no stop in the middle of a reload, which the upgrade was to it.
+            self.manager.tell(Notice::new().ready());
+            return self.announce_end(&status, self.config.hard_stop);
         }
         let class = self
             .shared
@@ -404,7 +424,11 @@ impl Driver {
     pub(super) fn announce_stop(&mut self, within: Duration) {
         let generation = self.generation;
         let status = format!("stopping: generation {generation} finishes what is in flight");
-        let notice = Notice::new().stopping().status(&status);
+        self.announce_end(&status, within);
+    }
+
+    fn announce_end(&mut self, status: &str, within: Duration) {
+        let notice = Notice::new().stopping().status(status);
         self.manager
             .tell(notice.extend_timeout(within + self.config.exit));
         if self.manager.hears() && self.elders.count() > 0 {
@@ -418,5 +442,22 @@ impl Driver {
     }
 }
 
+/// systemd knows a unit's processes by their control group (cgroups(7)). Whose is not known is another's.
+pub(crate) fn shares_our_unit(pid: u32) -> bool {
+    let group = |process: &str| std::fs::read(format!("/proc/{process}/cgroup")).ok();
+    group(&pid.to_string()).is_some_and(|theirs| group("self") == Some(theirs))
+}
+
 /// Until the manager has heard of a successor: first the predecessor may have to wait for it, then this process.
 const NAMING_DEADLINE: Duration = NOTIFY_DEADLINE.saturating_mul(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_of_our_unit_by_its_control_group() {
+        assert!(shares_our_unit(std::process::id()));
+        assert!(!shares_our_unit(0));
+    }
+}

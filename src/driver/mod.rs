@@ -10,8 +10,10 @@ mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
+mod release;
 mod rollout;
 pub(crate) mod shared;
+mod sharing;
 mod stop;
 mod upward;
 
@@ -22,20 +24,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::downward::Downward;
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
 use self::operator::{Done, verdict_of};
+use self::release::Release;
 use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::sharing::Sharing;
 use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
 use crate::control;
+use crate::director;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -92,6 +97,8 @@ pub(crate) struct Driver {
     stop: Option<Stop>,
     /// It leaves, and nobody follows.
     ends_service: bool,
+    /// Whether it has connections to serve that another generation has accepted.
+    has_adopted: watch::Receiver<bool>,
     incumbent_since: Option<SystemTime>,
 }
 
@@ -115,6 +122,8 @@ enum Input {
     FromSuccessor(Heard),
     SuccessorEnded,
     HooksDone(Collected),
+    Adopted,
+    DirectorEnded(director::End),
     Examined(Examination, Examined),
     ElderGone(elders::Elder),
     Command(Command),
@@ -133,6 +142,7 @@ impl Driver {
         manager: ServiceManager,
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
+        let has_adopted = shared.table.has_adopted();
         Self {
             shared,
             config,
@@ -156,6 +166,7 @@ impl Driver {
             stop_asked: false,
             stop: None,
             ends_service: false,
+            has_adopted,
             incumbent_since: None,
         }
     }
@@ -276,14 +287,20 @@ impl Driver {
             Some(up) => (up.channel.as_mut(), up.process.as_ref()),
             None => (None, None),
         };
-        let (hooks, examining, link) = match &mut self.down {
+        let (hooks, examining, director, link) = match &mut self.down {
             Some(Downward {
                 hooks,
                 examining,
+                director,
                 link,
                 ..
-            }) => (hooks.as_mut(), examining.as_mut(), link.as_mut()),
-            None => (None, None, None),
+            }) => (
+                hooks.as_mut(),
+                examining.as_mut(),
+                director.as_ref(),
+                link.as_mut(),
+            ),
+            None => (None, None, None, None),
         };
         let (down_channel, down_process) = match link {
             Some(link) => {
@@ -299,6 +316,8 @@ impl Driver {
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
             done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
             (what, result) = when(examining.map(Examining::done)) => Input::Examined(what, result),
+            end = when(director.map(Sharing::ended)) => Input::DirectorEnded(end),
+            Ok(()) = self.has_adopted.changed() => Input::Adopted,
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -314,6 +333,8 @@ impl Driver {
             Input::FromSuccessor(heard) => self.heard_from_successor(heard),
             Input::SuccessorEnded => self.successor_ended(),
             Input::HooksDone(result) => self.hooks_done(result),
+            Input::Adopted => self.adopted(),
+            Input::DirectorEnded(end) => self.director_ended(end),
             Input::Examined(what, result) => {
                 self.examined(what, result);
                 self.perform_downward();
@@ -323,7 +344,7 @@ impl Driver {
             Input::Trigger(Trigger::Upgrade) => {
                 // Nobody waits for the answer of a signal; the refusal is an event.
                 let plan = self.config.rollout.clone();
-                let _ = self.upgrade(None, plan, Origin::Automatic);
+                let _ = self.upgrade(None, plan, Origin::Automatic, Release::Next);
             }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
@@ -391,9 +412,13 @@ impl Driver {
             Command::Upgrade { plan, reply } => {
                 let plan = plan.map_or_else(|| self.config.rollout.clone(), |plan| *plan);
                 // Answered by way of `reply`.
-                let _ = self.upgrade(Some(reply), plan, Origin::Automatic);
+                let _ = self.upgrade(Some(reply), plan, Origin::Automatic, Release::Next);
             }
             Command::Operate { wanted, reply } => self.do_wanted(wanted, reply),
+            Command::TakeOver { successor, reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.hand_over_to(*successor));
+            }
             Command::Flip => {
                 // Nothing to be promoted is nothing to be done.
                 let _ = self.promote_successor(Promote::Next);
@@ -443,8 +468,18 @@ impl Driver {
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         plan: Rollout,
         origin: Origin,
+        release: Release,
     ) -> Done {
-        let reason = match (self.role, self.upgrade_phase()) {
+        let Err(reason) = self.may_upgrade(&plan, origin) else {
+            return Ok(self.begin_upgrade(reply, plan, release));
+        };
+        self.refuse(reply, reason.clone());
+        Err(reason)
+    }
+
+    /// Or why not now.
+    fn may_upgrade(&self, plan: &Rollout, origin: Origin) -> Result<(), String> {
+        Err(match (self.role, self.upgrade_phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {
                 "the service is stopping, this generation is a lame duck".to_owned()
@@ -454,22 +489,21 @@ impl Driver {
             (Role::Incumbent, None) if self.waiting.is_some() => {
                 "an upgrade waits for an older generation to leave".to_owned()
             }
-            (Role::Incumbent, None) => match self.attempts.permit(origin, &plan) {
-                Ok(()) => return Ok(self.begin_upgrade(reply, plan)),
-                Err(too_many) => too_many.to_string(),
-            },
-        };
-        self.refuse(reply, reason.clone());
-        Err(reason)
+            (Role::Incumbent, None) => {
+                let permitted = self.attempts.permit(origin, plan);
+                return permitted.map_err(|too_many| too_many.to_string());
+            }
+        })
     }
 
     fn begin_upgrade(
         &mut self,
         reply: Option<oneshot::Sender<Result<Upgraded>>>,
         plan: Rollout,
+        release: Release,
     ) -> u64 {
         let generation = self.next_generation;
-        let down = Downward::new(generation, reply, plan, Instant::now());
+        let down = Downward::new(generation, reply, release, plan, Instant::now());
         if self.has_capacity() {
             self.next_generation += 1;
             self.start_upgrade(down);
@@ -541,6 +575,7 @@ impl Driver {
             from: self.generation,
             verdict: verdict_of(ErrorKind::Refused),
             reason: reason.clone(),
+            rollback_to: None,
             phase: None,
             pid: None,
             incumbent_serves: self.answers_for_the_service(),
@@ -568,7 +603,9 @@ impl Driver {
         let shared = self.shared.clone();
         // What waits in queues that are only ours is served first.
         let unclaimed = std::mem::take(&mut self.unclaimed);
+        let accepted = shared.table.adopted_accepted(self.config.flip);
         let finishing = shared.table.finish(&unclaimed, self.config.flip);
+        let finishing = async { tokio::join!(finishing, accepted).0 };
         tokio::spawn(async move { leave(&shared, finishing, None, || Duration::MAX).await });
     }
 

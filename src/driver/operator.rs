@@ -4,25 +4,31 @@
 //! in the control socket's tasks, reads what was published, and waits there for verdicts.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::shared::{Command, Shared};
+use super::release::Release;
+use super::shared::{Command, Shared, lock};
+use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RolloutState, Strategy,
-    Underway, Upgrade, Verdict, What,
+    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RollbackKind, RolloutState,
+    Strategy, Underway, Upgrade, Verdict, What,
 };
+use crate::director::Watched;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
+use crate::launch::Launched;
 use crate::protocol::message::{Timings, millis};
 use crate::rollout::attempts::Origin;
 use crate::rollout::controller::Promote;
 use crate::rollout::{Pause, PauseReason, Share, Until};
+use crate::sys::descriptors;
 
 /// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
 const CLASS: &str = "control";
@@ -44,6 +50,7 @@ struct Upgrading {
     /// None while it waits for an elder to leave, and the rollout with it.
     phase: Option<Phase>,
     rollout: Option<RolloutState>,
+    director: Option<Watched>,
     asked_at: Instant,
 }
 
@@ -65,6 +72,10 @@ pub(crate) enum Wanted {
     Rollback {
         reason: String,
     },
+    /// To the release before, by an upgrade to it.
+    ColdRollback {
+        reason: String,
+    },
 }
 
 /// The successor's number, or why it was not done.
@@ -79,13 +90,16 @@ impl Driver {
                 origin,
             } => self
                 .plan(strategy, plan.as_ref())
-                .and_then(|plan| self.upgrade(None, plan, origin)),
+                .and_then(|plan| self.upgrade(None, plan, origin, Release::Next)),
             Wanted::Promote(promote) => self.promote_or_declare_good(promote),
             Wanted::Pause => self.pause_rollout(),
             Wanted::Resume => self.resume_rollout(),
             Wanted::Share(share) => self.share_by_hand(share),
             Wanted::Abort { reason } => self.abort(or(reason, "an operator aborted it")),
             Wanted::Rollback { reason } => self.undo(or(reason, "an operator rolled it back")),
+            Wanted::ColdRollback { reason } => {
+                self.roll_back_cold(or(reason, "an operator rolled it back"))
+            }
         };
         // Whoever asked may have gone away.
         let _ = reply.send(done);
@@ -111,6 +125,7 @@ impl Driver {
                 pid: down.pid(),
                 phase,
                 rollout: phase.map(|_| down.rollout_state(now)),
+                director: down.director.as_ref().map(Sharing::watched),
                 asked_at: down.asked_at,
             });
         // First, so that whoever sees the standing change finds out who is asked now.
@@ -166,13 +181,16 @@ impl Driver {
     }
 
     fn own_upgrade(&self, from: u64, timings: Timings) -> Upgrade {
+        let rollback = self.up.as_ref().and_then(|up| up.cold_rollback.clone());
+        let (rollback_to, reason) = rollback.map(|it| (it.to, it.reason)).unzip();
         let now_ms = control::unix_ms(SystemTime::now());
         let known = timings.asked_at_ms != 0;
         Upgrade {
             generation: self.generation,
             from,
             verdict: Verdict::Committed,
-            reason: String::new(),
+            reason: reason.unwrap_or_default(),
+            rollback_to,
             phase: None,
             pid: Some(std::process::id()),
             incumbent_serves: false,
@@ -236,11 +254,17 @@ impl Operator {
     }
 
     async fn have_done(&self, wanted: Wanted) -> Result<u64, Reply> {
+        self.command(|reply| Command::Operate { wanted, reply })
+            .await
+    }
+
+    async fn command(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Done>) -> Command,
+    ) -> Result<u64, Reply> {
         let (reply, done) = oneshot::channel();
         let gone = |error: Error| Reply::refused(format!("{error:?}"));
-        self.shared
-            .command(Command::Operate { wanted, reply })
-            .map_err(gone)?;
+        self.shared.command(command(reply)).map_err(gone)?;
         done.await
             .map_err(|_| gone(super::shared::gone()))?
             .map_err(Reply::refused)
@@ -268,6 +292,33 @@ impl Operator {
         let generation = self.have_done(wanted).await?;
         let upgrade = Box::new(self.until_verdict(generation).await);
         Ok(Reply::Verdict { upgrade })
+    }
+
+    /// Makes the process that asks the successor. The channel is its only once the driver has agreed: a client that is
+    /// refused gets none.
+    async fn hand_over(&self, lines: &mut Lines) -> io::Result<()> {
+        let (ours, theirs) = descriptors::pair()?;
+        let begun = async {
+            let (pid, process) = lines.peer().map_err(Reply::refused)?;
+            process.can_be_killed().map_err(|error| {
+                let text = format!("process {pid} could not be ended if it failed: {error}");
+                Reply::refused(text)
+            })?;
+            let successor = Box::new(Launched::by_somebody_else(ours, pid, process));
+            self.command(|reply| Command::TakeOver { successor, reply })
+                .await
+        };
+        match begun.await {
+            Ok(generation) => {
+                let incumbent = std::process::id();
+                let reply = Reply::Takeover {
+                    generation,
+                    incumbent,
+                };
+                lines.say_with(&reply, theirs.as_fd()).await
+            }
+            Err(refusal) => lines.say(&refusal).await,
+        }
     }
 
     async fn until_verdict(&self, generation: u64) -> Upgrade {
@@ -374,10 +425,30 @@ impl Operator {
             uptime_ms: millis(self.started_at.elapsed()),
             incumbent_since_ms: standing.incumbent_since.map(control::unix_ms),
             upgrade: standing.underway(),
+            rollback: Some(self.rollback_on_offer(&standing)),
             elders: standing.elders(),
             classes: self.classes(),
             sockets: self.sockets(),
             last: history.last().cloned(),
+        }
+    }
+
+    fn rollback_on_offer(&self, standing: &Standing) -> control::Rollback {
+        match standing.upgrade.as_ref().map(|upgrade| upgrade.phase) {
+            Some(Some(phase @ (Phase::Committing | Phase::Reverting))) => {
+                control::Rollback::none(format!("the upgrade under way is {phase}"))
+            }
+            Some(_) => {
+                control::Rollback::to(RollbackKind::Instant, self.generation(), self.build.clone())
+            }
+            None => match lock(&self.shared.images).before() {
+                Ok(image) => {
+                    let release = image.release();
+                    let (generation, build) = (release.generation, release.build.clone());
+                    control::Rollback::to(RollbackKind::Cold, generation, build)
+                }
+                Err(why) => control::Rollback::none(why),
+            },
         }
     }
 
@@ -452,6 +523,9 @@ impl Answering for Operator {
             return self.tell_events(lines).await;
         }
         let _guard = self.guard();
+        if request == Request::Takeover {
+            return self.hand_over(lines).await;
+        }
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Upgrade {
@@ -480,7 +554,19 @@ impl Answering for Operator {
             Request::Resume => self.do_at_once(Wanted::Resume).await,
             Request::Share { share } => self.do_at_once(Wanted::Share(share)).await,
             Request::Abort { reason } => self.undo(Wanted::Abort { reason }).await,
-            Request::Rollback { reason } => self.undo(Wanted::Rollback { reason }).await,
+            Request::Rollback {
+                reason,
+                cold: false,
+                wait: true,
+            } => self.undo(Wanted::Rollback { reason }).await,
+            Request::Rollback {
+                reason,
+                cold: false,
+                wait,
+            } => self.carry_out(Wanted::Rollback { reason }, wait).await,
+            Request::Rollback { reason, wait, .. } => {
+                self.carry_out(Wanted::ColdRollback { reason }, wait).await
+            }
             Request::Generations => Ok(Reply::Generations {
                 generations: self.generations(),
             }),
@@ -494,10 +580,22 @@ impl Answering for Operator {
             Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
             Request::Drain { wait: true } => Ok(self.until_no_elders().await),
             Request::Stop { now } => Ok(self.stop(now)),
-            Request::Events => Ok(Reply::Events),
+            Request::Events | Request::Takeover => Ok(Reply::Events),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal);
         lines.say(&reply).await
+    }
+}
+
+impl Upgrading {
+    /// With the counts of this moment.
+    fn rollout(&self) -> Option<RolloutState> {
+        let standing = self.director.as_ref().and_then(Watched::standing);
+        let rollout = self.rollout.clone()?;
+        Some(RolloutState {
+            forwarding: standing.as_ref().map(sharing::state_of),
+            ..rollout
+        })
     }
 }
 
@@ -527,8 +625,7 @@ impl Standing {
     fn undecided(&self, generation: u64) -> Option<Reply> {
         let upgrade = self.upgrade.as_ref();
         let upgrade = upgrade.filter(|upgrade| upgrade.generation == generation)?;
-        let rollout = upgrade.rollout.as_ref()?;
-        match rollout.pause? {
+        match upgrade.rollout.as_ref()?.pause? {
             Pause {
                 until: Until::Recovery,
                 ..
@@ -542,7 +639,7 @@ impl Standing {
             }),
             _ => Some(Reply::Paused {
                 generation,
-                rollout: Box::new(rollout.clone()),
+                rollout: Box::new(upgrade.rollout()?),
             }),
         }
     }
@@ -556,7 +653,7 @@ impl Standing {
                 None => "waiting".to_owned(),
             },
             for_ms: millis(upgrade.asked_at.elapsed()),
-            rollout: upgrade.rollout.clone(),
+            rollout: upgrade.rollout(),
         })
     }
 

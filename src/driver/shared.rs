@@ -14,6 +14,7 @@ use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
+use crate::launch::{Images, Launched};
 use crate::listen::Table;
 use crate::observe::Observed;
 use crate::rollout::Rollout;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) offered: Mutex<State>,
     /// What the incumbent passed at the flip.
     pub(crate) flipped: Mutex<State>,
+    /// What this generation runs, and what a cold rollback goes back to.
+    pub(crate) images: Mutex<Images>,
 }
 
 /// Hooks in the order in which they were added.
@@ -69,6 +72,11 @@ pub(crate) enum Command {
     /// Do what an operator wants; answered when it has begun.
     Operate {
         wanted: Wanted,
+        reply: oneshot::Sender<Done>,
+    },
+    /// Hand over to a process that somebody else has started; answered when it has begun.
+    TakeOver {
+        successor: Box<Launched>,
         reply: oneshot::Sender<Done>,
     },
     /// Let the successor that is held in standby take over.
@@ -151,6 +159,7 @@ impl Shared {
             at_flip: Hooks::default(),
             offered: Mutex::default(),
             flipped: Mutex::default(),
+            images: Mutex::default(),
         })
     }
 
@@ -238,7 +247,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// What was passed is whole even if a holder of the lock has panicked.
-pub(crate) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+/// What is behind it is whole even if a holder of the lock has panicked.
+pub(crate) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

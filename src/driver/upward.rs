@@ -1,6 +1,7 @@
 //! The link to the incumbent that this generation takes over from.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Instant;
 
 use super::Driver;
@@ -8,15 +9,17 @@ use super::downward::HISTORY;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
+use super::sharing::begin_adopting;
 use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::launch::{self, OwnStderr};
+use crate::launch::{self, ColdRollback, OwnStderr};
 use crate::protocol::message::{self, Message, Slot, Timings, Watch};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
-use crate::sys::process::Pidfd;
+use crate::sys::environment::Snapshot;
+use crate::sys::process::{Pidfd, set_name};
 
 /// One handover, seen from its starting end.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Upward {
     timings: Option<Timings>,
     /// How the incumbent wants this generation to count.
     pub(super) watched: Option<Watch>,
+    /// What this generation is to undo, if it is the release before once more.
+    pub(super) cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -59,6 +64,7 @@ impl Upward {
             elders: Vec::new(),
             timings: None,
             watched: None,
+            cold_rollback: None,
             stderr: None,
             failed: None,
         }
@@ -210,10 +216,18 @@ impl Driver {
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
         up.stderr = OwnStderr::take(&mut state);
+        begin_adopting(&mut state, &self.shared.table)?;
         if let Some(history) = state.take_blob(HISTORY) {
             self.shared
                 .history
                 .send_replace(History::from_bytes(&history));
+        }
+        up.cold_rollback = lock(&self.shared.images).inherit(&mut state);
+        if up.cold_rollback.is_some()
+            && let Err(error) = restore_name()
+        {
+            self.shared
+                .warn(format!("this process has a number for a name: {error}"));
         }
         if let (Some(stderr), Some(process)) = (&up.stderr, &up.process) {
             stderr.restore_after(process).map_err(|error| {
@@ -289,6 +303,7 @@ impl Driver {
         }
         self.remember_own_upgrade(from, timings);
         self.become_incumbent();
+        self.announce_takeover();
     }
 
     fn restore_stderr(&mut self) {
@@ -323,6 +338,13 @@ impl Driver {
             false => error,
         }));
     }
+}
+
+/// The kernel names a process for the file that it is started from: here that is the number of a descriptor.
+fn restore_name() -> std::io::Result<()> {
+    let argv = &Snapshot::take().argv;
+    let name = argv.first().and_then(|name| Path::new(name).file_name());
+    name.map_or(Ok(()), set_name)
 }
 
 pub(super) fn state_of(slots: impl IntoIterator<Item = (Slot, OwnedFd)>) -> State {

@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
+use super::divert::Diverter;
 use super::gate::{Gate, Gated, Watch};
+use super::intake::Adopted;
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use super::tcp::TcpListener;
@@ -34,8 +37,8 @@ pub(crate) struct Accepted {
 }
 
 /// The sockets of one generation, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Table(Mutex<Inner>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -45,6 +48,9 @@ struct Inner {
     retired: bool,
     /// Names under which the service manager keeps a socket for the next start, whether it is still held here or not.
     stored: BTreeSet<String>,
+    diverter: Diverter,
+    /// Whether there has ever been something for the application to accept, whatever its gates.
+    has_adopted: watch::Sender<bool>,
 }
 
 // What a starting generation does.
@@ -278,6 +284,59 @@ impl Table {
     }
 }
 
+// What comes from other generations, and goes to them.
+impl Table {
+    /// Puts a connection before the application that was accepted elsewhere: the next one that the listener of this name
+    /// gives it, gate open or shut. It comes back if there is no such listener, nobody accepts from it any more, or too
+    /// many wait already.
+    pub(crate) fn adopt_connection(
+        &self,
+        name: &str,
+        adopted: Adopted,
+    ) -> std::result::Result<(), Adopted> {
+        let inner = self.lock();
+        let Some(gate) = inner.listener(name).cloned() else {
+            return Err(adopted);
+        };
+        let has_adopted = inner.has_adopted.clone();
+        drop(inner);
+        gate.adopt(adopted)?;
+        has_adopted.send_if_modified(|before| !mem::replace(before, true));
+        Ok(())
+    }
+
+    /// Becomes `true` when the first connection is adopted.
+    pub(crate) fn has_adopted(&self) -> watch::Receiver<bool> {
+        self.lock().has_adopted.subscribe()
+    }
+
+    /// Whether a connection to the listener of this name may be adopted, as far as is known.
+    pub(crate) fn adopts(&self, name: &str) -> bool {
+        self.lock().listener(name).is_some()
+    }
+
+    /// Waits until the application has accepted everything that was adopted, or `deadline` is over.
+    ///
+    /// Cancel safe.
+    pub(crate) fn adopted_accepted(&self, deadline: Duration) -> impl Future<Output = ()> + use<> {
+        let inner = self.lock();
+        let adopted: Vec<_> = inner.gates().map(|(_, gate)| gate.adopted()).collect();
+        drop(inner);
+        let until = Instant::now() + deadline;
+        async move {
+            for mut count in adopted {
+                // Out of time or without a gate, nobody is left to wait for.
+                let _ = timeout_at(until, count.wait_for(|count| *count == 0)).await;
+            }
+        }
+    }
+
+    /// Has somebody be asked where each connection is to be served.
+    pub(crate) fn diverter(&self) -> Diverter {
+        self.lock().diverter.clone()
+    }
+}
+
 // What is the service manager's.
 impl Table {
     /// Takes over sockets that came from the service manager, for claims to find. Says what is wrong with those that it
@@ -381,8 +440,9 @@ impl Table {
     fn gate<W: Watch>(&self, name: &str, claimed: &Claimed) -> Result<Arc<Gate<W>>> {
         let runtime = Handle::try_current()
             .map_err(|error| listen_error(format!("making a gate for {name:?}")).because(error))?;
-        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime));
         let mut inner = self.lock();
+        let diversion = inner.diverter.at(name);
+        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime, diversion));
         let mut held = inner.held.iter_mut();
         match held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
             Some(held) => held.claim = Claim::Gated(gate.clone()),
@@ -420,6 +480,13 @@ impl Inner {
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
         let held = self.held.iter();
         held.filter_map(|held| Some((&held.slot.name, held.gate()?)))
+    }
+
+    /// The gate of this name, if connections come through it.
+    fn listener(&self, name: &str) -> Option<&Arc<dyn Gated>> {
+        let mut held = self.held.iter();
+        let held = held.find(|held| held.slot.name == name && held.slot.kind != SlotKind::Udp)?;
+        held.gate()
     }
 
     fn add(&mut self, inherited: Vec<Held>) {
@@ -762,6 +829,56 @@ mod tests {
         let slots = vec![(slot("web", SlotKind::Tcp), listener.into())];
         table.adopt(slots).unwrap();
         assert!(SockRef::from(&kept).nonblocking().unwrap());
+    }
+
+    #[tokio::test]
+    async fn connections_are_adopted_by_the_listener_of_their_name() {
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let room = TempDir::new().unwrap();
+        let path = room.path().join("api");
+        let api = table.unix("api", &path, &options()).await.unwrap();
+        let _dns = table.udp("dns", &at(LOOPBACK), &options()).unwrap();
+        table.std_tcp("own", &at(LOOPBACK), &options()).unwrap();
+
+        let (socket, address) = listening_socket();
+        let client = connect(address);
+        await_queue(&socket);
+        let (accepted, _) = net::TcpListener::from(socket).accept().unwrap();
+        let adopted = |descriptor: &OwnedFd| Adopted::new(descriptor.try_clone().unwrap());
+        let accepted = OwnedFd::from(accepted);
+        for no_listener in ["none", "dns", "own"] {
+            assert!(
+                table
+                    .adopt_connection(no_listener, adopted(&accepted))
+                    .is_err()
+            );
+        }
+        table.adopt_connection("web", adopted(&accepted)).unwrap();
+        let (_, peer) = within(web.accept()).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+
+        let (one, _other) = std_unix::UnixStream::pair().unwrap();
+        table
+            .adopt_connection("api", Adopted::new(one.into()))
+            .unwrap();
+        let mut taken = pin!(table.adopted_accepted(DEADLINE));
+        assert!(poll_once(taken.as_mut()).await.is_pending());
+        within(api.accept()).await.unwrap();
+        assert!(poll_once(taken.as_mut()).await.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_deadline_for_what_is_not_accepted() {
+        let table = Table::default();
+        let _web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        table
+            .adopt_connection("web", Adopted::new(null.into()))
+            .unwrap();
+        let begun = Instant::now();
+        table.adopted_accepted(DEADLINE).await;
+        assert_eq!(begun.elapsed(), DEADLINE);
     }
 
     #[tokio::test]

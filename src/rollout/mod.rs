@@ -17,10 +17,6 @@ pub(crate) mod attempts;
 pub(crate) mod controller;
 #[cfg(test)]
 mod model;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the director is about to ask it")
-)]
 pub(crate) mod pick;
 mod plan;
 mod share;

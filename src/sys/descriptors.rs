@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::fstat;
 use socket2::{Domain, SockRef, Type};
@@ -50,6 +51,14 @@ pub(crate) fn send(
     body: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    send_some(socket, body, descriptors).map(drop)
+}
+
+fn send_some(
+    socket: BorrowedFd<'_>,
+    body: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
     let mut control = control_of(descriptors)?;
     let mut part = libc::iovec {
         iov_base: body.as_ptr().cast_mut().cast(),
@@ -59,8 +68,21 @@ pub(crate) fn send(
     retry(|| {
         // SAFETY: `message` points to `part`, and they to `body` and `control`; all outlive the call, which only reads.
         unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) }
-    })?;
-    Ok(())
+    })
+}
+
+/// Sends bytes and descriptors on a stream socket, where a send can be cut short: all of it at once, or an error.
+///
+/// Whoever reads there must use [`recv`]: a plain read drops the descriptors (unix(7)).
+pub(crate) fn send_on_stream(
+    socket: BorrowedFd<'_>,
+    body: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    match send_some(socket, body, descriptors)? {
+        sent if sent == body.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
 }
 
 /// Receives one datagram to the front of `buffer`; `None` once the other end is closed and everything has been read.
@@ -108,6 +130,14 @@ pub(crate) fn is_seqpacket_socket(descriptor: BorrowedFd<'_>) -> bool {
         && socket.r#type().is_ok_and(|kind| kind == Type::SEQPACKET)
 }
 
+/// Whether every holder of the other end has closed it (poll(2), POLLHUP).
+pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    let found = polled[0].revents().unwrap_or(PollFlags::empty());
+    Ok(found.contains(PollFlags::POLLHUP))
+}
+
 /// The process that made or connected the other end (SO_PEERCRED, unix(7)); it may have passed it on since.
 pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let credentials = getsockopt(&socket, PeerCredentials)?;
@@ -138,6 +168,13 @@ pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     // caller knows from having been told the number by whoever started this process.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(descriptor)
+}
+
+/// Leaves a descriptor to the program that this process becomes by exec(3), above the standard streams.
+pub(crate) fn leave_to_exec(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    let descriptor = lifted(descriptor)?;
+    fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
     Ok(descriptor)
 }
 
@@ -340,6 +377,34 @@ mod tests {
         assert!(!leads_to(RawFd::MAX, expected));
         let null = File::open("/dev/null").unwrap();
         assert!(!leads_to(null.as_raw_fd(), inode(null.as_fd()).unwrap()));
+    }
+
+    #[test]
+    fn descriptors_travel_with_the_bytes_of_a_stream() {
+        let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
+        send_on_stream(left.as_fd(), b"line\n", &[left.as_fd()]).unwrap();
+        let mut buffer = [0; 16];
+        let received = recv(right.as_fd(), &mut buffer).unwrap().unwrap();
+        assert_eq!(
+            (&buffer[..received.length], received.descriptors.len()),
+            (&b"line\n"[..], 1)
+        );
+        assert!(!is_hung_up(right.as_fd()).unwrap());
+        drop(left);
+        // It has travelled, so somebody still holds it.
+        assert!(!is_hung_up(right.as_fd()).unwrap());
+        drop(received);
+        assert!(is_hung_up(right.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn what_is_left_to_an_exec_is_inherited_and_no_standard_stream() {
+        let (left, _right) = pair().unwrap();
+        let inode_before = inode(left.as_fd()).unwrap();
+        let left = leave_to_exec(left).unwrap();
+        assert!(left.as_raw_fd() > libc::STDERR_FILENO);
+        assert_eq!(descriptor_flags(left.as_raw_fd()).unwrap(), 0);
+        assert_eq!(inode(left.as_fd()).unwrap(), inode_before);
     }
 
     #[test]

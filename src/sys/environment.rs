@@ -11,9 +11,13 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+use super::descriptors;
 
 /// The variable that names a successor's channel.
 pub(crate) const CHANNEL: &str = "HANDOVER_CHANNEL";
@@ -89,6 +93,13 @@ impl Snapshot {
         }
         snapshot
     }
+}
+
+/// What [`CHANNEL`] says to the process that inherits this descriptor: its number and inode, and the incumbent's process.
+pub(crate) fn channel_value(channel: &OwnedFd, incumbent: u32) -> io::Result<OsString> {
+    let number = channel.as_raw_fd();
+    let inode = descriptors::inode(channel.as_fd())?;
+    Ok(format!("{number}:{inode}:{incumbent}").into())
 }
 
 fn value<'a>(variables: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {

@@ -23,7 +23,7 @@ pub(crate) fn sealed(name: &CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
 /// Refuses one that could still change: the bytes that were measured would not be the bytes that are read.
 pub(crate) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let seals = SealFlag::from_bits_retain(fcntl(file, FcntlArg::F_GET_SEALS)?);
-    if !seals.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE) {
+    if !seals.contains(unchanging()) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the memory file is not sealed",
@@ -38,26 +38,47 @@ pub(crate) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A memory file with the bytes of an open file, which can be executed and which nobody can change from now on.
+///
+/// Where vm.memfd_noexec is 2 (sysctl(8)) there can be none, which is an error.
+pub(crate) fn sealed_program(name: &CStr, program: &mut File) -> io::Result<OwnedFd> {
+    let mut file = File::from(create_with(name, libc::MFD_EXEC)?);
+    io::copy(program, &mut file)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals()))?;
+    Ok(file.into())
+}
+
+/// Whether the bytes of this file can no longer change, whoever wants it.
+pub(crate) fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    seals.is_ok_and(|seals| seals.contains(unchanging()))
+}
+
 /// Whether this is a memory file, sealed or not: only such a file has seals to ask for.
 pub(crate) fn is_memory(file: BorrowedFd<'_>) -> bool {
     fcntl(file, FcntlArg::F_GET_SEALS).is_ok()
 }
 
 fn create(name: &CStr) -> nix::Result<OwnedFd> {
+    // Where vm.memfd_noexec is 2 the kernel refuses a file that could be executed.
+    create_with(name, libc::MFD_NOEXEC_SEAL)
+}
+
+/// `executable` is one of the flags that say whether the file can be executed, which Linux does not know before 6.3.
+fn create_with(name: &CStr, executable: libc::c_uint) -> nix::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    // Where vm.memfd_noexec is 2 the kernel refuses a file that could be executed; before Linux 6.3 it does not know
-    // the flag that says so.
-    match memfd_create(
-        name,
-        flags | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL),
-    ) {
+    match memfd_create(name, flags | MFdFlags::from_bits_retain(executable)) {
         Err(Errno::EINVAL) => memfd_create(name, flags),
         created => created,
     }
 }
 
 fn all_seals() -> SealFlag {
-    SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL
+    unchanging() | SealFlag::F_SEAL_SEAL
+}
+
+fn unchanging() -> SealFlag {
+    SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
 }
 
 #[cfg(test)]
@@ -91,6 +112,23 @@ mod tests {
         assert!(is_memory(create(c"test").unwrap().as_fd()));
         assert!(!is_memory(File::open("/dev/null").unwrap().as_fd()));
         assert!(!is_memory(io::pipe().unwrap().0.as_fd()));
+    }
+
+    #[test]
+    fn a_program_is_copied_whole_can_be_executed_and_cannot_change() {
+        let mut program = File::open("/bin/sh").unwrap();
+        let copy = sealed_program(c"test", &mut program).unwrap();
+        assert!(is_sealed(copy.as_fd()));
+        let copied = read(copy.as_fd()).unwrap();
+        assert!(copied == std::fs::read("/bin/sh").unwrap());
+        assert!(File::from(copy).write_at(b"F", 0).is_err());
+    }
+
+    #[test]
+    fn a_file_that_can_still_change_is_not_sealed() {
+        assert!(!is_sealed(create(c"test").unwrap().as_fd()));
+        assert!(!is_sealed(tempfile::tempfile().unwrap().as_fd()));
+        assert!(is_sealed(sealed(c"test", b"").unwrap().as_fd()));
     }
 
     #[test]

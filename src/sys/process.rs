@@ -54,6 +54,23 @@ impl Pidfd {
         watched(descriptor, Interest::READABLE).map(Self)
     }
 
+    /// Takes hold of the process that has connected the other end of a Unix socket, whose number SO_PEERCRED (unix(7))
+    /// has told.
+    ///
+    /// Before Linux 6.5 this goes by the number. Ask afterwards whether it [still holds its
+    /// end](super::descriptors::is_hung_up): if it does, the number was its own all the time.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub(crate) fn of_peer(socket: BorrowedFd<'_>, pid: u32) -> io::Result<Self> {
+        match peer_pidfd(socket) {
+            Ok(descriptor) => watched(descriptor, Interest::READABLE).map(Self),
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Self::open(pid),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes hold of a process by a pidfd that somebody else has opened; an error if it is no pidfd.
     ///
     /// # Panics
@@ -76,6 +93,12 @@ impl Pidfd {
     /// Outside a tokio runtime.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         watched(self.as_fd().try_clone_to_owned()?, Interest::READABLE).map(Self)
+    }
+
+    /// Whether this process may end it; an error with the reason if not.
+    pub(crate) fn can_be_killed(&self) -> io::Result<()> {
+        // Signal 0 is never sent, and is refused to those who may send no other (kill(2)).
+        self.signal(0)
     }
 
     /// Ends the process at once.
@@ -186,6 +209,13 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<u32> {
     Ok(pid.unsigned_abs())
 }
 
+/// Gives this process a name for ps(1) and pgrep(1), of which the kernel keeps the first 15 bytes (proc_pid_comm(5)).
+///
+/// It is the main thread's, whichever thread says so; prctl(2) would name the calling one.
+pub(crate) fn set_name(name: &OsStr) -> io::Result<()> {
+    std::fs::write("/proc/self/comm", name.as_bytes())
+}
+
 /// Ends a child that nobody can watch, and collects it.
 ///
 /// Waits without a deadline for the one thing that the kernel promises: SIGKILL ends a process.
@@ -197,6 +227,28 @@ pub(crate) fn discard(pid: u32) {
         unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
     }
 }
+
+/// SO_PEERPIDFD: by the connection and not by a number, so it is nobody else even if the process is gone.
+fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut number: RawFd = -1;
+    let mut length = size_of::<RawFd>() as libc::socklen_t;
+    // SAFETY: getsockopt(2) writes one descriptor to `number`, and its length to `length`; both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut number).cast(),
+            &raw mut length,
+        )
+    };
+    check(result.into())?;
+    // SAFETY: the call above succeeded, so this is a new descriptor, close-on-exec, that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// As in the kernel's asm-generic/socket.h; libc has it for a short time only.
+const SO_PEERPIDFD: libc::c_int = 77;
 
 fn assignment((name, value): &(OsString, OsString)) -> OsString {
     let mut text = name.clone();
@@ -351,7 +403,8 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::super::descriptors::pair;
+    use super::super::descriptors::{is_hung_up, pair};
+    use super::super::testing::ran_in_its_own_process;
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -417,9 +470,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_has_connected_is_held_by_the_connection() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut peer = Command::new("python3")
+            .args(["-c", CONNECTS])
+            .arg(&path)
+            .spawn()
+            .unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let held = Pidfd::of_peer(socket.as_fd(), u32::MAX).unwrap();
+        held.can_be_killed().unwrap();
+        assert!(!is_hung_up(socket.as_fd()).unwrap());
+        held.kill().unwrap();
+        assert!(!peer.wait().unwrap().success());
+        timeout(PATIENCE, held.exited()).await.unwrap().unwrap();
+        assert!(is_hung_up(socket.as_fd()).unwrap());
+        // Nobody else, though nobody can find it by its number any more.
+        let gone = Pidfd::of_peer(socket.as_fd(), u32::MAX).unwrap();
+        timeout(PATIENCE, gone.exited()).await.unwrap().unwrap();
+        assert!(gone.can_be_killed().is_err());
+    }
+
+    #[tokio::test]
     async fn a_process_that_is_not_there_cannot_be_opened() {
         assert!(Pidfd::open(u32::MAX).is_err());
         assert!(Pidfd::open(i32::MAX.unsigned_abs()).is_err());
+    }
+
+    #[test]
+    fn a_name_is_the_process_s_from_any_thread() {
+        let name = "sys::process::tests::a_name_is_the_process_s_from_any_thread";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        set_name(OsStr::new("a-name-that-is-too-long")).unwrap();
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(comm, "a-name-that-is-\n");
     }
 
     #[test]
@@ -439,6 +527,11 @@ mod tests {
         discard(pid);
         assert!(!Path::new("/proc").join(pid.to_string()).exists());
     }
+
+    const CONNECTS: &str = "import signal, socket, sys\n\
+        s = socket.socket(socket.AF_UNIX)\n\
+        s.connect(sys.argv[1])\n\
+        signal.pause()";
 
     fn started(script: &str) -> Pidfd {
         let (channel, _ours) = pair().unwrap();

@@ -6,12 +6,13 @@ use tokio::process::Command;
 
 use crate::operated::{program, run};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "status",
     "upgrade",
     "promote",
     "abort",
     "rollback",
+    "takeover",
     "generations",
     "history",
     "drain",

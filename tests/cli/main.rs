@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+mod cold;
 mod commands;
 mod flips;
 mod generated;
@@ -11,3 +12,4 @@ mod operated;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]
 mod support;
+mod takeover;

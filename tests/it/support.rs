@@ -28,7 +28,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) struct Setup {
     pub(crate) command: Command,
     pub(crate) room: TempDir,
-    standby: bool,
+    pub(crate) standby: bool,
 }
 
 /// A testd with all its generations.

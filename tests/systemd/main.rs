@@ -10,6 +10,7 @@ mod reload;
 mod restart;
 mod root;
 mod sockets;
+mod takeover;
 mod units;
 mod user;
 

@@ -19,6 +19,7 @@ use crate::plan::Plan;
 /// | `GET /count` | how often this has been asked, over all generations |
 /// | `GET /say?TEXT` | `said`, once the text is in standard error |
 /// | `GET /helper` | what a helper process finds: variables, blocked signals, descriptors |
+/// | `GET /release` | what the release is called |
 /// | `GET /flip` | `flips`, and lets the successor in standby take over |
 /// | `GET /upgrade` | the verdict of an upgrade |
 /// | `GET /work` | `done`, or 500 if its plan says `ill` |
@@ -42,6 +43,7 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>, plan: &Plan) -> Rou
         )
         .route("/work", get(move || work(number, is_ill)))
         .route("/helper", get(move || helper(number)))
+        .route("/release", get(move || release(number)))
         .route("/flip", get(flip))
         .route("/upgrade", get(upgrade))
         .route("/degraded", get(degraded))
@@ -78,6 +80,11 @@ async fn helper(number: u64) -> String {
         Ok(output) => format!("{number} {}", String::from_utf8_lossy(&output.stdout)),
         Err(error) => format!("{number} no helper: {error}"),
     }
+}
+
+async fn release(number: u64) -> String {
+    let label = crate::release::label().unwrap_or_default();
+    format!("{number} {label}")
 }
 
 async fn flip(State(generation): State<Serving>) -> String {

@@ -14,6 +14,7 @@ mod bare;
 mod heap;
 mod passed;
 mod plan;
+mod release;
 
 use std::error::Error;
 use std::future::pending;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use handover::config::Image;
 use handover::http::Server;
 use handover::{
     Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
@@ -137,9 +139,15 @@ fn builder(plan: &Plan) -> Builder {
     if let Some(path) = setting("TESTD_CONTROL").filter(|_| plan.get("control") != Some("none")) {
         builder = builder.control(path);
     }
-    if let Some(build) = setting("TESTD_BUILD") {
+    if let Some(build) = setting("TESTD_BUILD").or_else(release::label) {
         builder = builder.build_id(build);
     }
+    match setting("TESTD_IMAGE").as_deref() {
+        Some("copy") => builder = builder.image(Image::Copy),
+        Some("nothing") => builder = builder.image(Image::Nothing),
+        _ => {}
+    }
+    builder = builder.takeover(setting("TESTD_TAKEOVER").is_some());
     if setting("TESTD_FD_STORE").is_some() {
         builder = builder.fd_store(true);
     }

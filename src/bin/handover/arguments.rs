@@ -1,5 +1,6 @@
 //! What the program can be asked, and its help, completions and man pages.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,10 +66,26 @@ pub(crate) enum Command {
         #[command(flatten)]
         undo: Undo,
     },
-    /// Undoes the upgrade under way, before or after its flip.
+    /// Undoes the upgrade under way, before or after its flip; or goes back to the release before.
     Rollback {
         #[command(flatten)]
         undo: Undo,
+        /// Starts the release before again, from the image that is held of it, and hands over to it: when no upgrade is
+        /// under way any more. `status` says whether there is one.
+        #[arg(long)]
+        cold: bool,
+        /// Waits for the verdict (the default).
+        #[arg(long, overrides_with = "no_wait")]
+        wait: bool,
+        /// Comes back as soon as it has begun.
+        #[arg(long, overrides_with = "wait")]
+        no_wait: bool,
+    },
+    /// Becomes a program that takes over from the service, as if the service had started it.
+    Takeover {
+        /// The program and its arguments, behind `--`.
+        #[arg(last = true, required = true, value_name = "PROGRAM")]
+        program: Vec<OsString>,
     },
     /// Lists the generations that are alive.
     Generations,

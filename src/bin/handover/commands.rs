@@ -1,10 +1,12 @@
 //! Each command: ask, show the answer, and end with the code that says what became of it.
 
 use std::convert::Infallible;
-use std::fs;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, process};
 
 use clap::CommandFactory;
 use handover::Error;
@@ -64,9 +66,16 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
             };
             await_verdict(output, &client, &request, undo.timeout).await
         }
-        Command::Rollback { undo } => {
+        Command::Rollback {
+            undo,
+            cold,
+            no_wait,
+            ..
+        } => {
             let request = Request::Rollback {
                 reason: undo.reason,
+                cold,
+                wait: !no_wait,
             };
             await_verdict(output, &client, &request, undo.timeout).await
         }
@@ -77,6 +86,7 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
             let client = client.deadline(timeout);
             answer(output, &client, &Request::Drain { wait: true }).await
         }
+        Command::Takeover { program } => takeover(output, &client, &program).await,
         Command::Status => answer(output, &client, &Request::Status).await,
         Command::Generations => answer(output, &client, &Request::Generations).await,
         Command::History => answer(output, &client, &Request::History).await,
@@ -87,6 +97,26 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         Command::Watch => watch::watch(output, client).await,
         Command::Completions { .. } | Command::Man { .. } => Exit::Usage,
     }
+}
+
+/// Does not return if it succeeds. The incumbent watches this very process, so the program must be this one.
+async fn takeover(output: Output, client: &Client, program: &[OsString]) -> Exit {
+    let Some((name, arguments)) = program.split_first() else {
+        return output.trouble("error", "which program?", Exit::Usage);
+    };
+    let takeover = match client.takeover().await {
+        Ok(takeover) => takeover,
+        Err(error) => return output.error(&error),
+    };
+    let error = match takeover.leave_to_exec() {
+        Ok((variable, value)) => process::Command::new(name)
+            .args(arguments)
+            .env(variable, value)
+            .exec(),
+        Err(error) => error,
+    };
+    let message = format!("starting {name:?}: {error}; the incumbent serves on");
+    output.trouble("error", &message, Exit::Usage)
 }
 
 async fn answer(output: Output, client: &Client, request: &Request) -> Exit {
@@ -134,9 +164,10 @@ async fn await_verdict(
 fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
     let shown = output.answer(reply, |paint| in_words(reply, paint));
     let exit = match (request, reply) {
-        (Request::Abort { .. } | Request::Rollback { .. }, Reply::Verdict { upgrade }) => {
-            Exit::of_undoing(upgrade)
-        }
+        (
+            Request::Abort { .. } | Request::Rollback { cold: false, .. },
+            Reply::Verdict { upgrade },
+        ) => Exit::of_undoing(upgrade),
         (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
         (_, Reply::Standby { .. } | Reply::Paused { .. }) => Exit::Decide,
         _ => Exit::Reached,

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
-    ClassWork, DrainState, Elder, Generation, Happened, Role, RolloutState, Status, Upgrade,
-    Verdict, What,
+    ClassWork, DrainState, Elder, Generation, Happened, Role, Rollback, RollbackKind, RolloutState,
+    Status, Upgrade, Verdict, What,
 };
 use handover::rollout::{Explanation, Until};
 
@@ -33,6 +33,9 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
     if let Some(rollout) = status.upgrade.as_ref().and_then(|now| now.rollout.as_ref()) {
         lines.push(self::rollout(rollout, paint));
     }
+    if let Some(back) = &status.rollback {
+        lines.push(format!("rollback    {}", rollback(back)));
+    }
     lines.extend(
         status
             .elders
@@ -50,6 +53,25 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
         lines.push(format!("last        {}", upgrade(last, paint)));
     }
     lines.join("\n")
+}
+
+/// The way back, in one line.
+fn rollback(rollback: &Rollback) -> String {
+    let kind = match rollback.kind {
+        RollbackKind::Instant => "instant",
+        RollbackKind::Cold => "cold",
+        RollbackKind::None => return format!("none: {}", rollback.why),
+        _ => "unknown",
+    };
+    let to = rollback.generation.map(|to| match rollback.kind {
+        RollbackKind::Cold => format!(", to the release of generation {to}"),
+        _ => format!(", to generation {to}"),
+    });
+    let build = match rollback.build.as_str() {
+        "" => String::new(),
+        build => format!(" (build {build})"),
+    };
+    format!("{kind}{}{build}", to.unwrap_or_default())
 }
 
 /// Where a rollout is, and what the guards have read.
@@ -182,10 +204,14 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
         None | Some("") => String::new(),
         Some(reason) => format!(": {reason}"),
     };
+    let back = upgrade
+        .rollback_to
+        .map(|to| format!(" (cold rollback to the release of {to})"));
     format!(
-        "{} -> {} {verdict}{}, {} ago, took {}{}{}{reason}",
+        "{} -> {}{} {verdict}{}, {} ago, took {}{}{}{reason}",
         upgrade.from,
         upgrade.generation,
+        back.unwrap_or_default(),
         phase.unwrap_or_default(),
         age(upgrade.asked_at_ms),
         millis(upgrade.took_ms),
