@@ -85,6 +85,26 @@ pub const CONTROL_REPLY_MAX: usize = 4 * 1024 * 1024;
 pub const HISTORY_MAX: usize = 20;
 /// How long a successor stands by that an operator has asked for (`blue-green`), where the rollout has no limit: 1 h.
 pub const STANDBY: Duration = Duration::from_secs(60 * 60);
+/// How long a stretch of a generation's answers is what its history is made of, the current one and the one before: 5 min.
+pub const OBSERVED_WINDOW: Duration = Duration::from_secs(5 * 60);
+/// How many requests there must have been in such a stretch before it replaces the one before: 1,000. So that a quiet night
+/// does not erase what the day has shown.
+pub const OBSERVED_REQUESTS_MIN: u64 = 1_000;
+/// When a client that was turned away because there were too many is to try again: 1 s.
+pub const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often the incumbent looks at what both sides of a rollout have counted, and at its accept queues: 50 ms.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a successor may take to say what it has counted before a look counts as one that could not measure, and each
+/// further time as another one: 1 s.
+pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
+pub const ADOPTED_MAX: usize = 1_024;
+/// How many connections the stable generation passes to a candidate in one message: 32, if as many are there at once.
+pub const FORWARDED_TOGETHER_MAX: usize = 32;
+/// How long a candidate may leave a connection waiting that the stable generation has passed to it, before that serves it
+/// and passes on no more: 1 s.
+pub const FORWARD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
 /// [`Builder::image`](crate::Builder::image).
@@ -108,6 +128,7 @@ pub(crate) struct Config {
     pub(crate) start: Duration,
     pub(crate) start_max: Duration,
     pub(crate) flip: Duration,
+    pub(crate) forward: Duration,
     pub(crate) rollout: Rollout,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
@@ -145,6 +166,7 @@ impl Default for Config {
             start: START_DEADLINE,
             start_max: START_MAX,
             flip: FLIP_DEADLINE,
+            forward: FORWARD_DEADLINE,
             rollout: Rollout::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,

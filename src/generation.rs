@@ -25,6 +25,7 @@ use crate::event::Event;
 use crate::health::Health;
 use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
+use crate::observe::Observed;
 use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
 use crate::sys::descriptors;
@@ -81,6 +82,10 @@ impl Builder {
         /// How long each half of a flip may take before it is taken back.
         /// Default: [`FLIP_DEADLINE`](crate::config::FLIP_DEADLINE), 1 s.
         flip_deadline => flip;
+        /// How long a candidate may leave a connection waiting that this generation has passed to it as its share,
+        /// before it counts as stalled and this generation serves it.
+        /// Default: [`FORWARD_DEADLINE`](crate::config::FORWARD_DEADLINE), 1 s.
+        forward_deadline => forward;
         /// How long in-flight work may take once this generation drains, where its class says nothing else.
         /// Default: [`DRAIN_DEADLINE`](crate::config::DRAIN_DEADLINE), 10 min.
         drain_deadline => drain;
@@ -502,6 +507,11 @@ impl Starting {
         self.shared.health.clone()
     }
 
+    /// What this generation has answered; the same as [`Serving::observed`].
+    pub fn observed(&self) -> &Observed {
+        &self.shared.observed
+    }
+
     /// The work in flight; the same as [`Serving::drain`].
     pub fn drain(&self) -> &Drain {
         &self.shared.drain
@@ -514,7 +524,8 @@ impl Starting {
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
-    /// Returns when this generation has the accept right: its gates are open. From now on SIGTERM and SIGINT stop it
+    /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
+    /// the first connection that the stable generation passes to it, gates still shut. From now on SIGTERM and SIGINT stop it
     /// gracefully, and, once it is committed, SIGHUP upgrades it.
     ///
     /// # Errors
@@ -698,6 +709,12 @@ impl Serving {
     /// How this generation answers when it is asked whether it is alive and ready. It stays ready over a handover.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
+    }
+
+    /// What this generation has answered, for the guards of a rollout. [`http::serve`](crate::http::serve) counts into
+    /// it; a service that is not HTTP does so itself, see [`observe`](crate::observe).
+    pub fn observed(&self) -> &Observed {
+        &self.shared.observed
     }
 
     /// What happens to this generation from now on.

@@ -66,7 +66,8 @@ impl Health {
     }
 
     /// Clients should be sent elsewhere until [`restored`](Self::restored), for a reason that
-    /// is shown to whoever asks. This generation accepts and serves as before.
+    /// is shown to whoever asks. This generation accepts and serves as before. A candidate is promoted no further by
+    /// itself; said before it is ready, it is not flipped to.
     pub fn degraded(&self, reason: impl Into<String>) {
         self.lock().degraded = Some(reason.into());
     }
@@ -74,6 +75,11 @@ impl Health {
     /// What [`degraded`](Self::degraded) said is over.
     pub fn restored(&self) {
         self.lock().degraded = None;
+    }
+
+    /// What the application has called it degraded for, whether it serves already or not.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        self.lock().degraded.clone()
     }
 
     pub(crate) fn serving(&self) {

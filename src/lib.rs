@@ -70,6 +70,7 @@ pub mod rollout;
 
 pub mod drain;
 mod health;
+pub mod observe;
 mod sys;
 
 mod channel;
@@ -83,6 +84,7 @@ pub mod state;
 mod systemd;
 
 pub mod control;
+mod director;
 mod launch;
 
 mod trigger;

@@ -28,6 +28,7 @@ pub mod process;
 mod recorder;
 mod report;
 pub mod routes;
+mod sides;
 mod timeline;
 
 pub use histogram::Histogram;
@@ -37,4 +38,5 @@ pub use mix::{Clients, Mix};
 pub use process::{Server, Signal};
 pub use recorder::Progress;
 pub use report::{Generation, KindReport, Report, Sample, brief, grouped};
+pub use sides::{Sides, SidesReport};
 pub use timeline::{Bin, Mark, MarkKind, Timeline};

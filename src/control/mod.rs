@@ -21,9 +21,9 @@ pub use self::client::{Client, EventStream};
 pub(crate) use self::history::History;
 pub(crate) use self::request::unix_ms;
 pub use self::request::{
-    ClassWork, Condition, DrainState, Elder, Generation, Happened, Refusal, RefusalKind, Reply,
-    Request, Role, Rollback, RollbackKind, RolloutState, Socket, Status, Strategy, Underway,
-    Upgrade, VERSION, VERSION_MIN, Verdict, What,
+    ClassWork, Condition, DrainState, Elder, ForwardedCounts, ForwardingState, Generation,
+    Happened, Refusal, RefusalKind, Reply, Request, Role, Rollback, RollbackKind, RolloutState,
+    Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN, Verdict, What,
 };
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;

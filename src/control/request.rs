@@ -4,6 +4,7 @@
 //! it does not know for `unknown`, so both may be added; a request that must be understood has a name of its own, and one
 //! whose name is not known is refused.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -343,6 +344,54 @@ pub struct RolloutState {
     pub pause: Option<Pause>,
     /// Where it is, in numbers.
     pub explanation: Explanation,
+    /// What became of the connections of which the candidate has a share, if it knows to take one.
+    #[serde(default)]
+    pub forwarding: Option<ForwardingState>,
+}
+
+/// Connections that one generation accepts and another one serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ForwardingState {
+    /// The share that the candidate is to have.
+    pub desired: Share,
+    /// The part of the connections that was picked for it since then, from 0 to 1. Few clients, or clients that come
+    /// unequally often, keep it from the share.
+    #[serde(default)]
+    pub assigned: Option<f64>,
+    /// The part of them that it has begun.
+    #[serde(default)]
+    pub begun: Option<f64>,
+    /// What became of them in the whole rollout.
+    pub total: ForwardedCounts,
+    /// The same, listener by listener.
+    #[serde(default)]
+    pub listeners: BTreeMap<String, ForwardedCounts>,
+    /// How many were passed to the candidate, and its application has not accepted yet.
+    #[serde(default)]
+    pub on_the_way: u64,
+}
+
+/// What became of connections: each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
+/// is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ForwardedCounts {
+    /// Accepted while the candidate had a share.
+    pub accepted: u64,
+    /// The candidate's by its share.
+    pub picked: u64,
+    /// Picked, and served by the stable generation all the same, since the candidate had no room.
+    pub kept: u64,
+    /// Passed to the candidate.
+    pub forwarded: u64,
+    /// Accepted by the candidate's application.
+    pub begun: u64,
+    /// Passed to the candidate, and served by the stable generation after all.
+    pub taken_back: u64,
+    /// Taken back when nobody accepted any more.
+    pub lost: u64,
 }
 
 /// The way back that is open.
@@ -491,6 +540,9 @@ pub struct Upgrade {
     /// From the incumbent's gates being shut until the successor's were open, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flip_took_us: Option<u64>,
+    /// From the rollback's begin, or the successor's end, until the incumbent's gates were open again, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_took_us: Option<u64>,
     /// From the request to the verdict, in milliseconds.
     #[serde(default)]
     pub took_ms: u64,
@@ -775,6 +827,11 @@ impl Upgrade {
     /// How long the flip took, if there was one.
     pub fn flip_took(&self) -> Option<Duration> {
         self.flip_took_us.map(Duration::from_micros)
+    }
+
+    /// How long the rollback took, if there was one.
+    pub fn rollback_took(&self) -> Option<Duration> {
+        self.rollback_took_us.map(Duration::from_micros)
     }
 }
 

@@ -9,10 +9,12 @@ use tokio::sync::oneshot;
 
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
+use super::looks::Looks;
 use super::parts::{Part, Parts};
 use super::release::Release;
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded, lock};
+use super::sharing::Sharing;
 use super::{Driver, deadlines};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
@@ -20,7 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
-use crate::protocol::message::{self, Hello, Message, Slot, Timings, VERSION, VERSION_MIN, millis};
+use crate::protocol::message::{
+    self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+};
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
 use crate::state::{self, Offer as Outgoing};
@@ -35,7 +39,12 @@ pub(crate) struct Downward {
     pub(crate) asked_at_ms: u64,
     pub(crate) plan: Rollout,
     pub(super) controller: Controller,
+    /// What the successor has said of itself before it was ready.
+    pub(super) reported: Option<Tally>,
+    pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
+    /// From the offer on, until the successor is given up or has the role.
+    pub(super) director: Option<Sharing>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
@@ -50,6 +59,9 @@ pub(crate) struct Downward {
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
     flip_took: Duration,
+    /// Since when the accept right is to come back.
+    pub(super) rollback_at: Option<Instant>,
+    rollback_took: Option<Duration>,
     pub(super) span: tracing::Span,
 }
 
@@ -88,7 +100,10 @@ impl Downward {
             asked_at_ms: control::unix_ms(SystemTime::now()),
             controller: Controller::new(plan.clone()),
             plan,
+            reported: None,
+            looks: None,
             examining: None,
+            director: None,
             failed: None,
             reply,
             release,
@@ -100,6 +115,8 @@ impl Downward {
             ready_at: None,
             flip_at: None,
             flip_took: Duration::ZERO,
+            rollback_at: None,
+            rollback_took: None,
             span: tracing::info_span!(
                 "upgrade",
                 successor = generation,
@@ -138,6 +155,7 @@ impl Downward {
             by: self.plan.by,
             pause: self.controller.pause(),
             explanation: self.controller.standing(now),
+            forwarding: None,
         }
     }
 
@@ -170,6 +188,7 @@ impl Downward {
             asked_at_ms: self.asked_at_ms,
             ready_after_ms: self.ready_after().map(millis),
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
+            rollback_took_us: self.rollback_took.map(micros),
             explanation: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
@@ -180,6 +199,7 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Counts(tally), _) => self.hear_counts(tally),
             Heard::Message(message, _) => {
                 let offered = self.offered();
                 let takes_longer = matches!(message, Message::Extend { .. });
@@ -203,7 +223,11 @@ impl Driver {
 
     /// Everything it had said is handled before its death is.
     pub(super) fn successor_ended(&mut self) {
+        let now = Instant::now();
         self.hear_rest_of_successor();
+        if let Some(down) = &mut self.down {
+            down.rollback_at.get_or_insert(now);
+        }
         let mut how = "nobody knows how".to_owned();
         self.with_link(|link| {
             link.channel = None;
@@ -335,15 +359,23 @@ impl Driver {
             return Ok(());
         };
         let rollback = down.cold_rollback().cloned();
-        let Some(link) = &mut down.link else {
-            return Ok(());
-        };
-        if link.passing.offer.is_some() {
+        if down
+            .link
+            .as_ref()
+            .is_none_or(|link| link.passing.offer.is_some())
+        {
             return Ok(());
         }
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
+        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
+            table.extend(shareable([slot]));
+            down.director = Some(sharing);
+        }
+        let Some(link) = &mut down.link else {
+            return Ok(());
+        };
         if let Some(state) = down.state.take() {
             table.extend(shareable(state.into_slots()?));
         }
@@ -489,7 +521,7 @@ impl Driver {
         }
     }
 
-    fn tell_successor(&mut self, message: &Message) {
+    pub(super) fn tell_successor(&mut self, message: &Message) {
         let Some(channel) = self
             .down
             .as_ref()
@@ -507,6 +539,9 @@ impl Driver {
 
     fn reopen_gates(&mut self) {
         self.shared.table.open_all_regardless();
+        if let Some(down) = &mut self.down {
+            down.rollback_took = down.rollback_at.map(|begin| begin.elapsed());
+        }
         self.shared.drain.resume();
         self.unclaimed.clear();
     }
@@ -557,6 +592,9 @@ impl Driver {
         });
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
+            if let Some(looks) = &mut down.looks {
+                looks.handle_flipped();
+            }
         }
     }
 
@@ -564,6 +602,9 @@ impl Driver {
         let Some(mut down) = self.down.take() else {
             return;
         };
+        if let Some(sharing) = down.director.take() {
+            sharing.release();
+        }
         let (generation, pid, now) = (down.generation, down.pid, Instant::now());
         let after = now - down.asked_at;
         self.shared.remember(control::Upgrade {
@@ -771,7 +812,9 @@ fn is_over_quota<T>(sent: &io::Result<T>) -> bool {
     error.and_then(io::Error::raw_os_error) == Some(libc::ETOOMANYREFS)
 }
 
-fn shareable(slots: Vec<(Slot, OwnedFd)>) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
+fn shareable(
+    slots: impl IntoIterator<Item = (Slot, OwnedFd)>,
+) -> impl Iterator<Item = (Slot, Arc<OwnedFd>)> {
     slots
         .into_iter()
         .map(|(slot, descriptor)| (slot, Arc::new(descriptor)))

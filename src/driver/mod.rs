@@ -6,12 +6,14 @@
 mod downward;
 mod elders;
 mod link;
+mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
 mod release;
 mod rollout;
 pub(crate) mod shared;
+mod sharing;
 mod stop;
 mod upward;
 
@@ -22,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::downward::Downward;
 use self::elders::Elders;
@@ -32,11 +34,13 @@ use self::operator::{Done, verdict_of};
 use self::release::Release;
 use self::rollout::{Examination, Examined, Examining};
 use self::shared::{Collected, Command, Shared, Status, Upgraded};
+use self::sharing::Sharing;
 use self::stop::Stop;
 use self::upward::Upward;
 use crate::channel::Channel;
 use crate::config::Config;
 use crate::control;
+use crate::director;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -93,6 +97,8 @@ pub(crate) struct Driver {
     stop: Option<Stop>,
     /// It leaves, and nobody follows.
     ends_service: bool,
+    /// Whether it has connections to serve that another generation has accepted.
+    has_adopted: watch::Receiver<bool>,
     incumbent_since: Option<SystemTime>,
 }
 
@@ -116,6 +122,8 @@ enum Input {
     FromSuccessor(Heard),
     SuccessorEnded,
     HooksDone(Collected),
+    Adopted,
+    DirectorEnded(director::End),
     Examined(Examination, Examined),
     ElderGone(elders::Elder),
     Command(Command),
@@ -134,6 +142,7 @@ impl Driver {
         manager: ServiceManager,
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
+        let has_adopted = shared.table.has_adopted();
         Self {
             shared,
             config,
@@ -157,6 +166,7 @@ impl Driver {
             stop_asked: false,
             stop: None,
             ends_service: false,
+            has_adopted,
             incumbent_since: None,
         }
     }
@@ -212,6 +222,7 @@ impl Driver {
         // An open gate holds a second descriptor of its socket.
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
+        self.report_if_degraded();
         let Some(up) = &mut self.up else {
             self.listen_stop();
             return self.serve_fresh();
@@ -276,14 +287,20 @@ impl Driver {
             Some(up) => (up.channel.as_mut(), up.process.as_ref()),
             None => (None, None),
         };
-        let (hooks, examining, link) = match &mut self.down {
+        let (hooks, examining, director, link) = match &mut self.down {
             Some(Downward {
                 hooks,
                 examining,
+                director,
                 link,
                 ..
-            }) => (hooks.as_mut(), examining.as_mut(), link.as_mut()),
-            None => (None, None, None),
+            }) => (
+                hooks.as_mut(),
+                examining.as_mut(),
+                director.as_ref(),
+                link.as_mut(),
+            ),
+            None => (None, None, None, None),
         };
         let (down_channel, down_process) = match link {
             Some(link) => {
@@ -299,6 +316,8 @@ impl Driver {
             _ = when(up_process.map(Pidfd::exited)) => Input::IncumbentEnded,
             done = when(hooks) => Input::HooksDone(done.unwrap_or_else(|_| Err("a state hook panicked".to_owned()))),
             (what, result) = when(examining.map(Examining::done)) => Input::Examined(what, result),
+            end = when(director.map(Sharing::ended)) => Input::DirectorEnded(end),
+            Ok(()) = self.has_adopted.changed() => Input::Adopted,
             Some(command) = self.commands.recv() => Input::Command(command),
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
@@ -314,6 +333,8 @@ impl Driver {
             Input::FromSuccessor(heard) => self.heard_from_successor(heard),
             Input::SuccessorEnded => self.successor_ended(),
             Input::HooksDone(result) => self.hooks_done(result),
+            Input::Adopted => self.adopted(),
+            Input::DirectorEnded(end) => self.director_ended(end),
             Input::Examined(what, result) => {
                 self.examined(what, result);
                 self.perform_downward();
@@ -338,6 +359,7 @@ impl Driver {
             up,
             self.incumbent.poll_timeout(),
             self.rollout_deadline(),
+            self.next_look(),
             waiting,
             self.elders.next_kill(),
             self.manager.next_pet(),
@@ -368,6 +390,7 @@ impl Driver {
             down.controller.handle_timeout(now);
         }
         self.perform_downward();
+        self.look_if_due();
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"
@@ -561,6 +584,7 @@ impl Driver {
             asked_at_ms: waiting.asked_at_ms,
             ready_after_ms: None,
             flip_took_us: None,
+            rollback_took_us: None,
             explanation: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });
@@ -579,7 +603,9 @@ impl Driver {
         let shared = self.shared.clone();
         // What waits in queues that are only ours is served first.
         let unclaimed = std::mem::take(&mut self.unclaimed);
+        let accepted = shared.table.adopted_accepted(self.config.flip);
         let finishing = shared.table.finish(&unclaimed, self.config.flip);
+        let finishing = async { tokio::join!(finishing, accepted).0 };
         tokio::spawn(async move { leave(&shared, finishing, None, || Duration::MAX).await });
     }
 

@@ -12,12 +12,14 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::release::Release;
 use super::shared::{Command, Shared, lock};
+use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
     self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RollbackKind, RolloutState,
     Strategy, Underway, Upgrade, Verdict, What,
 };
+use crate::director::Watched;
 use crate::drain::Guard;
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Phase};
@@ -48,6 +50,7 @@ struct Upgrading {
     /// None while it waits for an elder to leave, and the rollout with it.
     phase: Option<Phase>,
     rollout: Option<RolloutState>,
+    director: Option<Watched>,
     asked_at: Instant,
 }
 
@@ -122,6 +125,7 @@ impl Driver {
                 pid: down.pid(),
                 phase,
                 rollout: phase.map(|_| down.rollout_state(now)),
+                director: down.director.as_ref().map(Sharing::watched),
                 asked_at: down.asked_at,
             });
         // First, so that whoever sees the standing change finds out who is asked now.
@@ -195,6 +199,7 @@ impl Driver {
             asked_at_ms: if known { timings.asked_at_ms } else { now_ms },
             ready_after_ms: known.then_some(timings.ready_after_ms),
             flip_took_us: known.then_some(timings.flip_took_us),
+            rollback_took_us: None,
             explanation: None,
             took_ms: if known {
                 now_ms.saturating_sub(timings.asked_at_ms)
@@ -582,6 +587,18 @@ impl Answering for Operator {
     }
 }
 
+impl Upgrading {
+    /// With the counts of this moment.
+    fn rollout(&self) -> Option<RolloutState> {
+        let standing = self.director.as_ref().and_then(Watched::standing);
+        let rollout = self.rollout.clone()?;
+        Some(RolloutState {
+            forwarding: standing.as_ref().map(sharing::state_of),
+            ..rollout
+        })
+    }
+}
+
 impl Standing {
     fn role(&self) -> control::Role {
         match self.role {
@@ -608,8 +625,7 @@ impl Standing {
     fn undecided(&self, generation: u64) -> Option<Reply> {
         let upgrade = self.upgrade.as_ref();
         let upgrade = upgrade.filter(|upgrade| upgrade.generation == generation)?;
-        let rollout = upgrade.rollout.as_ref()?;
-        match rollout.pause? {
+        match upgrade.rollout.as_ref()?.pause? {
             Pause {
                 until: Until::Recovery,
                 ..
@@ -623,7 +639,7 @@ impl Standing {
             }),
             _ => Some(Reply::Paused {
                 generation,
-                rollout: Box::new(rollout.clone()),
+                rollout: Box::new(upgrade.rollout()?),
             }),
         }
     }
@@ -637,7 +653,7 @@ impl Standing {
                 None => "waiting".to_owned(),
             },
             for_ms: millis(upgrade.asked_at.elapsed()),
-            rollout: upgrade.rollout.clone(),
+            rollout: upgrade.rollout(),
         })
     }
 

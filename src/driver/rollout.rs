@@ -97,10 +97,17 @@ impl Driver {
         match output {
             Output::RunChecks => self.examine(Examination::Checks),
             Output::SetShare(share) => self.set_share(share),
-            Output::Flip => self.incumbent.handle_flip(now),
+            Output::Flip => {
+                self.set_share(Share::NONE);
+                self.incumbent.handle_flip(now);
+            }
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
+                if let Some(down) = &mut self.down {
+                    down.rollback_at.get_or_insert(now);
+                }
+                self.take_share_back();
                 self.incumbent.handle_rollback(now, reason);
             }
             Output::Stage(stage) => {
@@ -131,6 +138,7 @@ impl Driver {
     /// The successor is ready; whether it stands by is for the rollout to say.
     pub(super) fn successor_ready(&mut self) {
         let now = Instant::now();
+        self.begin_looks();
         let Some(down) = &mut self.down else { return };
         down.controller.handle_ready(now);
         while let Some(output) = self
@@ -160,6 +168,7 @@ impl Driver {
             down.controller.handle_trigger(now, Trigger::Exited { how });
         }
         down.close_channel();
+        down.director = None;
         down.controller.handle_reverted(now, how, reason.clone());
         down.failed = Some((phase, reason));
     }
@@ -183,12 +192,6 @@ impl Driver {
             Outcome::Aborted | Outcome::RolledBack | Outcome::Degraded => {
                 self.failed(outcome, explanation);
             }
-        }
-    }
-
-    fn set_share(&mut self, share: Share) {
-        if share != Share::NONE {
-            self.incumbent.handle_share();
         }
     }
 

@@ -16,6 +16,7 @@ use crate::event::{Event, Phase};
 use crate::health::Health;
 use crate::launch::{Images, Launched};
 use crate::listen::Table;
+use crate::observe::Observed;
 use crate::rollout::Rollout;
 use crate::state::{Offer, State};
 
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) table: Table,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
+    pub(crate) observed: Observed,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) status: watch::Sender<Status>,
@@ -145,6 +147,7 @@ impl Shared {
             table,
             drain,
             health: Health::default(),
+            observed: Observed::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
             commands,
             status: watch::Sender::new(status),

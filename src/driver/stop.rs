@@ -181,6 +181,8 @@ async fn give_up_sockets(
     if !is_alone {
         shared.warn("a successor that was given up is alive, so new connections are not refused");
     }
+    let empty = patience.empty.min(stop.left(Instant::now()));
+    shared.table.adopted_accepted(empty).await;
     let stopping = shared.table.final_stop(FinalStop {
         is_alone,
         settle: patience.settle,

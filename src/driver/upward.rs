@@ -9,12 +9,13 @@ use super::downward::HISTORY;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
+use super::sharing::begin_adopting;
 use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::launch::{self, ColdRollback, OwnStderr};
-use crate::protocol::message::{self, Message, Slot, Timings};
+use crate::protocol::message::{self, Message, Slot, Timings, Watch};
 use crate::protocol::successor::{Output, Successor};
 use crate::state::State;
 use crate::sys::environment::Snapshot;
@@ -37,6 +38,8 @@ pub(crate) struct Upward {
     timings: Option<Timings>,
     /// What this generation is to undo, if it is the release before once more.
     pub(super) cold_rollback: Option<ColdRollback>,
+    /// How the incumbent wants this generation to count.
+    pub(super) watched: Option<Watch>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -61,6 +64,7 @@ impl Upward {
             elders: Vec::new(),
             timings: None,
             cold_rollback: None,
+            watched: None,
             stderr: None,
             failed: None,
         }
@@ -139,6 +143,7 @@ impl Driver {
                 up.timings = up.timings.or(*timings);
                 up.elders.extend(elders.iter().cloned().zip(descriptors));
             }
+            Message::Watch(watch) => return self.answer_watch(*watch),
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
             _ => {}
@@ -174,7 +179,7 @@ impl Driver {
         }
     }
 
-    fn tell_incumbent(&mut self, message: &Message) {
+    pub(super) fn tell_incumbent(&mut self, message: &Message) {
         let Some(up) = &mut self.up else { return };
         let Some(channel) = &up.channel else { return };
         if let Err(error) = channel.try_send(message, &[])
@@ -211,6 +216,7 @@ impl Driver {
                 .map(|(_, slot, descriptor)| (slot, descriptor)),
         );
         up.stderr = OwnStderr::take(&mut state);
+        begin_adopting(&mut state, &self.shared.table)?;
         if let Some(history) = state.take_blob(HISTORY) {
             self.shared
                 .history

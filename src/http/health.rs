@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::task::{Context, Poll};
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use tower_service::Service;
 
 use crate::health::{Health, Readiness};
@@ -38,6 +38,14 @@ impl<B> Service<Request<B>> for Health {
         };
         ready(Ok(answered))
     }
+}
+
+/// Whether a request is about how the generation is, and not one of its work.
+#[inline]
+pub(super) fn is_probe(uri: &Uri) -> bool {
+    let path = uri.path();
+    // Most paths do not end like both of them, and are told by a byte.
+    path.ends_with('z') && (path.ends_with("/livez") || path.ends_with("/readyz"))
 }
 
 fn readiness(readiness: &Readiness) -> Response<String> {

@@ -20,6 +20,12 @@
 //! `handshake`, `http1`, `http2`, `stream`, `upgrade` and `idle`. A connection that is idle counts as `http1` or
 //! `http2` while its generation serves, so that serving a request takes no lock.
 //!
+//! # Counting
+//!
+//! Requests are counted for the guards of a rollout, with failures and latency and without a lock: [`ObserveLayer`] says
+//! how. A request that says `x-handover-verify` is told in `x-handover-generation` who has answered. Against overload
+//! there is [`ShedLayer`].
+//!
 //! # Health
 //!
 //! [`Health`](crate::Health) is a service for `/livez` and `/readyz`. A handover is invisible in it: `/readyz` says
@@ -59,9 +65,11 @@ mod late_ack;
 mod layer;
 mod ledger;
 mod listeners;
+mod observe;
 mod presence;
 mod server;
 mod service;
+mod shed;
 mod sight;
 mod sniff;
 
@@ -69,8 +77,10 @@ pub use self::accept::{Accept, Incoming};
 pub use self::body::Body;
 pub use self::io::Rewind;
 pub use self::layer::{DrainLayer, DrainService, ResponseFuture};
+pub use self::observe::{GENERATION, ObserveLayer, ObserveService, Observing, VERIFY};
 pub use self::server::{Server, serve};
 pub use self::service::Serve;
+pub use self::shed::{ShedLayer, ShedService, Shedding};
 
 /// What services and bodies fail with.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -15,6 +15,7 @@ use super::accept::{Accept, Incoming};
 use super::connection::{self, Settings};
 use super::io::Rewind;
 use super::ledger::Classes;
+use super::observe::{ObserveLayer, ObserveService};
 use super::service::Serve;
 use super::sight::{Sight, peek_socket};
 use crate::config::{ACCEPT_PAUSE, HANDSHAKE_DEADLINE, IDLE_GRACE};
@@ -32,6 +33,16 @@ pub struct Server {
     handshake_deadline: Duration,
     stream_deadline: Option<Duration>,
     upgrade_deadline: Option<Duration>,
+    observe: Observe,
+}
+
+/// Whether requests are counted, and how.
+#[derive(Clone, Debug)]
+enum Observe {
+    /// By what the generation has.
+    Default,
+    With(Box<ObserveLayer>),
+    Not,
 }
 
 impl Server {
@@ -47,6 +58,7 @@ impl Server {
             handshake_deadline: HANDSHAKE_DEADLINE,
             stream_deadline: None,
             upgrade_deadline: None,
+            observe: Observe::Default,
         }
     }
 
@@ -77,6 +89,20 @@ impl Server {
         self
     }
 
+    /// Counts requests by this layer, where another idea of failures or clients is needed. Default: one that counts
+    /// statuses of 5xx as failures and takes a peer's address for the client, into
+    /// [`Serving::observed`](crate::Serving::observed).
+    pub fn observe(mut self, layer: ObserveLayer) -> Self {
+        self.observe = Observe::With(Box::new(layer));
+        self
+    }
+
+    /// Counts no requests: the guards of a rollout will see none.
+    pub fn unobserved(mut self) -> Self {
+        self.observe = Observe::Not;
+        self
+    }
+
     /// Sets hyper's own options for HTTP/1.
     ///
     /// hyper applies its `header_read_timeout` to idle connections too, and closes those under an arriving request;
@@ -99,7 +125,9 @@ impl Server {
     ///
     /// Nothing more is accepted once this is dropped; accepted connections are served on.
     pub async fn serve<A: Accept, V: Serve>(self, generation: &Serving, source: A, service: V) {
-        self.serve_on(generation.drain(), source, service).await;
+        self.observing(generation)
+            .serve_on(generation.drain(), source, service)
+            .await;
     }
 
     /// As [`serve`](Self::serve), for what a handshake makes of each accepted stream, such as TLS.
@@ -126,15 +154,27 @@ impl Server {
         S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         V: Serve,
     {
-        self.serve_with_on(generation.drain(), source, handshake, service)
+        self.observing(generation)
+            .serve_with_on(generation.drain(), source, handshake, service)
             .await;
     }
 
+    fn observing(self, generation: &Serving) -> Self {
+        let layer = match &self.observe {
+            Observe::Default => ObserveLayer::new(generation.observed()),
+            Observe::With(layer) => ObserveLayer::clone(layer),
+            Observe::Not => return self,
+        };
+        self.observe(layer.or_generation(generation.number()))
+    }
+
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
+        let observe = self.observe.clone();
         let settings = self.settings(drain);
         accept(drain, source, |peer, stream| {
+            let service = observe.around(&peer, service.clone());
             let presence = settings.present(peer);
-            let (settings, service) = (Arc::clone(&settings), service.clone());
+            let settings = Arc::clone(&settings);
             tokio::spawn(connection::serve(
                 settings,
                 presence,
@@ -159,12 +199,14 @@ impl Server {
         S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         V: Serve,
     {
+        let observe = self.observe.clone();
         let settings = self.settings(drain);
         accept(drain, source, |peer, mut stream| {
+            let service = observe.around(&peer, service.clone());
             let guard = settings.classes.handshake.guard(peer.clone());
             let wire = stream.watched();
             let shaking = handshake(stream);
-            let (settings, service) = (Arc::clone(&settings), service.clone());
+            let settings = Arc::clone(&settings);
             tokio::spawn(connection::shake_hands(
                 settings, guard, peer, shaking, wire, service,
             ));
@@ -187,6 +229,16 @@ impl Server {
             handshake_deadline: self.handshake_deadline,
             classes: Arc::new(classes),
         })
+    }
+}
+
+impl Observe {
+    /// Around the service of one connection.
+    fn around<V>(&self, peer: &str, service: V) -> ObserveService<V> {
+        match self {
+            Self::With(layer) => layer.on_connection(peer, service),
+            Self::Default | Self::Not => ObserveService::transparent(service),
+        }
     }
 }
 

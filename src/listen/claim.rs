@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::num::NonZeroU32;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use socket2::SockRef;
 
 use super::address::Address;
 use super::bind;
-use super::gate::Gated;
+use super::gate::{Gated, has_waiting};
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::message::{Keeper, Slot, SlotKind};
+use crate::sys::queue;
 
 /// A socket that this generation holds.
 #[derive(Debug)]
@@ -175,6 +176,15 @@ impl Held {
         match &self.claim {
             Claim::Gated(gate) => Some(gate),
             Claim::Offered(_) | Claim::Activated | Claim::Ungated => None,
+        }
+    }
+
+    /// How many connections wait in its queue; of a Unix socket, whether one does.
+    pub(super) fn waiting(&self) -> u64 {
+        match self.slot.kind {
+            SlotKind::Tcp => queue::accept_queue(self.socket.as_fd()).map_or(0, u64::from),
+            SlotKind::Unix => u64::from(has_waiting(&self.socket)),
+            _ => 0,
         }
     }
 

@@ -4,10 +4,13 @@
 //! 2. A gate that is not open has no registration in any epoll, so its socket wakes nobody. Dropping tokio's type
 //!    deregisters before it returns (epoll_ctl(2), `EPOLL_CTL_DEL`).
 //! 3. Locks are taken in the order state, waiting.
+//! 4. Adopted connections pass whether the gate is open or shut, retired too: they are this generation's already. None
+//!    of the locks above is held while one is claimed from whoever passed it, which may add further ones meanwhile.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +21,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::divert::{Diversion, Diverting};
+use super::intake::{Adopted, Intake};
 use super::waiting::{Seat, Waiting};
 use crate::config::DEAF_RETRY;
 
@@ -26,14 +31,33 @@ pub(super) trait Watch: Sized + Send + 'static {
     fn watch(socket: OwnedFd) -> io::Result<Self>;
 }
 
+/// A watched listener, whose connections may come from another generation and go to one as well.
+pub(super) trait Listen: Watch {
+    /// What an application accepts.
+    type Accepted;
+
+    /// From the kernel's queue.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Self::Accepted>>;
+    /// The same of a connection that was accepted elsewhere.
+    fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted>;
+    /// Who is at the other end, if that has an address.
+    fn peer(accepted: &Self::Accepted) -> Option<IpAddr>;
+    /// The connection alone, watched by nobody.
+    fn into_connection(accepted: Self::Accepted) -> io::Result<OwnedFd>;
+}
+
 /// A gate as the table sees it, whatever passes through.
 pub(super) trait Gated: fmt::Debug + Send + Sync {
+    /// Puts a connection before the application that was accepted elsewhere, or gives it back.
+    fn adopt(&self, adopted: Adopted) -> Result<(), Adopted>;
     /// Opens, or says why this gate would be deaf and stays shut. An open or retired gate stays as it is.
     fn open(&self) -> io::Result<()>;
     /// Opens even if the socket cannot be watched now, and goes on trying to watch it.
     fn open_regardless(&self);
     /// Takes the accept right away. When it returns, nobody in this process accepts from the socket any more.
     fn shut(&self);
+    /// How many came through since it was made.
+    fn accepted(&self) -> u64;
     /// Begins to notice when the last connection came through. Nothing else changes.
     fn settle(&self);
     /// Since when nobody came through a gate that settles; `None` if nobody can.
@@ -46,6 +70,8 @@ pub(super) trait Gated: fmt::Debug + Send + Sync {
     fn retire(&self);
     /// Becomes `true` when the gate has retired.
     fn retired(&self) -> watch::Receiver<bool>;
+    /// Becomes 0 when the application has all that was adopted.
+    fn adopted(&self) -> watch::Receiver<usize>;
 }
 
 /// See the module's head.
@@ -55,6 +81,8 @@ pub(super) struct Gate<W> {
     /// The one waker that the registration knows: it wakes all of `waiting`.
     waker: Waker,
     runtime: Handle,
+    intake: Intake,
+    diversion: Diversion,
 }
 
 struct State<W> {
@@ -62,6 +90,7 @@ struct State<W> {
     socket: Option<Arc<OwnedFd>>,
     right: Right<W>,
     end: End,
+    accepted: u64,
     /// The application has dropped its listener.
     abandoned: bool,
     retired: watch::Sender<bool>,
@@ -89,14 +118,17 @@ enum Right<W> {
 }
 
 impl<W: Watch> Gate<W> {
-    /// A shut gate. Its socket will be watched by `runtime`.
-    pub(super) fn new(socket: Arc<OwnedFd>, runtime: Handle) -> Self {
+    /// A shut gate. Its socket will be watched by `runtime`, and some of its connections may be diverted.
+    pub(super) fn new(socket: Arc<OwnedFd>, runtime: Handle, diversion: Diversion) -> Self {
         let waiting = Arc::new(Waiting::default());
         Self {
+            intake: Intake::default(),
+            diversion,
             state: Mutex::new(State {
                 socket: Some(socket),
                 right: Right::Shut,
                 end: End::Open,
+                accepted: 0,
                 abandoned: false,
                 retired: watch::Sender::new(false),
             }),
@@ -151,6 +183,7 @@ impl<W: Watch> Gate<W> {
 
     /// Shuts for good because there is nobody left to accept. The socket stays, for an offer.
     pub(super) fn abandon(&self) {
+        self.intake.close();
         let mut state = self.lock();
         state.abandoned = true;
         state.right = Right::Shut;
@@ -164,7 +197,92 @@ impl<W: Watch> Gate<W> {
     }
 }
 
+impl<L: Listen> Gate<L> {
+    /// The next connection: one that was adopted, or else one from the kernel's queue that is not to go elsewhere.
+    /// Nothing is lost if it is dropped.
+    pub(super) async fn accept(&self) -> io::Result<L::Accepted> {
+        let mut turn = Turn {
+            waiting: &self.waiting,
+            seat: None,
+        };
+        poll_fn(|cx| self.poll_accept_in(&mut turn.seat, cx)).await
+    }
+
+    /// As [`accept`](Self::accept), for callers without a future. Only the last one is woken.
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<L::Accepted>> {
+        self.poll_accept_in(&mut Some(Seat::SHARED), cx)
+    }
+
+    fn poll_accept_in(
+        &self,
+        seat: &mut Option<Seat>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<L::Accepted>> {
+        let mut diverting = self.diversion.begin();
+        loop {
+            if let Some(adopted) = self.take_adopted() {
+                self.send_off(&mut diverting);
+                return Poll::Ready(Ok(adopted));
+            }
+            let outcome = match self.poll_in(seat, cx, &mut L::poll_accept) {
+                Poll::Ready(Ok(accepted)) if wants::<L>(&diverting, &accepted) => {
+                    self.divert(&mut diverting, accepted);
+                    continue;
+                }
+                outcome => outcome,
+            };
+            self.send_off(&mut diverting);
+            // What was adopted before the waiter had its seat woke nobody, so look again.
+            if outcome.is_ready() || self.intake.is_empty() {
+                return outcome;
+            }
+        }
+    }
+
+    fn take_adopted(&self) -> Option<L::Accepted> {
+        while let Some(adopted) = self.intake.next() {
+            match adopted.claim(L::adopt) {
+                Ok(Some(accepted)) => return Some(accepted),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "an adopted connection has gone"),
+            }
+        }
+        None
+    }
+
+    fn divert(&self, diverting: &mut Option<Diverting>, accepted: L::Accepted) {
+        let Some(batch) = diverting else { return };
+        match L::into_connection(accepted) {
+            Ok(connection) => batch.add(connection),
+            Err(error) => tracing::warn!(%error, "a connection could not be diverted"),
+        }
+        if batch.is_full() {
+            self.send_off(diverting);
+        }
+    }
+
+    /// What cannot go elsewhere now is served here.
+    fn send_off(&self, diverting: &mut Option<Diverting>) {
+        for connection in diverting.iter_mut().flat_map(Diverting::send_off) {
+            if self.adopt(Adopted::new(connection)).is_err() {
+                tracing::warn!("a connection was dropped: too many wait to be accepted");
+            }
+        }
+    }
+}
+
+fn wants<L: Listen>(diverting: &Option<Diverting>, accepted: &L::Accepted) -> bool {
+    let diverting = diverting.as_ref();
+    diverting.is_some_and(|diverting| diverting.wants(L::peer(accepted)))
+}
+
 impl<W: Watch> Gated for Gate<W> {
+    fn adopt(&self, adopted: Adopted) -> Result<(), Adopted> {
+        self.intake.add(adopted)?;
+        self.waker.wake_by_ref();
+        Ok(())
+    }
+
     fn open(&self) -> io::Result<()> {
         self.lock().open(&self.runtime)?;
         self.waker.wake_by_ref();
@@ -178,6 +296,10 @@ impl<W: Watch> Gated for Gate<W> {
 
     fn shut(&self) {
         self.lock().right = Right::Shut;
+    }
+
+    fn accepted(&self) -> u64 {
+        self.lock().accepted
     }
 
     fn settle(&self) {
@@ -210,6 +332,10 @@ impl<W: Watch> Gated for Gate<W> {
     fn retired(&self) -> watch::Receiver<bool> {
         self.lock().retired.subscribe()
     }
+
+    fn adopted(&self) -> watch::Receiver<usize> {
+        self.intake.count()
+    }
 }
 
 impl<W: Watch> State<W> {
@@ -228,6 +354,9 @@ impl<W: Watch> State<W> {
             return Poll::Pending;
         };
         let outcome = attempt(watch, shared);
+        if let Poll::Ready(Ok(_)) = outcome {
+            self.accepted += 1;
+        }
         match (&outcome, &mut self.end) {
             (Poll::Ready(Ok(_)), End::Settling { quiet_since }) => *quiet_since = Instant::now(),
             (Poll::Pending, End::WhenEmpty) => self.retire_if_empty(shared),
@@ -333,16 +462,25 @@ mod tests {
 
     use tokio::net::{TcpListener, TcpStream};
 
+    use super::super::divert::{Divert, Diverter};
+    use super::super::intake::Permit;
     use super::super::testing::{
         Fallible, UNWATCHABLE, await_queue, connect, descriptors, inode, listening_socket,
         poll_once, registrations, within,
     };
     use super::*;
+    use crate::config::{ADOPTED_MAX, FORWARDED_TOGETHER_MAX};
+
+    type Client = std::net::TcpStream;
 
     fn gate<W: Watch>() -> (Arc<Gate<W>>, SocketAddr, u64) {
         let (socket, address) = listening_socket();
         let inode = inode(&socket);
-        let gate = Gate::new(Arc::new(socket), Handle::current());
+        let gate = Gate::new(
+            Arc::new(socket),
+            Handle::current(),
+            Diverter::default().at("web"),
+        );
         (Arc::new(gate), address, inode)
     }
 
@@ -600,5 +738,229 @@ mod tests {
         assert!(!*abandoned.retired().borrow());
         abandoned.abandon();
         assert!(*abandoned.retired().borrow());
+    }
+
+    /// A connection that somebody else has accepted, and its client's end.
+    fn elsewhere() -> (OwnedFd, Client) {
+        let (socket, address) = listening_socket();
+        let client = connect(address);
+        await_queue(&socket);
+        let (accepted, _) = std::net::TcpListener::from(socket).accept().unwrap();
+        (accepted.into(), client)
+    }
+
+    /// Answers as it is told, and remembers what it was told.
+    struct Told {
+        may: bool,
+        heard: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Told {
+        fn permit(may: bool) -> (Box<Self>, Arc<Mutex<Vec<&'static str>>>) {
+            let heard = Arc::new(Mutex::new(Vec::new()));
+            let told = Self {
+                may,
+                heard: Arc::clone(&heard),
+            };
+            (Box::new(told), heard)
+        }
+    }
+
+    impl Permit for Told {
+        fn claim(self: Box<Self>) -> bool {
+            self.heard.lock().unwrap().push("claimed");
+            self.may
+        }
+    }
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.heard.lock().unwrap().push("dropped");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_adopted_connection_passes_a_shut_gate_and_an_open_one_before_the_queue() {
+        let (gate, address, _) = gate::<TcpListener>();
+        for open in [false, true] {
+            let (connection, client) = elsewhere();
+            if open {
+                gate.open().unwrap();
+                let _queued = connect(address);
+                await_queue(&gate.socket().unwrap());
+            }
+            gate.adopt(Adopted::new(connection)).unwrap();
+            let (_, peer) = within(gate.accept()).await.unwrap();
+            assert_eq!(peer, client.local_addr().unwrap());
+        }
+        within(gate.accept()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_adopted_connection_wakes_whoever_accepts() {
+        let (gate, ..) = gate::<TcpListener>();
+        let mut accepting = pin!(gate.accept());
+        assert!(poll_once(accepting.as_mut()).await.is_pending());
+        let (connection, _client) = elsewhere();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        assert!(
+            gate.poll_accept(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        gate.adopt(Adopted::new(connection)).unwrap();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        within(accepting).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_retired_gate_still_gives_out_what_was_adopted() {
+        let (gate, ..) = gate::<TcpListener>();
+        let (connection, _client) = elsewhere();
+        gate.adopt(Adopted::new(connection)).unwrap();
+        gate.retire();
+        let mut left = gate.adopted();
+        assert_eq!(*left.borrow_and_update(), 1);
+        within(gate.accept()).await.unwrap();
+        assert_eq!(*left.borrow_and_update(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_claimed_only_when_somebody_accepts() {
+        let (gate, ..) = gate::<TcpListener>();
+        let (connection, _client) = elsewhere();
+        let (permit, heard) = Told::permit(true);
+        gate.adopt(Adopted::with_permit(connection, permit))
+            .unwrap();
+        assert!(heard.lock().unwrap().is_empty());
+        within(gate.accept()).await.unwrap();
+        assert_eq!(*heard.lock().unwrap(), ["claimed", "dropped"]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_taken_back_is_passed_over() {
+        let (gate, ..) = gate::<TcpListener>();
+        let (taken_back, _client) = elsewhere();
+        let (ours, client) = elsewhere();
+        let (permit, _) = Told::permit(false);
+        gate.adopt(Adopted::with_permit(taken_back, permit))
+            .unwrap();
+        gate.adopt(Adopted::new(ours)).unwrap();
+        let (_, peer) = within(gate.accept()).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_connection_any_more_is_neither_claimed_nor_accepted() {
+        let (gate, ..) = gate::<TcpListener>();
+        let (permit, heard) = Told::permit(true);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        gate.adopt(Adopted::with_permit(null.into(), permit))
+            .unwrap();
+        let mut accepting = pin!(gate.accept());
+        assert!(poll_once(accepting.as_mut()).await.is_pending());
+        assert_eq!(*heard.lock().unwrap(), ["dropped"]);
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_dropped_gives_up_what_it_adopted() {
+        let (gate, ..) = gate::<TcpListener>();
+        let (connection, _client) = elsewhere();
+        let (permit, heard) = Told::permit(true);
+        gate.adopt(Adopted::with_permit(connection, permit))
+            .unwrap();
+        gate.abandon();
+        assert_eq!(*heard.lock().unwrap(), ["dropped"]);
+        let (connection, _client) = elsewhere();
+        assert!(gate.adopt(Adopted::new(connection)).is_err());
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may() {
+        let (gate, ..) = gate::<TcpListener>();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let adopted = || Adopted::new(null.try_clone().unwrap().into());
+        for _ in 0..ADOPTED_MAX {
+            gate.adopt(adopted()).unwrap();
+        }
+        assert!(gate.adopt(adopted()).is_err());
+    }
+
+    /// Takes what it wants, and as many of them as it has room for.
+    #[derive(Debug)]
+    struct Elsewhere {
+        wanted: bool,
+        room: usize,
+        messages: Mutex<Vec<Vec<OwnedFd>>>,
+    }
+
+    impl Divert for Elsewhere {
+        fn wants(&self, listener: &str, peer: Option<IpAddr>) -> bool {
+            assert_eq!((listener, peer.is_some()), ("web", true));
+            self.wanted
+        }
+
+        fn take(&self, _: &str, mut connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
+            let room = self.room.min(connections.len());
+            let rest = connections.split_off(room);
+            self.messages.lock().unwrap().push(connections);
+            rest
+        }
+    }
+
+    fn diverted(gate: &Gate<TcpListener>, wanted: bool, room: usize) -> Arc<Elsewhere> {
+        let to = Arc::new(Elsewhere {
+            wanted,
+            room,
+            messages: Mutex::default(),
+        });
+        gate.diversion.diverter().start(to.clone());
+        to
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_elsewhere_goes_there_as_many_together_as_wait_but_32() {
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        let to = diverted(&gate, true, usize::MAX);
+        let clients: Vec<_> = (0..40).map(|_| connect(address)).collect();
+        await_queue(&gate.socket().unwrap());
+        let mut accepting = pin!(gate.accept());
+        let lengths =
+            || -> Vec<usize> { to.messages.lock().unwrap().iter().map(Vec::len).collect() };
+        while lengths().iter().sum::<usize>() < clients.len() {
+            let polled = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx)));
+            assert!(within(polled).await.is_pending());
+            tokio::task::yield_now().await;
+        }
+        let longest = lengths().into_iter().max();
+        assert!(longest > Some(1) && longest <= Some(FORWARDED_TOGETHER_MAX));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_elsewhere_or_no_more_is_accepted() {
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        diverted(&gate, false, usize::MAX);
+        let _client = connect(address);
+        within(gate.accept()).await.unwrap();
+        let to = diverted(&gate, true, usize::MAX);
+        gate.diversion.diverter().stop(&*to);
+        let _client = connect(address);
+        within(gate.accept()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_go_elsewhere_is_accepted_here_in_order() {
+        let (gate, address, _) = gate();
+        gate.open().unwrap();
+        let to = diverted(&gate, true, 1);
+        let clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
+        await_queue(&gate.socket().unwrap());
+        for client in &clients[1..] {
+            let (_, peer) = within(gate.accept()).await.unwrap();
+            assert_eq!(peer, client.local_addr().unwrap());
+        }
+        assert_eq!(to.messages.lock().unwrap().iter().flatten().count(), 1);
     }
 }

@@ -6,7 +6,9 @@
 mod address;
 mod bind;
 mod claim;
+mod divert;
 mod gate;
+mod intake;
 mod options;
 mod path;
 mod stop;
@@ -18,6 +20,8 @@ mod udp;
 mod unix;
 mod waiting;
 
+pub(crate) use self::divert::Divert;
+pub(crate) use self::intake::{Adopted, Permit};
 pub use self::options::ListenOptions;
 pub(crate) use self::stop::FinalStop;
 pub(crate) use self::table::Table;

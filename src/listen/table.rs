@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
+use super::divert::Diverter;
 use super::gate::{Gate, Gated, Watch};
+use super::intake::Adopted;
 use super::options::ListenOptions;
 use super::path::{self, Inode};
 use super::tcp::TcpListener;
@@ -25,9 +28,17 @@ use super::unix::UnixListener;
 use crate::error::{Error, Result};
 use crate::protocol::message::{Keeper, Slot, SlotKind};
 
+/// How many connections were accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    pub(crate) count: u64,
+    /// Whether that is all: the application's own accept loops are not counted.
+    pub(crate) is_complete: bool,
+}
+
 /// The sockets of one generation, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Table(Mutex<Inner>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Table(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -37,6 +48,9 @@ struct Inner {
     retired: bool,
     /// Names under which the service manager keeps a socket for the next start, whether it is still held here or not.
     stored: BTreeSet<String>,
+    diverter: Diverter,
+    /// Whether there has ever been something for the application to accept, whatever its gates.
+    has_adopted: watch::Sender<bool>,
 }
 
 // What a starting generation does.
@@ -188,6 +202,25 @@ impl Table {
             .collect()
     }
 
+    /// How many connections wait in the queues of the application's listening sockets, those of `except` left out. A Unix
+    /// socket does not tell how many: in its queue is one, or none.
+    pub(crate) fn waiting(&self, except: &[String]) -> u64 {
+        let inner = self.lock();
+        let listening = inner.listening();
+        let listening = listening.filter(|held| !except.contains(&held.slot.name));
+        listening.map(Held::waiting).sum()
+    }
+
+    /// How many connections this generation has accepted.
+    pub(crate) fn accepted(&self) -> Accepted {
+        let inner = self.lock();
+        let gates = inner.listening().filter_map(Held::gate);
+        Accepted {
+            count: gates.map(|gate| gate.accepted()).sum(),
+            is_complete: inner.listening().all(|held| held.gate().is_some()),
+        }
+    }
+
     /// Shuts every gate but those of `kept`. When it returns, nobody in this process accepts from the others.
     pub(crate) fn shut_all_except(&self, kept: &[String]) {
         let inner = self.lock();
@@ -248,6 +281,59 @@ impl Table {
             unlink_all(paths, until).await;
             finish_all(held, until).await
         }
+    }
+}
+
+// What comes from other generations, and goes to them.
+impl Table {
+    /// Puts a connection before the application that was accepted elsewhere: the next one that the listener of this name
+    /// gives it, gate open or shut. It comes back if there is no such listener, nobody accepts from it any more, or too
+    /// many wait already.
+    pub(crate) fn adopt_connection(
+        &self,
+        name: &str,
+        adopted: Adopted,
+    ) -> std::result::Result<(), Adopted> {
+        let inner = self.lock();
+        let Some(gate) = inner.listener(name).cloned() else {
+            return Err(adopted);
+        };
+        let has_adopted = inner.has_adopted.clone();
+        drop(inner);
+        gate.adopt(adopted)?;
+        has_adopted.send_if_modified(|before| !mem::replace(before, true));
+        Ok(())
+    }
+
+    /// Becomes `true` when the first connection is adopted.
+    pub(crate) fn has_adopted(&self) -> watch::Receiver<bool> {
+        self.lock().has_adopted.subscribe()
+    }
+
+    /// Whether a connection to the listener of this name may be adopted, as far as is known.
+    pub(crate) fn adopts(&self, name: &str) -> bool {
+        self.lock().listener(name).is_some()
+    }
+
+    /// Waits until the application has accepted everything that was adopted, or `deadline` is over.
+    ///
+    /// Cancel safe.
+    pub(crate) fn adopted_accepted(&self, deadline: Duration) -> impl Future<Output = ()> + use<> {
+        let inner = self.lock();
+        let adopted: Vec<_> = inner.gates().map(|(_, gate)| gate.adopted()).collect();
+        drop(inner);
+        let until = Instant::now() + deadline;
+        async move {
+            for mut count in adopted {
+                // Out of time or without a gate, nobody is left to wait for.
+                let _ = timeout_at(until, count.wait_for(|count| *count == 0)).await;
+            }
+        }
+    }
+
+    /// Has somebody be asked where each connection is to be served.
+    pub(crate) fn diverter(&self) -> Diverter {
+        self.lock().diverter.clone()
     }
 }
 
@@ -354,8 +440,9 @@ impl Table {
     fn gate<W: Watch>(&self, name: &str, claimed: &Claimed) -> Result<Arc<Gate<W>>> {
         let runtime = Handle::try_current()
             .map_err(|error| listen_error(format!("making a gate for {name:?}")).because(error))?;
-        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime));
         let mut inner = self.lock();
+        let diversion = inner.diverter.at(name);
+        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime, diversion));
         let mut held = inner.held.iter_mut();
         match held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
             Some(held) => held.claim = Claim::Gated(gate.clone()),
@@ -383,9 +470,23 @@ impl Inner {
         self.held.iter().filter(|held| held.is_claimed())
     }
 
+    /// The application's, which have a queue of connections.
+    fn listening(&self) -> impl Iterator<Item = &Held> {
+        let has_queue = |held: &&Held| matches!(held.slot.kind, SlotKind::Tcp | SlotKind::Unix);
+        let claimed = self.claimed().filter(has_queue);
+        claimed.filter(|held| !held.slot.name.starts_with(RESERVED))
+    }
+
     fn gates(&self) -> impl Iterator<Item = (&String, &Arc<dyn Gated>)> {
         let held = self.held.iter();
         held.filter_map(|held| Some((&held.slot.name, held.gate()?)))
+    }
+
+    /// The gate of this name, if connections come through it.
+    fn listener(&self, name: &str) -> Option<&Arc<dyn Gated>> {
+        let mut held = self.held.iter();
+        let held = held.find(|held| held.slot.name == name && held.slot.kind != SlotKind::Udp)?;
+        held.gate()
     }
 
     fn add(&mut self, inherited: Vec<Held>) {
@@ -731,6 +832,56 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn connections_are_adopted_by_the_listener_of_their_name() {
+        let table = Table::default();
+        let web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let room = TempDir::new().unwrap();
+        let path = room.path().join("api");
+        let api = table.unix("api", &path, &options()).await.unwrap();
+        let _dns = table.udp("dns", &at(LOOPBACK), &options()).unwrap();
+        table.std_tcp("own", &at(LOOPBACK), &options()).unwrap();
+
+        let (socket, address) = listening_socket();
+        let client = connect(address);
+        await_queue(&socket);
+        let (accepted, _) = net::TcpListener::from(socket).accept().unwrap();
+        let adopted = |descriptor: &OwnedFd| Adopted::new(descriptor.try_clone().unwrap());
+        let accepted = OwnedFd::from(accepted);
+        for no_listener in ["none", "dns", "own"] {
+            assert!(
+                table
+                    .adopt_connection(no_listener, adopted(&accepted))
+                    .is_err()
+            );
+        }
+        table.adopt_connection("web", adopted(&accepted)).unwrap();
+        let (_, peer) = within(web.accept()).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+
+        let (one, _other) = std_unix::UnixStream::pair().unwrap();
+        table
+            .adopt_connection("api", Adopted::new(one.into()))
+            .unwrap();
+        let mut taken = pin!(table.adopted_accepted(DEADLINE));
+        assert!(poll_once(taken.as_mut()).await.is_pending());
+        within(api.accept()).await.unwrap();
+        assert!(poll_once(taken.as_mut()).await.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_deadline_for_what_is_not_accepted() {
+        let table = Table::default();
+        let _web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        table
+            .adopt_connection("web", Adopted::new(null.into()))
+            .unwrap();
+        let begun = Instant::now();
+        table.adopted_accepted(DEADLINE).await;
+        assert_eq!(begun.elapsed(), DEADLINE);
+    }
+
+    #[tokio::test]
     async fn a_name_is_claimed_once_and_has_1_to_255_bytes() {
         let table = Table::default();
         let _web = table.tcp("web", &at(LOOPBACK), &options()).unwrap();
@@ -935,6 +1086,39 @@ mod tests {
         let (accepted, cut_off) = within(async { tokio::join!(web.accept(), stop) }).await;
         accepted.unwrap();
         assert!(cut_off.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_waits_and_what_was_accepted_is_known_of_the_applications_listeners() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("socket");
+        let table = Table::default();
+        let web = table.tcp("web", &at("127.0.0.1:0"), &options()).unwrap();
+        let local = table.unix("local", &path, &options()).await.unwrap();
+        let _dns = table.udp("dns", &at("127.0.0.1:0"), &options()).unwrap();
+        let control = room.path().join("control");
+        let _control = table.control(&control).await.unwrap();
+        let _operator = unix::net::UnixStream::connect(&control).unwrap();
+        assert_eq!(table.waiting(&[]), 0);
+        let _clients = [(); 3].map(|()| connect(web.local_addr()));
+        let _locals = [(); 2].map(|()| unix::net::UnixStream::connect(&path).unwrap());
+        within(async {
+            while table.waiting(&[]) != 3 + 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(table.waiting(&["web".to_owned()]), 1);
+        table.open_all().unwrap();
+        let count = |count, is_complete| Accepted { count, is_complete };
+        assert_eq!(table.accepted(), count(0, true));
+        let _served = (within(web.accept()).await, within(local.accept()).await);
+        assert_eq!(table.waiting(&[]), 2 + 1);
+        assert_eq!(table.accepted(), count(2, true));
+        let _own = table
+            .std_tcp("own", &at("127.0.0.1:0"), &options())
+            .unwrap();
+        assert_eq!(table.accepted(), count(2, false));
     }
 
     #[tokio::test]

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 
-use super::gate::{Gate, Watch};
+use super::gate::{Gate, Listen, Watch};
 
 /// A named TCP listener. It accepts while its generation serves, and waits while another generation does.
 ///
@@ -34,8 +34,9 @@ impl TcpListener {
         }
     }
 
-    /// Accepts a connection as soon as there is one and the gate is open. Once this generation has given its sockets
-    /// away for good, it waits for ever: select it against the end of serving.
+    /// Accepts a connection as soon as there is one and the gate is open, or one that another generation has accepted
+    /// and passed on, whatever the gate. Once this generation has given its sockets away for good, it waits for ever:
+    /// select it against the end of serving.
     ///
     /// # Errors
     ///
@@ -46,12 +47,12 @@ impl TcpListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.gate.pass(accept_one).await
+        self.gate.accept().await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
-        self.gate.poll_pass(cx, accept_one)
+        self.gate.poll_accept(cx)
     }
 
     /// The address it is bound to, with the port that the kernel chose if port 0 was asked for.
@@ -84,6 +85,29 @@ impl fmt::Debug for TcpListener {
 impl Watch for tokio::net::TcpListener {
     fn watch(socket: OwnedFd) -> io::Result<Self> {
         Self::from_std(socket.into())
+    }
+}
+
+impl Listen for tokio::net::TcpListener {
+    type Accepted = (TcpStream, SocketAddr);
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Self::Accepted>> {
+        accept_one(self, cx)
+    }
+
+    fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted> {
+        let stream = std::net::TcpStream::from(connection);
+        stream.set_nonblocking(true)?;
+        let peer = stream.peer_addr()?;
+        Ok((TcpStream::from_std(stream)?, peer))
+    }
+
+    fn peer((_, peer): &Self::Accepted) -> Option<IpAddr> {
+        Some(peer.ip())
+    }
+
+    fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {
+        stream.into_std().map(OwnedFd::from)
     }
 }
 

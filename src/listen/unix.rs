@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use tokio::net::unix::SocketAddr;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 
-use super::gate::{Gate, Watch};
+use super::gate::{Gate, Listen, Watch};
 use super::tcp::pass_over;
 
 /// A named Unix stream listener. It accepts while its generation serves, and waits while another generation does.
@@ -38,8 +39,9 @@ impl UnixListener {
         }
     }
 
-    /// Accepts a connection as soon as there is one and the gate is open. Once this generation has given its sockets
-    /// away for good, it waits for ever: select it against the end of serving.
+    /// Accepts a connection as soon as there is one and the gate is open, or one that another generation has accepted
+    /// and passed on, whatever the gate. Once this generation has given its sockets away for good, it waits for ever:
+    /// select it against the end of serving.
     ///
     /// # Errors
     ///
@@ -50,12 +52,12 @@ impl UnixListener {
     ///
     /// Cancel safe: a connection that has been taken from the queue is returned by the poll that took it.
     pub async fn accept(&self) -> io::Result<(UnixStream, SocketAddr)> {
-        self.gate.pass(accept_one).await
+        self.gate.accept().await
     }
 
     /// As [`accept`](Self::accept), for a caller that polls. Only the last task that polled is woken.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, SocketAddr)>> {
-        self.gate.poll_pass(cx, accept_one)
+        self.gate.poll_accept(cx)
     }
 
     /// The path or abstract name it is bound to.
@@ -91,6 +93,29 @@ impl Watch for tokio::net::UnixListener {
     }
 }
 
+impl Listen for tokio::net::UnixListener {
+    type Accepted = (UnixStream, SocketAddr);
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Self::Accepted>> {
+        accept_one(self, cx)
+    }
+
+    fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted> {
+        let stream = std::os::unix::net::UnixStream::from(connection);
+        stream.set_nonblocking(true)?;
+        let peer = stream.peer_addr()?.into();
+        Ok((UnixStream::from_std(stream)?, peer))
+    }
+
+    fn peer(_: &Self::Accepted) -> Option<IpAddr> {
+        None
+    }
+
+    fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {
+        stream.into_std().map(OwnedFd::from)
+    }
+}
+
 fn accept_one(
     listener: &tokio::net::UnixListener,
     cx: &mut Context<'_>,
@@ -120,8 +145,5 @@ fn accept_rest(listener: &tokio::net::UnixListener) -> io::Result<(UnixStream, S
             error
         }
     });
-    let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(accepted?.0));
-    stream.set_nonblocking(true)?;
-    let peer = stream.peer_addr()?.into();
-    Ok((UnixStream::from_std(stream)?, peer))
+    tokio::net::UnixListener::adopt(accepted?.0.into())
 }

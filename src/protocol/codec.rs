@@ -43,7 +43,9 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::super::message::{Chunk, Elder, Hello, Keeper, Slot, SlotKind, VERSION};
+    use super::super::message::{
+        Chunk, Elder, Hello, Keeper, Slot, SlotKind, Tally, VERSION, Watch,
+    };
     use super::*;
 
     #[test]
@@ -182,6 +184,20 @@ mod tests {
             Message::Ready {
                 unclaimed: vec![1, 4],
             },
+            Message::Watch(Watch {
+                slow_us: Some(120_000),
+                window_ms: 60_000,
+                by_connection: false,
+            }),
+            Message::Counts(Tally {
+                requests: 4_200,
+                errors: 3,
+                slow: 41,
+                shed: 2,
+                in_flight: 17,
+                accepted: Some(1_300),
+                degraded: Some("the cache is cold".into()),
+            }),
             Message::Start(Chunk {
                 chunk: 0,
                 last: true,

@@ -43,6 +43,10 @@ pub(crate) enum Message {
         /// Indexes, over all chunks, of the offered slots that it does not want; its copies are closed already.
         unclaimed: Vec<u32>,
     },
+    /// Incumbent to successor, from version 2: what have you counted? Count by these rules from now on.
+    Watch(Watch),
+    /// Successor to incumbent, from version 2: the answer to `watch`.
+    Counts(Tally),
     /// Incumbent to successor: my gates are shut, open yours once the last one of these is here. State of the flip
     /// travels with it.
     Start(Chunk),
@@ -116,6 +120,42 @@ pub(crate) struct Hello {
     /// How many descriptors the offer will carry in all, so that the receiver can see to its limit.
     #[serde(default)]
     pub(crate) descriptors: u32,
+}
+
+/// How a successor is to count, so that both sides count alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Watch {
+    /// Requests that take longer than so many microseconds are slow; none is if there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slow_us: Option<u64>,
+    /// For how many milliseconds further errors of the same client count as the one that was counted.
+    pub(crate) window_ms: u64,
+    /// Whether each connection is a client of its own.
+    #[serde(default)]
+    pub(crate) by_connection: bool,
+}
+
+/// What a successor has counted since its start, and how it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    /// Requests answered.
+    pub(crate) requests: u64,
+    /// Errors among them, one for each client and window.
+    pub(crate) errors: u64,
+    /// Slow ones among them, one for each client and window.
+    pub(crate) slow: u64,
+    /// Those that were turned away.
+    #[serde(default)]
+    pub(crate) shed: u64,
+    /// Those under way.
+    #[serde(default)]
+    pub(crate) in_flight: u64,
+    /// Connections accepted, if all of them are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) accepted: Option<u64>,
+    /// Why it does not serve as it should, if its application says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) degraded: Option<String>,
 }
 
 /// A part of a table of named descriptors.
@@ -223,6 +263,8 @@ impl Message {
             Self::Received { .. } => "received",
             Self::Extend { .. } => "extend",
             Self::Ready { .. } => "ready",
+            Self::Watch(_) => "watch",
+            Self::Counts(_) => "counts",
             Self::Start(_) => "start",
             Self::Started => "started",
             Self::Stop { .. } => "stop",

@@ -264,6 +264,11 @@ impl Controller {
         }
     }
 
+    /// What the candidate is given now.
+    pub(crate) fn share(&self) -> Share {
+        self.share
+    }
+
     /// How many requests the candidate had answered in all at the last look.
     #[cfg(test)]
     pub(crate) fn units(&self) -> u64 {

@@ -17,10 +17,6 @@ pub(crate) mod attempts;
 pub(crate) mod controller;
 #[cfg(test)]
 mod model;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the director is about to ask it")
-)]
 pub(crate) mod pick;
 mod plan;
 mod share;
@@ -29,8 +25,8 @@ mod verdict;
 
 pub use plan::{
     BAKE, BAKE_IMMEDIATE, By, CHECKS_DEADLINE, CLIENT_WINDOW, ERROR_LIMIT, FAILURES_MAX,
-    FALSE_ABORTS, Network, NetworkError, Promotion, Rollout, STEP_DEADLINE, STEP_MIN, STEPS,
-    UNITS_MIN, VERIFY_DEADLINE, WARM_UP, WARM_UP_UNITS, WORST_RATE,
+    FALSE_ABORTS, Network, NetworkError, Promotion, Rollout, STALL_AFTER, STEP_DEADLINE, STEP_MIN,
+    STEPS, UNITS_MIN, VERIFY_DEADLINE, WARM_UP, WARM_UP_UNITS, WORST_RATE,
 };
 pub use share::{Share, ShareError};
 pub use side::Side;

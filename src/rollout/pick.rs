@@ -7,7 +7,7 @@
 // Addresses are data; what can be done with them is in `std::net`.
 use core::net::IpAddr;
 
-use super::plan::{Network, Rollout};
+use super::plan::{By, Network, Rollout};
 use super::share::Share;
 use super::side::Side;
 
@@ -15,6 +15,7 @@ use super::side::Side;
 #[derive(Clone, Debug)]
 pub(crate) struct Pick {
     rollout: u64,
+    by: By,
     share: Share,
     include: Vec<Network>,
     exclude: Vec<Network>,
@@ -34,6 +35,7 @@ impl Pick {
     pub(crate) fn new(rollout: u64, plan: &Rollout) -> Self {
         Self {
             rollout,
+            by: plan.by,
             share: Share::NONE,
             include: plan.include.clone(),
             exclude: plan.exclude.clone(),
@@ -43,6 +45,18 @@ impl Pick {
     /// Without a share the candidate gets nobody, included clients neither: there is none any more, or none yet.
     pub(crate) fn set_share(&mut self, share: Share) {
         self.share = share;
+    }
+
+    /// Which side gets a new connection, by 64 bits of a coin where there is no client to go by: a peer without an address,
+    /// as of a Unix socket, is nobody. Requests are split elsewhere; their connections are all stable's.
+    pub(crate) fn connection(&self, peer: Option<IpAddr>, coin: u64) -> Side {
+        match (self.by, peer.map(Client::Address)) {
+            (By::Request, _) => Side::Stable,
+            (By::Client, Some(client)) => self.client(client),
+            (By::Connection | By::Client, client) => {
+                self.single(client.unwrap_or(Client::Named("")), coin)
+            }
+        }
     }
 
     /// Always the same side for a client, until the share shrinks below its place.
@@ -265,6 +279,24 @@ mod tests {
         }
         pick.set_share(Share::FULL);
         assert_eq!(pick.client(address("192.0.2.7")), Side::Stable);
+    }
+
+    #[test]
+    fn connections_go_by_what_the_share_is_a_share_of() {
+        let peer = Some(IpAddr::from([192, 0, 2, 1]));
+        let half = |by| {
+            let mut pick = Pick::new(1, &Rollout::canary([1]).by(by));
+            pick.set_share(Share::percent(50));
+            pick
+        };
+        let sides = |pick: &Pick, peer| [0, 9_999].map(|coin| pick.connection(peer, coin));
+        let by_coin = [Side::Candidate, Side::Stable];
+        assert_eq!(sides(&half(By::Connection), peer), by_coin);
+        assert_eq!(sides(&half(By::Request), peer), [Side::Stable; 2]);
+        let by_client = half(By::Client);
+        let client = by_client.client(address("192.0.2.1"));
+        assert_eq!(sides(&by_client, peer), [client; 2]);
+        assert_eq!(sides(&by_client, None), by_coin);
     }
 
     #[test]

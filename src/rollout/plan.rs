@@ -35,6 +35,8 @@ pub const VERIFY_DEADLINE: Duration = Duration::from_secs(30);
 pub const FALSE_ABORTS: Share = Share::percent(1);
 /// The rate of errors that is still tolerated when nothing can be compared with: 5 %, or twice what stable had.
 pub const WORST_RATE: Share = Share::percent(5);
+/// How long connections may wait after the flip without that anybody accepts one, before the rollout is undone: 2 s.
+pub const STALL_AFTER: Duration = Duration::from_secs(2);
 /// How many looks in a row may fail to measure before the rollout is paused: at the fourth it is.
 pub const ERROR_LIMIT: u32 = 4;
 /// How long further errors of the same client count as the one that was counted: 1 min.
@@ -71,11 +73,12 @@ pub struct Rollout {
     pub(super) bake: Duration,
     pub(super) checks_deadline: Duration,
     pub(super) verify_deadline: Duration,
-    pub(super) guards: bool,
+    pub(crate) guards: bool,
     pub(super) false_aborts: Share,
     pub(super) worst_rate: Share,
+    pub(crate) stall_after: Duration,
     pub(super) error_limit: u32,
-    pub(super) client_window: Duration,
+    pub(crate) client_window: Duration,
     pub(super) failures_max: u32,
     pub(super) include: Vec<Network>,
     pub(super) exclude: Vec<Network>,
@@ -101,6 +104,7 @@ impl Rollout {
             guards: false,
             false_aborts: FALSE_ABORTS,
             worst_rate: WORST_RATE,
+            stall_after: STALL_AFTER,
             error_limit: ERROR_LIMIT,
             client_window: CLIENT_WINDOW,
             failures_max: u32::MAX,
@@ -221,6 +225,13 @@ impl Rollout {
     /// The rate of errors that is still tolerated when there is nothing to compare with. Default: [`WORST_RATE`].
     pub fn worst_rate(mut self, rate: Share) -> Self {
         self.worst_rate = rate;
+        self
+    }
+
+    /// How long connections may wait after the flip without that anybody accepts one. Default: [`STALL_AFTER`]. Longer than
+    /// the application ever stops to accept, in a collection of garbage or a burst of work.
+    pub fn stall_after(mut self, time: Duration) -> Self {
+        self.stall_after = time;
         self
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod environment;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod queue;
 pub(crate) mod signals;
 #[cfg(test)]
 pub(crate) mod testing;

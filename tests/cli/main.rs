@@ -4,6 +4,7 @@
 
 mod cold;
 mod commands;
+mod flips;
 mod generated;
 mod handing_over;
 mod misuse;

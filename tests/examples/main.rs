@@ -125,6 +125,29 @@ async fn state_sells_each_ticket_once_and_keeps_its_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn circuit_breaker_does_not_ask_a_backend_again_that_generation_1_has_given_up() {
+    let (example, address) = Example::start("circuit_breaker").await;
+    let load = Load::new().with(4, || Buyer(address));
+    let seen = example.upgrade_twice_under(load, by_number).await;
+    let asked = |line: &&String| !line.contains("was not asked, the circuit is open");
+    let asked: Vec<_> = seen.answers.iter().filter(asked).collect();
+    assert!(!asked.is_empty(), "the circuit was open from the start");
+    assert!(
+        asked.iter().all(|line| line.ends_with("generation 1")),
+        "{asked:?}"
+    );
+    // Nothing was spent on retries since, and nobody was given new ones.
+    let after = seen
+        .answers
+        .iter()
+        .filter(|line| !line.ends_with("generation 1"));
+    let retries: BTreeSet<_> = after.map(|line| line.rsplit(", ").nth(1)).collect();
+    assert_eq!(retries.len(), 1, "{retries:?}");
+    assert_ne!(retries.first(), Some(&Some("5 retries left")));
+    example.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_finish_in_time_or_leave_the_rest_to_the_successor() {
     let (example, queue) = Example::start("jobs").await;
     let sender = UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -37,6 +37,7 @@ impl Moment {
 
     async fn early_in_the_bake(bake_ms: u32) -> Self {
         let setup = Setup::new()
+            .with("TESTD_ROLLOUT", UNNOTICED)
             .with("TESTD_BAKE_MS", bake_ms)
             .with("TESTD_FLIP_MS", LONG_MS);
         let service = setup.start().await;
@@ -192,5 +193,7 @@ async fn a_stop_of_the_incumbent_at_the_commit_ends_both_and_finishes_what_they_
     moment.nobody_is_left().await;
 }
 
+/// A successor that does not accept is not undone for it while the moment lasts.
+const UNNOTICED: &str = r#"{"stall_after": {"secs": 60, "nanos": 0}}"#;
 /// Time to freeze the successor in, and to wait for.
 const BAKE_MS: u32 = 6_000;

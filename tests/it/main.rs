@@ -5,6 +5,7 @@
 mod bad_successor;
 mod frozen;
 mod generations;
+mod guards;
 mod health;
 mod killed;
 mod listeners;

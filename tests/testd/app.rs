@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::routing::get;
 use handover::Serving;
 use handover_load::routes;
 use tokio::process::Command;
 
 use crate::passed::Passed;
+use crate::plan::Plan;
 
 /// | route | answer, after the generation's number and a space |
 /// |---|---|
@@ -20,9 +22,11 @@ use crate::passed::Passed;
 /// | `GET /release` | what the release is called |
 /// | `GET /flip` | `flips`, and lets the successor in standby take over |
 /// | `GET /upgrade` | the verdict of an upgrade |
+/// | `GET /work` | `done`, or 500 if its plan says `ill` |
 /// | `GET /livez`, `GET /readyz` | how it is, without the number |
 /// | `GET /degraded` | `degraded`, and says so to who asks how it is until `GET /restored` |
-pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
+pub(crate) fn app(generation: &Serving, passed: Arc<Passed>, plan: &Plan) -> Router {
+    let is_ill = plan.get("ill").is_some();
     let number = generation.number();
     let draining = {
         let generation = generation.clone();
@@ -37,6 +41,7 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
             "/say",
             get(move |Query(text): Query<Vec<(String, String)>>| say(number, text)),
         )
+        .route("/work", get(move || work(number, is_ill)))
         .route("/helper", get(move || helper(number)))
         .route("/release", get(move || release(number)))
         .route("/flip", get(flip))
@@ -47,6 +52,13 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>) -> Router {
         .route_service("/livez", generation.health())
         .route_service("/readyz", generation.health())
         .merge(routes::app_with(number, draining))
+}
+
+async fn work(number: u64, is_ill: bool) -> Result<String, StatusCode> {
+    match is_ill {
+        true => Err(StatusCode::INTERNAL_SERVER_ERROR),
+        false => Ok(format!("{number} done")),
+    }
 }
 
 async fn say(number: u64, text: Vec<(String, String)>) -> String {

@@ -53,6 +53,9 @@ async fn main() -> Outcome {
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
+    if let Some(reason) = plan.get("degraded") {
+        starting.health().degraded(reason);
+    }
     plan.act("before-ready").await;
     if plan.get("give-up").is_some() {
         drop(starting);
@@ -81,7 +84,7 @@ async fn main() -> Outcome {
         async move { plan.act("after-ready").await }
     });
     sockets
-        .serve(&generation, &app::app(&generation, passed))
+        .serve(&generation, &app::app(&generation, passed, &plan))
         .await;
     plan.act("before-leave").await;
     // The verdict by which it leaves is told before it does.
@@ -101,6 +104,12 @@ async fn keep(generation: Serving) {
 
 fn builder(plan: &Plan) -> Builder {
     let mut builder = handover::builder();
+    if let Some(plan) = setting("TESTD_ROLLOUT") {
+        match serde_json::from_str(&plan) {
+            Ok(plan) => builder = builder.rollout(plan),
+            Err(error) => panic!("TESTD_ROLLOUT: {error}"),
+        }
+    }
     let durations: [(&str, SetDuration); 10] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),

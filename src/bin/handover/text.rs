@@ -197,6 +197,9 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
     };
     let phase = upgrade.phase.as_deref().map(|phase| format!(" ({phase})"));
     let flip = upgrade.flip_took().map(|took| format!(", flip {took:.2?}"));
+    let rollback = upgrade
+        .rollback_took()
+        .map(|took| format!(", rollback {took:.2?}"));
     let reason = match upgrade.reason.lines().next() {
         None | Some("") => String::new(),
         Some(reason) => format!(": {reason}"),
@@ -205,7 +208,7 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
         .rollback_to
         .map(|to| format!(" (cold rollback to the release of {to})"));
     format!(
-        "{} -> {}{} {verdict}{}, {} ago, took {}{}{reason}",
+        "{} -> {}{} {verdict}{}, {} ago, took {}{}{}{reason}",
         upgrade.from,
         upgrade.generation,
         back.unwrap_or_default(),
@@ -213,6 +216,7 @@ pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
         age(upgrade.asked_at_ms),
         millis(upgrade.took_ms),
         flip.unwrap_or_default(),
+        rollback.unwrap_or_default(),
     )
 }
 

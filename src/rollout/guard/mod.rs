@@ -3,6 +3,7 @@
 //! - [`Relative`] compares with a stable generation that serves at the same time: on which side do errors land?
 //! - [`Absolute`] judges a candidate that serves alone, by what stable's history promises.
 //! - Slow requests are judged by the same two: the tail as a rate ([`slow_threshold`]).
+//! - [`Stall`] needs no statistics: connections wait and nobody accepts them.
 //!
 //! All of them may be looked at after every single request without more false aborts than they were given. That holds
 //! for errors that are independent, which the retries of one client are not: what they are fed is to be counted once per
@@ -48,6 +49,7 @@ mod clients;
 mod relative;
 mod set;
 mod slow;
+mod stall;
 mod trouble;
 
 pub use absolute::Absolute;
@@ -55,6 +57,7 @@ pub use clients::{CLIENTS_MAX, Clients};
 pub use relative::Relative;
 pub use set::Guards;
 pub use slow::{SAMPLES_MIN, slow_threshold};
+pub use stall::{Queue, Stall, Stalled};
 pub use trouble::Trouble;
 
 /// Watches one signal of the two sides.

@@ -1,0 +1,598 @@
+//! Stable's end: picks, passes on, and takes back.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Shutdown};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::ON_THE_WAY_MAX;
+use super::word::{WORD_MAX, Word};
+use crate::listen::{Adopted, Divert, Table};
+use crate::rollout::pick::Pick;
+use crate::rollout::{Share, Side};
+use crate::sys::descriptors;
+
+/// Passes a share of what this generation accepts to the candidate.
+///
+/// Dropped, it revokes.
+#[derive(Debug)]
+pub(crate) struct Director(Arc<Directing>);
+
+/// Why nothing is passed on any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The candidate has closed its end, most likely by dying.
+    Gone,
+    /// It has left connections waiting.
+    Stalled {
+        /// How many there were in the end.
+        waiting: usize,
+        /// For how long the first of them.
+        silent: Duration,
+    },
+    /// It said something that cannot be understood.
+    Broken(String),
+    /// This generation wanted everything back.
+    Revoked,
+    /// This generation has left everything to the candidate.
+    Released,
+}
+
+/// What became of connections. Each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
+/// is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Accepted while the candidate had a share.
+    pub(crate) accepted: u64,
+    /// The candidate's by its share.
+    pub(crate) picked: u64,
+    /// Picked, and served by stable all the same since the candidate had no room.
+    pub(crate) kept: u64,
+    /// Passed to the candidate.
+    pub(crate) forwarded: u64,
+    /// Acknowledged: its application has them.
+    pub(crate) begun: u64,
+    /// Served by stable after all.
+    pub(crate) taken_back: u64,
+    /// Taken back when nobody accepted here any more.
+    pub(crate) lost: u64,
+}
+
+/// A director as operators see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The share that the candidate is to have.
+    pub(crate) share: Share,
+    /// What became of connections since that is so.
+    pub(crate) since: Counts,
+    /// What became of them in all.
+    pub(crate) total: Counts,
+    /// The same, listener by listener.
+    pub(crate) listeners: BTreeMap<String, Counts>,
+    /// Passed on and not acknowledged.
+    pub(crate) on_the_way: usize,
+}
+
+/// A director as long as there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched(Weak<Directing>);
+
+impl Watched {
+    /// How it stands.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        Some(self.0.upgrade()?.lock().standing())
+    }
+}
+
+#[derive(Debug)]
+struct Directing {
+    socket: AsyncFd<OwnedFd>,
+    table: Table,
+    deadline: Duration,
+    state: Mutex<State>,
+    /// Something is on its way, and the task does not watch the time.
+    begun: Notify,
+    ended: watch::Sender<Option<End>>,
+}
+
+#[derive(Debug)]
+struct State {
+    pick: Pick,
+    share: Share,
+    coin: Coin,
+    next_id: u64,
+    on_the_way: BTreeMap<u64, Sent>,
+    /// Listeners that the candidate does not have.
+    declined: BTreeSet<String>,
+    listeners: BTreeMap<String, Counts>,
+    /// The total when the share was last set.
+    before: Counts,
+    is_timed: bool,
+    has_ended: bool,
+}
+
+/// A connection on its way.
+#[derive(Debug)]
+struct Sent {
+    listener: Arc<str>,
+    connection: OwnedFd,
+    at: Instant,
+}
+
+impl Director {
+    /// Within a tokio runtime: a director without a share, and the candidate's end. A candidate that leaves a connection
+    /// unacknowledged for `deadline` has stalled.
+    pub(crate) fn new(
+        table: &Table,
+        pick: Pick,
+        deadline: Duration,
+    ) -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = descriptors::pair()?;
+        let state = State {
+            pick,
+            share: Share::NONE,
+            coin: Coin::new(),
+            next_id: 0,
+            on_the_way: BTreeMap::new(),
+            declined: BTreeSet::new(),
+            listeners: BTreeMap::new(),
+            before: Counts::default(),
+            is_timed: false,
+            has_ended: false,
+        };
+        let directing = Arc::new(Directing {
+            socket: descriptors::watched(ours, Interest::READABLE)?,
+            table: table.clone(),
+            deadline,
+            state: Mutex::new(state),
+            begun: Notify::new(),
+            ended: watch::Sender::new(None),
+        });
+        tokio::spawn(Arc::clone(&directing).run());
+        Ok((Self(directing), theirs))
+    }
+
+    /// Gives the candidate this share of what is accepted from now on. When it returns, nothing is passed on by the share
+    /// before; with no share nothing is at all, though what is on its way arrives.
+    pub(crate) fn set_share(&self, share: Share) {
+        let mut state = self.0.lock();
+        state.before = state.total();
+        state.share = share;
+        state.pick.set_share(share);
+        let is_active = share != Share::NONE && !state.has_ended;
+        drop(state);
+        let diverter = self.0.table.diverter();
+        match is_active {
+            true => diverter.start(self.0.clone()),
+            false => diverter.stop(&*self.0),
+        }
+    }
+
+    /// For those who are to know how it stands at any time.
+    pub(crate) fn watched(&self) -> Watched {
+        Watched(Arc::downgrade(&self.0))
+    }
+
+    /// How it stands.
+    #[cfg(test)]
+    pub(super) fn standing(&self) -> Standing {
+        self.0.lock().standing()
+    }
+
+    /// Waits until nothing is passed on any more, and says why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost; any number of tasks may wait.
+    pub(crate) async fn ended(&self) -> End {
+        let mut ended = self.0.ended.subscribe();
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(end)) => end.clone(),
+            // The sender lives as long as `self`.
+            Ok(None) | Err(_) => End::Gone,
+        }
+    }
+
+    /// Takes back what the candidate has not begun, at once and for good: it is the next that the listeners accept.
+    pub(crate) fn revoke(&self) {
+        self.0.end(End::Revoked);
+    }
+
+    /// Leaves to the candidate what is on its way. For a generation that may not be there to take it back.
+    pub(crate) fn release(self) {
+        self.0.release();
+    }
+}
+
+#[cfg(test)]
+impl Director {
+    /// Anything at all, to the candidate.
+    pub(super) fn say(&self, bytes: &[u8]) {
+        descriptors::send(self.0.socket.get_ref().as_fd(), bytes, &[]).unwrap();
+    }
+}
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        self.revoke();
+    }
+}
+
+impl Divert for Directing {
+    fn wants(&self, listener: &str, peer: Option<IpAddr>) -> bool {
+        let mut state = self.lock();
+        let coin = state.coin.toss();
+        let side = match state.declined.contains(listener) {
+            true => Side::Stable,
+            false => state.pick.connection(peer, coin),
+        };
+        let has_room = state.has_room();
+        let counts = state.counts(listener);
+        counts.accepted += 1;
+        if side == Side::Stable {
+            return false;
+        }
+        counts.picked += 1;
+        counts.kept += u64::from(!has_room);
+        has_room
+    }
+
+    fn take(&self, listener: &str, mut connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
+        let mut state = self.lock();
+        let may_go = match state.may_pass_on() {
+            true => ON_THE_WAY_MAX.saturating_sub(state.on_the_way.len()),
+            false => 0,
+        };
+        let mut kept = connections.split_off(may_go.min(connections.len()));
+        if let Err(error) = self.send(&mut state, listener, &mut connections) {
+            tracing::debug!(%error, "the candidate takes no connections now");
+            connections.append(&mut kept);
+            kept = connections;
+        }
+        state.counts(listener).kept += kept.len() as u64;
+        if !state.is_timed && !state.on_the_way.is_empty() {
+            self.begun.notify_one();
+        }
+        kept
+    }
+}
+
+impl Directing {
+    /// Listens to the candidate, and watches the time, until the end.
+    async fn run(self: Arc<Self>) {
+        let mut ended = self.ended.subscribe();
+        loop {
+            let overdue_at = self.watch_time();
+            tokio::select! {
+                _ = ended.wait_for(Option::is_some) => return,
+                readable = self.socket.readable() => match readable {
+                    Ok(mut ready) => if self.hear() { ready.clear_ready() },
+                    Err(error) => self.end(End::Broken(error.to_string())),
+                },
+                () = self.begun.notified() => {}
+                () = sleep_until(overdue_at.unwrap_or_else(Instant::now)), if overdue_at.is_some() => {
+                    self.look_for_overdue();
+                }
+            }
+        }
+    }
+
+    /// When the connection that is on its way for longest has been so for too long.
+    fn watch_time(&self) -> Option<Instant> {
+        let mut state = self.lock();
+        let since = state.on_the_way.first_key_value().map(|(_, sent)| sent.at);
+        state.is_timed = since.is_some();
+        since.map(|since| since + self.deadline)
+    }
+
+    fn look_for_overdue(&self) {
+        // What was said in time counts, though this process may have been too busy to look.
+        while !self.hear() {}
+        let mut state = self.lock();
+        state.is_timed = false;
+        let overdue = Instant::now() - self.deadline;
+        let oldest = state.on_the_way.first_key_value();
+        if oldest.is_some_and(|(_, sent)| sent.at <= overdue) {
+            let waiting = state.on_the_way.len();
+            drop(state);
+            self.end(End::Stalled {
+                waiting,
+                silent: self.deadline,
+            });
+        }
+    }
+
+    fn send(
+        &self,
+        state: &mut State,
+        listener: &str,
+        connections: &mut Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let (first, count) = (state.next_id, connections.len());
+        let word = Word::Forward {
+            listener: listener.to_owned(),
+            first,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+        };
+        let borrowed: Vec<BorrowedFd<'_>> = connections.iter().map(AsFd::as_fd).collect();
+        descriptors::send(self.socket.as_fd(), &word.to_bytes(), &borrowed)?;
+        drop(borrowed);
+        let (listener, at) = (Arc::<str>::from(listener), Instant::now());
+        let sent = connections.drain(..).map(|connection| Sent {
+            listener: Arc::clone(&listener),
+            connection,
+            at,
+        });
+        state.on_the_way.extend((first..).zip(sent));
+        state.next_id += count as u64;
+        state.counts(&listener).forwarded += count as u64;
+        Ok(())
+    }
+
+    /// Takes in some of what the candidate has said; `true` if that was all. Others get the lock in between.
+    fn hear(&self) -> bool {
+        let mut settled = Settled::default();
+        let mut state = self.lock();
+        let mut heard = Heard::Word;
+        for _ in 0..HEARD_TOGETHER_MAX {
+            heard = self.hear_one(&mut state, &mut settled);
+            if !matches!(heard, Heard::Word) {
+                break;
+            }
+        }
+        drop(state);
+        // Closing takes its time, so nobody is kept waiting by it.
+        drop(settled.begun);
+        self.take_back(settled.declined);
+        match heard {
+            Heard::Word => return false,
+            Heard::Nothing => {}
+            Heard::Closed => self.end(End::Gone),
+            Heard::Garbage(reason) => self.end(End::Broken(reason)),
+            Heard::Failed(error) => self.end(End::Broken(error.to_string())),
+        }
+        true
+    }
+
+    fn hear_one(&self, state: &mut State, settled: &mut Settled) -> Heard {
+        let mut buffer = [0; WORD_MAX];
+        let received = match recv_past_reset(self.socket.as_fd(), &mut buffer) {
+            Ok(Some(received)) => received,
+            Ok(None) => return Heard::Closed,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Err(error) => return Heard::Failed(error),
+        };
+        let word = match Word::from_bytes(&buffer[..received.length]) {
+            Ok(word) => word,
+            Err(error) => return Heard::Garbage(error.to_string()),
+        };
+        let known = match &word {
+            Word::Begun { id } | Word::Declined { id, .. } => state.on_the_way.remove(id),
+            Word::Forward { .. } | Word::Revoked => None,
+        };
+        let Some(sent) = known else {
+            return Heard::Garbage(format!("{word:?} was not expected"));
+        };
+        match word {
+            Word::Declined { for_good, .. } => {
+                if for_good {
+                    state.declined.insert(sent.listener.to_string());
+                }
+                settled.declined.push(sent);
+            }
+            _ => {
+                state.counts(&sent.listener).begun += 1;
+                settled.begun.push(sent);
+            }
+        }
+        Heard::Word
+    }
+
+    /// The end: whatever the candidate has not begun is served here.
+    fn end(&self, why: End) {
+        self.table.diverter().stop(self);
+        let mut state = self.lock();
+        if mem::replace(&mut state.has_ended, true) {
+            return;
+        }
+        let (revoked, socket) = (Word::Revoked.to_bytes(), self.socket.get_ref());
+        if let Err(error) = descriptors::send(socket.as_fd(), &revoked, &[]) {
+            tracing::debug!(%error, "the candidate is not told what is taken back");
+        }
+        // From here on no acknowledgement can be sent; those that were are read, to the end.
+        if let Err(error) = SockRef::from(socket).shutdown(Shutdown::Read) {
+            tracing::debug!(%error, "the candidate is gone");
+        }
+        let mut settled = Settled::default();
+        loop {
+            match self.hear_one(&mut state, &mut settled) {
+                // One that makes no sense hides no other.
+                Heard::Word | Heard::Garbage(_) => {}
+                Heard::Closed => break,
+                Heard::Nothing => break tracing::warn!("the director's end is not known"),
+                Heard::Failed(error) => {
+                    break tracing::warn!(%error, "the director's end is not known");
+                }
+            }
+        }
+        let unbegun = mem::take(&mut state.on_the_way);
+        drop(state);
+        settled.declined.extend(unbegun.into_values());
+        self.take_back(settled.declined);
+        self.ended.send_replace(Some(why));
+    }
+
+    fn release(&self) {
+        self.table.diverter().stop(self);
+        let mut state = self.lock();
+        if mem::replace(&mut state.has_ended, true) {
+            return;
+        }
+        let left = mem::take(&mut state.on_the_way);
+        drop(state);
+        drop(left);
+        self.ended.send_replace(Some(End::Released));
+    }
+
+    /// Has them accepted here, in order.
+    fn take_back(&self, back: Vec<Sent>) {
+        for Sent {
+            listener,
+            connection,
+            ..
+        } in back
+        {
+            let adopted = self
+                .table
+                .adopt_connection(&listener, Adopted::new(connection));
+            let mut state = self.lock();
+            let counts = state.counts(&listener);
+            match adopted {
+                Ok(()) => counts.taken_back += 1,
+                Err(_) => {
+                    counts.lost += 1;
+                    tracing::warn!(%listener, "a connection was dropped: nobody accepts any more");
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn may_pass_on(&self) -> bool {
+        self.share != Share::NONE && !self.has_ended
+    }
+
+    fn has_room(&self) -> bool {
+        self.may_pass_on() && self.on_the_way.len() < ON_THE_WAY_MAX
+    }
+
+    fn counts(&mut self, listener: &str) -> &mut Counts {
+        self.listeners.entry(listener.to_owned()).or_default()
+    }
+
+    fn standing(&self) -> Standing {
+        let total = self.total();
+        Standing {
+            share: self.share,
+            since: total.since(self.before),
+            total,
+            listeners: self.listeners.clone(),
+            on_the_way: self.on_the_way.len(),
+        }
+    }
+
+    fn total(&self) -> Counts {
+        self.listeners
+            .values()
+            .fold(Counts::default(), |sum, counts| sum.plus(*counts))
+    }
+}
+
+impl Counts {
+    fn plus(self, other: Self) -> Self {
+        self.zip(other, |one, other| one + other)
+    }
+
+    fn since(self, before: Self) -> Self {
+        self.zip(before, u64::saturating_sub)
+    }
+
+    fn zip(self, other: Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            accepted: with(self.accepted, other.accepted),
+            picked: with(self.picked, other.picked),
+            kept: with(self.kept, other.kept),
+            forwarded: with(self.forwarded, other.forwarded),
+            begun: with(self.begun, other.begun),
+            taken_back: with(self.taken_back, other.taken_back),
+            lost: with(self.lost, other.lost),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the candidate takes no more connections"),
+            Self::Stalled { waiting, silent } => write!(
+                f,
+                "the candidate left {waiting} connections waiting, for up to {silent:?}"
+            ),
+            Self::Broken(reason) => {
+                write!(f, "the candidate cannot be understood: {reason}")
+            }
+            Self::Revoked => f.write_str("the candidate has no share any more"),
+            Self::Released => f.write_str("the candidate has them all"),
+        }
+    }
+}
+
+enum Heard {
+    Word,
+    Nothing,
+    Closed,
+    Garbage(String),
+    Failed(io::Error),
+}
+
+/// What is no longer on its way.
+#[derive(Default)]
+struct Settled {
+    begun: Vec<Sent>,
+    declined: Vec<Sent>,
+}
+
+/// Random bits for what has no client to go by. Nobody gains by foreseeing them.
+#[derive(Debug)]
+struct Coin(u64);
+
+impl Coin {
+    fn new() -> Self {
+        // The standard library's only source of randomness; an even seed could be zero, which stays zero.
+        Self(RandomState::new().build_hasher().finish() | 1)
+    }
+
+    /// Marsaglia's xorshift with a multiplication (Vigna, 2016: xorshift64*), whose upper bits are the good ones.
+    fn toss(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+/// A peer that dies with something unread leaves one reset in front of its last words.
+pub(super) fn recv_past_reset(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<Option<descriptors::Received>> {
+    match descriptors::recv(socket, buffer) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            descriptors::recv(socket, buffer)
+        }
+        received => received,
+    }
+}
+
+/// Words that are taken in before somebody else gets the lock.
+const HEARD_TOGETHER_MAX: usize = 32;
