@@ -36,10 +36,10 @@ pub(crate) struct Upward {
     millis: u64,
     elders: Vec<(message::Elder, OwnedFd)>,
     timings: Option<Timings>,
-    /// What this generation is to undo, if it is the release before once more.
-    pub(super) cold_rollback: Option<ColdRollback>,
     /// How the incumbent wants this generation to count.
     pub(super) watched: Option<Watch>,
+    /// What this generation is to undo, if it is the release before once more.
+    pub(super) cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
@@ -63,8 +63,8 @@ impl Upward {
             millis: 0,
             elders: Vec::new(),
             timings: None,
-            cold_rollback: None,
             watched: None,
+            cold_rollback: None,
             stderr: None,
             failed: None,
         }
