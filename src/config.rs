@@ -94,6 +94,9 @@ pub const STREAM_SETTLE: Duration = Duration::from_millis(100);
 pub const PIPELINED_MAX: u32 = 1_000;
 /// How long a client of the control socket may take to say what it wants, and to read each line of the answer: 5 s.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a generation that has handed over stays for a client that has connected to it and not said what it wants: 500
+/// ms. One that speaks later is not answered, and asks the next generation.
+pub const CONTROL_KEPT: Duration = Duration::from_millis(500);
 /// How long [`control::Client`](crate::control::Client) waits for an answer, unless it is told otherwise: 10 s.
 pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
 /// How many clients of the control socket are talked to at once; more are told so and sent away: 128.
