@@ -470,9 +470,9 @@ const FAILURES_MAX: usize = 50;
 const MORE: &str = "60";
 /// The message of an incumbent that carries its sockets, after its greeting.
 const OFFER: u32 = 2;
-/// Those behind it, in a handover of one offer.
+/// Those behind it, in a handover of one offer. Two without descriptors come between them.
 const START: u32 = 3;
-const COMMIT: u32 = 4;
+const COMMIT: u32 = 6;
 /// Scenarios at a time.
 const AT_ONCE: usize = 3;
 /// A handover with more calls than this is one that never ends.
