@@ -139,7 +139,7 @@ pub enum Image {
     /// is overwritten in place, or truncated, once nobody runs it is noticed and not started.
     #[default]
     Descriptor,
-    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 1 ms and 1 MiB for each MiB of the file.
+    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 2 ms and 1 MiB for each MiB of the file.
     /// Safe against everything. Where the kernel has no executable memory files (`vm.memfd_noexec=2`) nothing is held.
     Copy,
     /// Not at all: there is no cold rollback to this generation.

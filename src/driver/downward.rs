@@ -375,10 +375,9 @@ impl Driver {
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
-        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
-            table.extend(shareable([slot]));
-            down.director = Some(sharing);
-        }
+        let (sharing, slot) = Sharing::begin(&self.shared.table, &self.config, down)?;
+        table.extend(shareable([slot]));
+        down.director = Some(sharing);
         let Some(link) = &mut down.link else {
             return Ok(());
         };

@@ -383,7 +383,8 @@ mod tests {
 
         let service = tower::service_fn(|_| pending::<Answer>());
         let mut answer = Box::pin(layer.layer(service).call(request("/")));
-        poll_fn(|cx| Poll::Ready(assert!(answer.as_mut().poll(cx).is_pending()))).await;
+        let is_pending = poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx).is_pending()));
+        assert!(is_pending.await);
         assert_eq!(observed.snapshot().in_flight, 1);
         drop(answer);
         let snapshot = observed.snapshot();

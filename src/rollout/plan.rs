@@ -281,6 +281,12 @@ impl Rollout {
         }
     }
 
+    /// The same, with the other's bake if that is shorter.
+    pub(crate) fn baked_no_longer_than(self, other: &Self) -> Self {
+        let bake = self.bake.min(other.bake);
+        self.bake(bake)
+    }
+
     /// The same, with an end to how long it may wait for a promotion, if it has none.
     pub(crate) fn promoted_within(self, time: Duration) -> Self {
         Self {

@@ -4,6 +4,7 @@
 
 mod activity;
 mod bad_successor;
+mod canary;
 mod frozen;
 mod generations;
 mod guards;

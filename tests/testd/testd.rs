@@ -124,11 +124,12 @@ fn builder(plan: &Plan) -> Builder {
         rollout = rollout.failures_max(count);
     }
     let mut builder = handover::builder().rollout(rollout);
-    let durations: [(&str, SetDuration); 10] = [
+    let durations: [(&str, SetDuration); 11] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
         ("TESTD_STANDBY_MS", Builder::standby),
         ("TESTD_FLIP_MS", Builder::flip_deadline),
+        ("TESTD_FORWARD_MS", Builder::forward_deadline),
         ("TESTD_DRAIN_MS", Builder::drain_deadline),
         ("TESTD_HARD_STOP_MS", Builder::hard_stop),
         ("TESTD_CAPACITY_MS", Builder::capacity_deadline),

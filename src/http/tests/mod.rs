@@ -3,6 +3,7 @@
 mod http1;
 mod http2;
 mod long_lived;
+mod observed;
 mod server;
 mod tls;
 
