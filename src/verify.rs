@@ -185,7 +185,7 @@ impl Target {
             self.connections += 1;
             let patience = until.min(Instant::now() + VERIFY_ANSWER);
             let answered = timeout_at(patience.into(), prober.ask()).await;
-            let problem = match answered.unwrap_or(Err(io::ErrorKind::TimedOut.into())) {
+            let problem = match answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(line) if line == expected.as_bytes() => {
                     (self.passes_in_a_row, self.wrong_in_a_row) = (self.passes_in_a_row + 1, 0);
                     continue;

@@ -105,10 +105,9 @@ impl Activity {
             }
             let hooks = state.next();
             drop(state);
-            outcome = hooks.iter().fold(Ok(()), |outcome, hook| {
-                let result = run(hook);
-                outcome.and(result)
-            });
+            // All of them, whichever fails.
+            let results: Vec<Changed> = hooks.iter().map(run).collect();
+            outcome = results.into_iter().collect();
         }
     }
 
@@ -187,9 +186,8 @@ impl Driver {
         up.held = Some(Vec::new());
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            match deactivated.await {
-                Ok(Err(reason)) => shared.warn(reason),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(reason)) = deactivated.await {
+                shared.warn(reason);
             }
             // A driver that has ended has nobody to tell.
             let _ = shared.command(Command::Deactivated);

@@ -32,8 +32,10 @@ pub(crate) fn run(starting: &Starting, plan: &Plan) {
     let hangs = plan.get("deactivate") == Some("hang");
     starting.on_deactivate(move || {
         println!("deactivates {pid}");
-        while hangs {
-            thread::park();
+        if hangs {
+            loop {
+                thread::park();
+            }
         }
         *lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
         println!("inactive {pid}");
