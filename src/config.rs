@@ -21,6 +21,30 @@ pub const HARD_STOP: Duration = Duration::from_secs(15 * 60);
 pub const GENERATIONS_MAX: usize = 3;
 /// How long an upgrade waits for an older generation to leave when too many are alive, before it is refused: 60 s.
 pub const CAPACITY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long one fresh connection of a verification may wait for its answer before another is tried: 1 s.
+pub const VERIFY_ANSWER: Duration = Duration::from_secs(1);
+/// How long a verification waits before it tries the addresses that have not passed again: 50 ms.
+pub const VERIFY_RETRY: Duration = Duration::from_millis(50);
+/// How many fresh connections in a row the right generation must answer at each address: 3.
+pub const VERIFY_PASSES: u32 = 3;
+/// How many answers in a row from another generation are proof that it accepts: 3.
+pub const VERIFY_WRONG_MAX: u32 = 3;
+/// At how many addresses it asks at the same time: 32, with as many sockets each as have to pass.
+pub const VERIFY_TOGETHER_MAX: usize = 32;
+/// How many connections of a verification a generation remembers to answer itself: 4,096.
+pub const PROBES_MAX: usize = 4_096;
+/// How long it remembers them at most, since they may wait in a queue that nobody empties: 5 min.
+pub const PROBE_PATIENCE_MAX: Duration = Duration::from_secs(5 * 60);
+/// How many connections there may be at the private endpoints of a candidate: 64. More wait.
+pub const PREVIEW_CLIENTS_MAX: usize = 64;
+/// How long such a connection may take to reach the listener that it is for: 1 s.
+pub const PREVIEW_CONNECT: Duration = Duration::from_secs(1);
+/// How many tries an HTTP check of a candidate gets: 3.
+pub const CHECK_TRIES: u32 = 3;
+/// How long each of them may wait for its answer: 5 s.
+pub const CHECK_ANSWER: Duration = Duration::from_secs(5);
+/// How long an HTTP check waits before its next try: 500 ms.
+pub const CHECK_RETRY: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone, and a closed channel or an incumbent that is silent after a rollback to
 /// be explained by its death: 5 s.
 pub const EXIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -116,7 +140,7 @@ pub enum Image {
     /// is overwritten in place, or truncated, once nobody runs it is noticed and not started.
     #[default]
     Descriptor,
-    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 1 ms and 1 MiB for each MiB of the file.
+    /// By a sealed copy in memory (memfd_create(2)), made at the start: about 2 ms and 1 MiB for each MiB of the file.
     /// Safe against everything. Where the kernel has no executable memory files (`vm.memfd_noexec=2`) nothing is held.
     Copy,
     /// Not at all: there is no cold rollback to this generation.
@@ -148,6 +172,9 @@ pub(crate) struct Config {
     pub(crate) build: String,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) control: Option<PathBuf>,
+    /// Where a candidate has its private endpoints, if it has any, and the ports beside them.
+    pub(crate) preview: Option<PathBuf>,
+    pub(crate) preview_ports: Vec<(String, u16)>,
     pub(crate) fd_store: Option<bool>,
     pub(crate) image: Image,
     pub(crate) takeover: bool,
@@ -186,6 +213,8 @@ impl Default for Config {
             build: String::new(),
             pid_file: None,
             control: None,
+            preview: None,
+            preview_ports: Vec::new(),
             fd_store: None,
             image: Image::default(),
             takeover: false,

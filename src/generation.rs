@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::check::Check;
 use crate::config::{Config, Image};
 use crate::control;
 use crate::drain::{Class, Drain, Report};
@@ -49,6 +50,7 @@ pub async fn start() -> Result<Starting> {
 pub fn builder() -> Builder {
     Builder {
         config: Config::default(),
+        checks: Vec::new(),
     }
 }
 
@@ -57,6 +59,7 @@ pub fn builder() -> Builder {
 #[must_use = "a builder does nothing until `start`"]
 pub struct Builder {
     config: Config,
+    checks: Vec<Check>,
 }
 
 /// Far enough in the future to mean for ever, and near enough to be added to any instant.
@@ -244,6 +247,36 @@ impl Builder {
         self
     }
 
+    /// Where this generation, as a successor that is ready, can be reached before it has any clients: by the Unix socket
+    /// `preview-GENERATION-LISTENER.sock` in this directory for each of its TCP and Unix listeners, with mode 0600, and
+    /// for the user of this process and root alone. What is neither letter, digit, dot, hyphen nor underscore in the name
+    /// of a listener is an underscore there.
+    ///
+    /// Whoever connects comes to `accept` of that listener; with the first of them [`Starting::ready`] returns, gates
+    /// still shut. TCP listeners see such a client come from the loopback address. The sockets go at the flip, and
+    /// when the successor is given up. One that cannot be bound is an error of [`Starting::ready`]. Default: none.
+    pub fn preview(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.preview = Some(directory.into());
+        self
+    }
+
+    /// Beside the [private socket](Self::preview) of this TCP listener, a port on 127.0.0.1, 0 for any: **every user of
+    /// the machine** can connect to it. May be called once for each listener. Default: none.
+    pub fn preview_port(mut self, listener: impl Into<String>, port: u16) -> Self {
+        self.config.preview_ports.push((listener.into(), port));
+        self
+    }
+
+    /// Adds a check that a successor of this generation has to pass once it is ready, before it has any clients. They run
+    /// in this process, one after another, and have [`Rollout::checks_deadline`] together; one that fails aborts the
+    /// upgrade. The successor needs [private endpoints](Self::preview), if the checks are to reach it.
+    ///
+    /// Default: none.
+    pub fn pre_flip(mut self, check: Check) -> Self {
+        self.checks.push(check);
+        self
+    }
+
     /// Whether systemd is to keep the sockets for a start after a crash or a restart of this service
     /// (`FileDescriptorStoreMax=`, systemd.service(5)): connections wait in their queues until then.
     ///
@@ -307,7 +340,7 @@ impl Builder {
     ///
     /// Dropping the future of a successor makes the incumbent give it up.
     pub async fn start(self) -> Result<Starting> {
-        let Self { config } = self;
+        let Self { config, checks } = self;
         let snapshot = Snapshot::take();
         let mut own_signals = Signals::default();
         let listening = own_signals.listen_upgrade(config.upgrade_signal);
@@ -355,7 +388,8 @@ impl Builder {
             inbox,
             own_signals,
             manager,
-        );
+        )
+        .with_checks(checks);
         // It is moved to a task of its own later, and is not small.
         let mut driver = Box::new(driver);
         match channel {
@@ -561,6 +595,32 @@ impl Starting {
         Events(self.shared.events.subscribe())
     }
 
+    /// Adds a hook for when this generation becomes the active one: its gates open, at a fresh start, a flip or a
+    /// rollback. For what must run in one generation only, such as a scheduler or the consumer of a queue.
+    ///
+    /// It runs on a thread where it may block. It and [`on_deactivate`](Self::on_deactivate) alternate, beginning with
+    /// this one. After a rollback it waits until the other generation has stopped or ended. An error or a panic is a
+    /// warning: this generation serves.
+    pub fn on_activate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_activate(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation ceases to be the active one: at a flip, at a rollback, and when it leaves.
+    ///
+    /// The other generation opens its gates only once this has returned, and connections wait in the kernel's queue
+    /// meanwhile: be quick. At a flip, an error, a panic or more time than the [flip
+    /// deadline](Builder::flip_deadline) aborts the upgrade, and [`on_activate`](Self::on_activate) runs again; at a
+    /// rollback, a successor that takes so long is killed.
+    pub fn on_deactivate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_deactivate(Arc::new(hook));
+    }
+
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
     /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
@@ -645,6 +705,32 @@ impl Serving {
         F: Fn(&mut Offer) -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
     {
         self.shared.at_flip.add(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation becomes the active one: its gates open, at a fresh start, a flip or a
+    /// rollback. For what must run in one generation only, such as a scheduler or the consumer of a queue.
+    ///
+    /// It runs on a thread where it may block. It and [`on_deactivate`](Self::on_deactivate) alternate, beginning with
+    /// this one. After a rollback it waits until the other generation has stopped or ended. An error or a panic is a
+    /// warning: this generation serves. It runs at once if this generation is active already.
+    pub fn on_activate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_activate(Arc::new(hook));
+    }
+
+    /// Adds a hook for when this generation ceases to be the active one: at a flip, at a rollback, and when it leaves.
+    ///
+    /// The other generation opens its gates only once this has returned, and connections wait in the kernel's queue
+    /// meanwhile: be quick. At a flip, an error, a panic or more time than the [flip
+    /// deadline](Builder::flip_deadline) aborts the upgrade, and [`on_activate`](Self::on_activate) runs again; at a
+    /// rollback, a successor that takes so long is killed.
+    pub fn on_deactivate<F>(&self, hook: F)
+    where
+        F: Fn() -> Result<(), Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    {
+        self.shared.activity.on_deactivate(Arc::new(hook));
     }
 
     /// Hands over to a successor, as SIGHUP does, and waits for the verdict.

@@ -83,9 +83,12 @@ pub mod state;
 )]
 mod systemd;
 
+mod check;
 pub mod control;
 mod director;
 mod launch;
+mod preview;
+mod verify;
 
 mod trigger;
 
@@ -96,6 +99,7 @@ mod generation;
 #[cfg(feature = "http")]
 pub mod http;
 
+pub use crate::check::Check;
 pub use crate::driver::shared::{Elder, Status, Upgraded};
 pub use crate::error::{Error, ErrorKind, Result};
 pub use crate::event::{Event, Phase};

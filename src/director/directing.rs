@@ -509,7 +509,7 @@ impl State {
 }
 
 impl Counts {
-    fn plus(self, other: Self) -> Self {
+    pub(super) fn plus(self, other: Self) -> Self {
         self.zip(other, |one, other| one + other)
     }
 

@@ -1,13 +1,20 @@
 //! Both ends in one process, over real connections.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as Client};
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use socket2::{Domain, SockRef, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -575,4 +582,209 @@ async fn clients_that_are_excluded_stay_with_stable() {
     assert_eq!(peer_of(&pair.ours).await, excluded.local_addr().unwrap());
     let included = pair.pass_on(1).await.remove(0);
     assert_eq!(peer_of(&pair.theirs).await, included.local_addr().unwrap());
+}
+
+/// A client that is served by one answer to one word.
+#[derive(Default)]
+struct Asked {
+    by_stable: u64,
+    by_candidate: u64,
+    failed: u64,
+}
+
+impl Asked {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            by_stable: self.by_stable + other.by_stable,
+            by_candidate: self.by_candidate + other.by_candidate,
+            failed: self.failed + other.failed,
+        }
+    }
+
+    fn ask(&mut self, address: SocketAddr) {
+        let mut client = connect(address);
+        match client.write_all(b"q").and_then(|()| heard_by(&client)) {
+            Ok(b's') => self.by_stable += 1,
+            Ok(b'c') => self.by_candidate += 1,
+            _ => self.failed += 1,
+        }
+    }
+}
+
+/// Answers each client's word, as slowly as a word takes.
+fn converse(listener: TcpListener, word: u8) {
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut asked = [0];
+                if stream.read_exact(&mut asked).await.is_ok() {
+                    // A client that has gone hears nothing.
+                    let _ = stream.write_all(&[word]).await;
+                }
+            });
+        }
+    });
+}
+
+/// A candidate in a process of its own, whose standard input is its end.
+async fn be_a_candidate() {
+    let end = io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let table = Table::default();
+    let any = "127.0.0.1:0".parse().unwrap();
+    converse(table.tcp("web", &[any], &options()).unwrap(), b'c');
+    adopt(end.try_clone().unwrap(), &table).unwrap();
+    // It goes when the test does, however that ends.
+    let gone = tokio::task::spawn_blocking(move || {
+        let mut polled = [PollFd::new(end.as_fd(), PollFlags::empty())];
+        nix::poll::poll(&mut polled, PollTimeout::NONE)
+    });
+    gone.await.unwrap().unwrap();
+}
+
+/// A candidate in a process of its own, and the test that it goes through.
+struct Candidate(Child);
+
+impl Candidate {
+    fn start(test: &str, end: OwnedFd) -> Self {
+        let candidate = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("director::tests::{test}")])
+            .env(CANDIDATE, "1")
+            .stdin(end)
+            .stdout(Stdio::null())
+            .spawn();
+        Self(candidate.unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.0.id().cast_signed());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Clients that ask one after the other until they are told to stop.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<Asked>>,
+}
+
+impl Crowd {
+    fn begin(address: SocketAddr) -> Self {
+        const CLIENTS: usize = 16;
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = |_| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut asked = Asked::default();
+                while !stop.load(Ordering::Relaxed) {
+                    asked.ask(address);
+                }
+                asked
+            })
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        Self { stop, clients }
+    }
+
+    async fn end(self) -> Asked {
+        self.stop.store(true, Ordering::Relaxed);
+        let joining = tokio::task::spawn_blocking(move || {
+            let joined = self
+                .clients
+                .into_iter()
+                .map(|client| client.join().unwrap());
+            joined.fold(Asked::default(), Asked::plus)
+        });
+        within(joining).await.unwrap()
+    }
+}
+
+async fn until_begun(director: &Director, count: u64) {
+    let begun = async {
+        while director.standing().total.begun < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(begun).await;
+}
+
+const CANDIDATE: &str = "HANDOVER_TEST_CANDIDATE";
+
+/// Half of the connections go to a candidate of its own process.
+fn share_half(
+    stable: &Table,
+    rollout: u64,
+    deadline: Duration,
+    test: &str,
+) -> (Director, Candidate) {
+    let (director, end) = Director::new(stable, Pick::new(rollout, &plan()), deadline).unwrap();
+    let candidate = Candidate::start(test, end);
+    director.set_share(Share::percent(50));
+    (director, candidate)
+}
+
+fn conversing() -> (Table, SocketAddr) {
+    let stable = Table::default();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let web = stable.tcp("web", &[any], &options()).unwrap();
+    let address = web.local_addr();
+    stable.open_all().unwrap();
+    converse(web, b's');
+    (stable, address)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_candidate_killed_in_the_middle_only_what_it_had_begun_is_lost() {
+    const KILLS: u64 = 20;
+    if std::env::var_os(CANDIDATE).is_some() {
+        return be_a_candidate().await;
+    }
+    let (stable, address) = conversing();
+    let (mut asked, mut total) = (Asked::default(), Counts::default());
+    for kill in 0..KILLS {
+        let test = "of_a_candidate_killed_in_the_middle_only_what_it_had_begun_is_lost";
+        let (director, candidate) = share_half(&stable, kill, NEVER, test);
+        let crowd = Crowd::begin(address);
+        until_begun(&director, 100 + 37 * kill).await;
+        candidate.signal(Signal::SIGKILL);
+        assert_eq!(within(director.ended()).await, End::Gone);
+        asked = asked.plus(crowd.end().await);
+        total = total.plus(director.standing().total);
+    }
+    println!(
+        "{KILLS} kills: {} answered by stable, {} by the candidate, {} taken back, {} died with it",
+        asked.by_stable, asked.by_candidate, total.taken_back, asked.failed
+    );
+    // Each that failed had been begun: nobody else's did.
+    let died = total.begun - asked.by_candidate;
+    assert_eq!((asked.failed, total.lost), (died, 0));
+    assert!(total.taken_back > 0, "no kill was in the middle");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidate_that_is_stopped_and_goes_on_later_costs_nobody_an_answer() {
+    if std::env::var_os(CANDIDATE).is_some() {
+        return be_a_candidate().await;
+    }
+    let (stable, address) = conversing();
+    let test = "a_candidate_that_is_stopped_and_goes_on_later_costs_nobody_an_answer";
+    let (director, candidate) = share_half(&stable, 1, Duration::from_millis(200), test);
+    let crowd = Crowd::begin(address);
+    until_begun(&director, 100).await;
+    candidate.signal(Signal::SIGSTOP);
+    let ended = within(director.ended()).await;
+    assert!(matches!(ended, End::Stalled { .. }), "{ended:?}");
+    candidate.signal(Signal::SIGCONT);
+    let asked = crowd.end().await;
+    let total = director.standing().total;
+    assert_eq!((asked.failed, total.lost), (0, 0));
+    assert_eq!(asked.by_candidate, total.begun);
+    assert!(total.taken_back > 0);
 }

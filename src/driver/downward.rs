@@ -15,7 +15,7 @@ use super::release::Release;
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded, lock};
 use super::sharing::Sharing;
-use super::{Driver, deadlines};
+use super::{Driver, activity, deadlines, preview};
 use crate::channel::Channel;
 use crate::control::{self, RolloutState, Verdict as Outcome};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +23,7 @@ use crate::event::{Event, Phase};
 use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
 use crate::protocol::message::{
-    self, Hello, Message, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+    self, Hello, Message, Preview, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
 };
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout};
@@ -45,6 +45,8 @@ pub(crate) struct Downward {
     pub(super) examining: Option<Examining>,
     /// From the offer on, until the successor is given up or has the role.
     pub(super) director: Option<Sharing>,
+    /// Where the successor is reached before the flip.
+    pub(super) previews: Vec<Preview>,
     /// How far the handover had come when it failed, and why.
     pub(super) failed: Option<(Phase, String)>,
     pub(crate) reply: Option<oneshot::Sender<Result<Upgraded>>>,
@@ -104,6 +106,7 @@ impl Downward {
             looks: None,
             examining: None,
             director: None,
+            previews: Vec::new(),
             failed: None,
             reply,
             release,
@@ -199,6 +202,9 @@ impl Driver {
     pub(super) fn heard_from_successor(&mut self, heard: Heard) {
         let now = Instant::now();
         match heard {
+            Heard::Message(Message::Expecting { nonce, ungated }, _) => {
+                self.confirmed(&nonce, ungated);
+            }
             Heard::Message(Message::Counts(tally), _) => self.hear_counts(tally),
             Heard::Message(message, _) => {
                 let offered = self.offered();
@@ -369,10 +375,9 @@ impl Driver {
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
-        if let Some((sharing, slot)) = Sharing::begin(&self.shared.table, &self.config, down)? {
-            table.extend(shareable([slot]));
-            down.director = Some(sharing);
-        }
+        let (sharing, slot) = Sharing::begin(&self.shared.table, &self.config, down)?;
+        table.extend(shareable([slot]));
+        down.director = Some(sharing);
         let Some(link) = &mut down.link else {
             return Ok(());
         };
@@ -411,7 +416,7 @@ impl Driver {
             .collect();
         down.flip_at = Some(Instant::now());
         self.shared.table.shut_all_except(&self.unclaimed);
-        down.hooks = self.shared.at_flip.run();
+        down.hooks = activity::retire(&self.shared);
         if down.hooks.is_none() {
             self.incumbent.handle_gates_shut(Instant::now());
         }
@@ -539,6 +544,7 @@ impl Driver {
 
     fn reopen_gates(&mut self) {
         self.shared.table.open_all_regardless();
+        self.activation_due = true;
         if let Some(down) = &mut self.down {
             down.rollback_took = down.rollback_at.map(|begin| begin.elapsed());
         }
@@ -670,6 +676,7 @@ impl Driver {
             ..down.outcome(self.generation, verdict)
         };
         let (shared, patience) = (self.shared.clone(), self.config.flip);
+        let directory = self.config.preview.clone();
         let is_at_large = down.link.as_ref().is_some_and(|link| !link.has_ended());
         if is_at_large {
             shared.at_large.send_modify(|count| *count += 1);
@@ -708,8 +715,11 @@ impl Driver {
             if let Some(link) = down.link.filter(|link| !link.has_ended()) {
                 link.collect_when_gone().await;
             }
+            preview::clear(&down.previews, directory.as_deref()).await;
             if is_at_large {
                 shared.at_large.send_modify(|count| *count -= 1);
+                // A driver that has ended has nothing to activate.
+                let _ = shared.command(Command::SuccessorGone);
             }
         });
     }
@@ -718,7 +728,10 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         match message {
             Message::Hello(hello) => down.version = hello.version(),
-            Message::Ready { .. } => down.ready_at = Some(now),
+            Message::Ready { preview, .. } => {
+                down.ready_at = Some(now);
+                down.previews.clone_from(preview);
+            }
             Message::Received { .. } => {
                 if let Some(link) = &mut down.link {
                     link.passing.arrived();

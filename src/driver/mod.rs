@@ -3,6 +3,7 @@
 //!
 //! It owns what the machines only name: descriptors, processes, channels, gates.
 
+mod activity;
 mod downward;
 mod elders;
 mod link;
@@ -10,12 +11,14 @@ mod looks;
 pub(crate) mod manager;
 pub(crate) mod operator;
 mod parts;
+mod preview;
 mod release;
 mod rollout;
 pub(crate) mod shared;
 mod sharing;
 mod stop;
 mod upward;
+mod verify;
 
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +40,9 @@ use self::shared::{Collected, Command, Shared, Status, Upgraded};
 use self::sharing::Sharing;
 use self::stop::Stop;
 use self::upward::Upward;
+use self::verify::Unconfirmed;
 use crate::channel::Channel;
+use crate::check::Check;
 use crate::config::Config;
 use crate::control;
 use crate::director;
@@ -46,6 +51,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::Launcher;
 use crate::pid_file;
+use crate::preview::Endpoints;
 use crate::protocol::deadlines::Deadlines;
 use crate::protocol::incumbent::Incumbent;
 use crate::protocol::message::{Hello, Message, VERSION, VERSION_MIN, millis};
@@ -81,6 +87,14 @@ pub(crate) struct Driver {
     down: Option<Downward>,
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
+    /// The connections that ask who accepts and that the successor has not said to expect.
+    unconfirmed: Option<Unconfirmed>,
+    /// Where this generation is reached before it has clients.
+    preview: Option<Endpoints>,
+    /// What a successor has to pass before it has.
+    checks: Vec<Check>,
+    /// The gates are open again, and it is active again once no successor can be.
+    activation_due: bool,
     attempts: Attempts,
     /// Why somebody has to look, if somebody has.
     degraded: Option<String>,
@@ -157,6 +171,10 @@ impl Driver {
             incumbent,
             down: None,
             waiting: None,
+            unconfirmed: None,
+            preview: None,
+            checks: Vec::new(),
+            activation_due: false,
             attempts: Attempts::default(),
             degraded: None,
             elders: Elders::default(),
@@ -169,6 +187,12 @@ impl Driver {
             has_adopted,
             incumbent_since: None,
         }
+    }
+
+    /// What each successor has to pass before it has clients.
+    pub(crate) fn with_checks(mut self, checks: Vec<Check>) -> Self {
+        self.checks = checks;
+        self
     }
 
     /// Makes this generation the successor of the one at the other end of `channel`.
@@ -223,13 +247,16 @@ impl Driver {
         let sockets = self.shared.table.names().len();
         self.raise_descriptor_limit(u32::try_from(sockets).unwrap_or(u32::MAX));
         self.report_if_degraded();
-        let Some(up) = &mut self.up else {
+        if self.up.is_none() {
             self.listen_stop();
             return self.serve_fresh();
-        };
+        }
         let unclaimed = self.shared.table.unclaimed();
         self.shared.table.close_unclaimed();
-        up.machine.handle_ready(unclaimed);
+        self.open_preview().await?;
+        if let Some(up) = &mut self.up {
+            up.machine.handle_ready(unclaimed);
+        }
         self.perform_upward();
         self.answer_failed();
         self.listen_stop();
@@ -427,6 +454,13 @@ impl Driver {
                 // Nor is nothing to be undone.
                 let _ = self.undo(reason);
             }
+            Command::Announce {
+                side,
+                announcement,
+                reply,
+            } => self.announce_probes(side, announcement, reply),
+            Command::Deactivated => self.deactivated(),
+            Command::SuccessorGone => self.perform_downward(),
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
             Command::KeepState(state) => self.keep_state(state),
             Command::Stop => self.stop(),
@@ -443,6 +477,7 @@ impl Driver {
 
     fn serve_fresh(&mut self) -> Result<()> {
         self.shared.table.open_all()?;
+        self.activate();
         self.shared.health.serving();
         self.shared.emit(Event::Serving {
             generation: self.generation,
@@ -611,6 +646,9 @@ impl Driver {
 
     fn begin_leaving(&mut self, reason: String) {
         self.role = Role::Leaving;
+        // Whoever is the next to be active, it is not this one.
+        drop(self.shared.activity.wish(false));
+        self.preview = None;
         // Whoever hears of it finds that it is so.
         self.publish();
         let in_flight = self.shared.drain.in_flight();

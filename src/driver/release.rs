@@ -23,6 +23,7 @@ impl Driver {
     /// What the release before has served was judged then: it takes over as soon as it is ready.
     pub(super) fn roll_back_cold(&mut self, reason: String) -> Done {
         let plan = self.plan(Some(Strategy::Immediate), None)?;
+        let plan = plan.baked_no_longer_than(&self.config.rollout);
         self.may_upgrade(&plan, Origin::Operator)?;
         let image = lock(&self.shared.images).before().cloned()?;
         let to = image.release().generation;

@@ -89,6 +89,7 @@ impl Driver {
                 break;
             }
         }
+        self.activate_if_due();
         self.publish();
     }
 
@@ -197,10 +198,10 @@ impl Driver {
 
     fn examine(&mut self, what: Examination) {
         let result = match what {
-            Examination::Checks => None,
+            Examination::Checks => self.check_candidate(),
             // Nobody is to be found any more.
             Examination::Verification(_) if self.incumbent.is_leaving() => None,
-            Examination::Verification(_) => None,
+            Examination::Verification(side) => self.verify(side),
         };
         match (result, &mut self.down) {
             (Some(result), Some(down)) => down.examining = Some(Examining { of: what, result }),

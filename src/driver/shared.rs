@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::activity::Activity;
 use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
+use super::verify::Announced;
 use crate::control::{Asked, History, Upgrade};
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,8 +19,9 @@ use crate::health::Health;
 use crate::launch::{Images, Launched};
 use crate::listen::Table;
 use crate::observe::Observed;
-use crate::rollout::Rollout;
+use crate::rollout::{Rollout, Side};
 use crate::state::{Offer, State};
+use crate::verify::Announcement;
 
 /// Events that a slow reader may fall behind before it misses some.
 const EVENTS_KEPT: usize = 64;
@@ -48,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) at_large: watch::Sender<usize>,
     pub(crate) at_offer: Hooks,
     pub(crate) at_flip: Hooks,
+    /// What runs in the active generation only.
+    pub(crate) activity: Activity,
     /// What the incumbent passed at the offer.
     pub(crate) offered: Mutex<State>,
     /// What the incumbent passed at the flip.
@@ -83,6 +88,16 @@ pub(crate) enum Command {
     Flip,
     /// Undo the upgrade that is under way.
     Rollback { reason: String },
+    /// Connections that ask whether this side accepts are about to come; answered when it knows.
+    Announce {
+        side: Side,
+        announcement: Announcement,
+        reply: oneshot::Sender<Announced>,
+    },
+    /// The hooks have run that make this generation inactive, for as long as it was wished.
+    Deactivated,
+    /// A successor that was given up has ended.
+    SuccessorGone,
     /// An upgrade has failed, and all is known about it.
     AnnounceFailure { reason: String },
     /// Have the service manager keep some bytes for the next fresh start.
@@ -157,6 +172,7 @@ impl Shared {
             at_large: watch::Sender::new(0),
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
+            activity: Activity::default(),
             offered: Mutex::default(),
             flipped: Mutex::default(),
             images: Mutex::default(),

@@ -28,15 +28,12 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    /// And what the successor is offered for it; `None` if that does not know what a director is.
+    /// And what the successor is offered for it. One that does not know what a director is lets it lie.
     pub(super) fn begin(
         table: &Table,
         config: &Config,
         upgrade: &Downward,
-    ) -> Result<Option<(Self, (Slot, OwnedFd))>> {
-        if upgrade.version < VERSION_MIN {
-            return Ok(None);
-        }
+    ) -> Result<(Self, (Slot, OwnedFd))> {
         // No other rollout of the service was asked for in the same millisecond.
         let pick = Pick::new(upgrade.asked_at_ms, &upgrade.plan);
         let (director, end) = Director::new(table, pick, config.forward).map_err(|error| {
@@ -52,7 +49,7 @@ impl Sharing {
             director,
             has_ended: false,
         };
-        Ok(Some((sharing, (slot, end))))
+        Ok((sharing, (slot, end)))
     }
 
     /// # Cancel safety
@@ -83,11 +80,12 @@ impl Driver {
         }
         let Some(down) = &self.down else { return };
         match &down.director {
-            Some(sharing) => sharing.director.set_share(share),
-            None if share == Share::NONE => {}
-            None => self
-                .shared
-                .warn("the successor is too old to be given a share"),
+            Some(sharing) if down.version >= VERSION_MIN => sharing.director.set_share(share),
+            Some(_) if share != Share::NONE => {
+                self.shared
+                    .warn("the successor is too old to be given a share");
+            }
+            _ => {}
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Driver;
 use super::downward::HISTORY;
@@ -41,6 +41,8 @@ pub(crate) struct Upward {
     /// What this generation is to undo, if it is the release before once more.
     pub(super) cold_rollback: Option<ColdRollback>,
     stderr: Option<OwnStderr>,
+    /// What it says once its hooks have made it inactive.
+    pub(super) held: Option<Vec<Message>>,
     /// Why this generation will never serve, once that is so.
     failed: Option<String>,
 }
@@ -66,6 +68,7 @@ impl Upward {
             watched: None,
             cold_rollback: None,
             stderr: None,
+            held: None,
             failed: None,
         }
     }
@@ -146,6 +149,11 @@ impl Driver {
             Message::Watch(watch) => return self.answer_watch(*watch),
             // It comes behind the commit when the service is to stop in that very moment.
             Message::Stop { .. } if up.machine.is_committed() => self.stop_with_incumbent(),
+            Message::Expect {
+                nonce,
+                from,
+                millis,
+            } => return self.expect(nonce, from, Duration::from_millis(*millis)),
             _ => {}
         }
         if let Some(up) = &mut self.up {
@@ -156,7 +164,9 @@ impl Driver {
     pub(super) fn perform_upward(&mut self) {
         while let Some(output) = self.up.as_mut().and_then(|up| up.machine.poll_output()) {
             match output {
-                Output::Send(message) => self.tell_incumbent(&message),
+                Output::Send(message) => {
+                    self.tell_incumbent_in_turn(self.with_preview(message));
+                }
                 Output::Claim => self.begin_claim(),
                 Output::OpenGates { regardless } => self.open_gates(regardless),
                 Output::ShutGates => self.shut_all_gates(),
@@ -244,9 +254,18 @@ impl Driver {
     }
 
     /// The drain may be taken back as well, until the incumbent has said that it serves.
-    fn shut_all_gates(&self) {
+    fn shut_all_gates(&mut self) {
         self.shared.table.shut_all_except(&[]);
         self.shared.drain.quiesce();
+        self.deactivate();
+    }
+
+    /// What follows on shut gates waits until this generation is inactive.
+    fn tell_incumbent_in_turn(&mut self, message: Message) {
+        match self.up.as_mut().and_then(|up| up.held.as_mut()) {
+            Some(held) => held.push(message),
+            None => self.tell_incumbent(&message),
+        }
     }
 
     fn open_gates(&mut self, regardless: bool) {
@@ -263,6 +282,8 @@ impl Driver {
             Ok(()) => {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
+                self.activate();
+                self.close_preview();
                 self.shared.health.serving();
                 self.shared.emit(Event::Serving { generation });
                 self.answer = Some(Ok(()));
@@ -321,6 +342,7 @@ impl Driver {
         if let Some(up) = &mut self.up {
             up.failed = Some(reason);
         }
+        self.preview = None;
         self.answer_failed();
         self.shared.table.retire();
         self.shared.drain.begin();

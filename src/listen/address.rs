@@ -14,7 +14,7 @@ use crate::protocol::message::SlotKind;
 
 /// Where a socket is bound.
 #[derive(Clone, Debug)]
-pub(super) enum Address {
+pub(crate) enum Address {
     Inet(net::SocketAddr),
     Unix(unix::SocketAddr),
 }

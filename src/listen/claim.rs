@@ -52,6 +52,17 @@ pub(super) enum Refusal {
     Complete,
 }
 
+/// Where clients reach one of the application's sockets.
+#[derive(Clone, Debug)]
+pub(crate) struct Public {
+    pub(crate) name: String,
+    pub(crate) address: Address,
+    /// Whether connections can reach the application from elsewhere.
+    pub(crate) adopts: bool,
+    /// Why nobody but the application could answer there, if so.
+    pub(crate) unanswered: Option<&'static str>,
+}
+
 /// A path that this generation or one before it bound, and who it was then.
 #[derive(Clone, Debug)]
 pub(super) struct BoundPath {
@@ -298,6 +309,25 @@ impl Held {
 
     fn reuses_port(&self) -> bool {
         SockRef::from(&self.socket).reuse_port().unwrap_or(false)
+    }
+}
+
+impl Public {
+    pub(super) fn of(held: &Held) -> Self {
+        let unanswered = match &held.claim {
+            _ if held.slot.kind == SlotKind::Udp => Some("datagrams have no connections"),
+            Claim::Gated(_) if held.reuses_port() => Some("others may share its port"),
+            Claim::Gated(_) => None,
+            Claim::Offered(_) | Claim::Activated | Claim::Ungated => {
+                Some("its application accepts by itself")
+            }
+        };
+        Self {
+            name: held.slot.name.clone(),
+            address: held.address.clone(),
+            adopts: held.gate().is_some() && held.slot.kind != SlotKind::Udp,
+            unanswered,
+        }
     }
 }
 

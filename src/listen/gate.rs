@@ -11,7 +11,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -23,6 +23,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::divert::{Diversion, Diverting};
 use super::intake::{Adopted, Intake};
+use super::probe::{Caller, Expected};
 use super::waiting::{Seat, Waiting};
 use crate::config::DEAF_RETRY;
 
@@ -42,7 +43,11 @@ pub(super) trait Listen: Watch {
     fn adopt(connection: OwnedFd) -> io::Result<Self::Accepted>;
     /// Who is at the other end, if that has an address.
     fn peer(accepted: &Self::Accepted) -> Option<IpAddr>;
-    /// The connection alone, watched by nobody.
+    /// Where it comes from, for those who only ask who accepts.
+    fn caller(accepted: &Self::Accepted) -> Caller;
+    /// The connection alone.
+    fn connection(accepted: &Self::Accepted) -> BorrowedFd<'_>;
+    /// The same, watched by nobody.
     fn into_connection(accepted: Self::Accepted) -> io::Result<OwnedFd>;
 }
 
@@ -83,6 +88,7 @@ pub(super) struct Gate<W> {
     runtime: Handle,
     intake: Intake,
     diversion: Diversion,
+    expected: Arc<Expected>,
 }
 
 struct State<W> {
@@ -118,12 +124,19 @@ enum Right<W> {
 }
 
 impl<W: Watch> Gate<W> {
-    /// A shut gate. Its socket will be watched by `runtime`, and some of its connections may be diverted.
-    pub(super) fn new(socket: Arc<OwnedFd>, runtime: Handle, diversion: Diversion) -> Self {
+    /// A shut gate. Its socket will be watched by `runtime`, some of its connections may be diverted, and those that are
+    /// `expected` are answered.
+    pub(super) fn new(
+        socket: Arc<OwnedFd>,
+        runtime: Handle,
+        diversion: Diversion,
+        expected: Arc<Expected>,
+    ) -> Self {
         let waiting = Arc::new(Waiting::default());
         Self {
             intake: Intake::default(),
             diversion,
+            expected,
             state: Mutex::new(State {
                 socket: Some(socket),
                 right: Right::Shut,
@@ -225,6 +238,7 @@ impl<L: Listen> Gate<L> {
                 return Poll::Ready(Ok(adopted));
             }
             let outcome = match self.poll_in(seat, cx, &mut L::poll_accept) {
+                Poll::Ready(Ok(accepted)) if self.answers(&accepted) => continue,
                 Poll::Ready(Ok(accepted)) if wants::<L>(&diverting, &accepted) => {
                     self.divert(&mut diverting, accepted);
                     continue;
@@ -237,6 +251,12 @@ impl<L: Listen> Gate<L> {
                 return outcome;
             }
         }
+    }
+
+    /// Whether that was a connection which only asks who accepts; it has its answer now.
+    fn answers(&self, accepted: &L::Accepted) -> bool {
+        self.expected
+            .answers(&L::connection(accepted), || L::caller(accepted))
     }
 
     fn take_adopted(&self) -> Option<L::Accepted> {
@@ -480,6 +500,7 @@ mod tests {
             Arc::new(socket),
             Handle::current(),
             Diverter::default().at("web"),
+            Arc::default(),
         );
         (Arc::new(gate), address, inode)
     }

@@ -44,7 +44,7 @@ pub(super) async fn bind(
     let inode = match address.as_pathname() {
         Some(path) => Some(bind_path(&socket, path, options).await?),
         None => {
-            socket.bind(&to_sockaddr(address)?)?;
+            socket.bind(&sockaddr(address)?)?;
             socket.listen(options.backlog_for_kernel())?;
             None
         }
@@ -55,6 +55,27 @@ pub(super) async fn bind(
 /// Removes a path if it is still the one that was bound.
 pub(super) async fn unlink(path: &Path, inode: Inode) -> io::Result<()> {
     let _lock = lock_directory_of(path).await?;
+    unlink_locked(path, inode)
+}
+
+/// The same at once: an error if somebody has the directory locked.
+pub(super) fn try_unlink(path: &Path, inode: Inode) -> io::Result<()> {
+    let directory = File::open(directory_of(path))?;
+    let _lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, errno)| io::Error::from(errno))?;
+    unlink_locked(path, inode)
+}
+
+/// Removes the path of a Unix socket that nobody listens on any more, if there is one.
+pub(crate) async fn clear(path: &Path) -> io::Result<()> {
+    let _lock = lock_directory_of(path).await?;
+    match remove_stale(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn unlink_locked(path: &Path, inode: Inode) -> io::Result<()> {
     match inode_of(path) {
         Ok(now) if now == inode => fs::remove_file(path),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -129,14 +150,17 @@ fn refuse_live(path: &Path) -> io::Result<()> {
 }
 
 async fn lock_directory_of(path: &Path) -> io::Result<Flock<File>> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let lock = wait_for_lock(File::open(directory)?);
+    let lock = wait_for_lock(File::open(directory_of(path))?);
     timeout(PATH_LOCK_DEADLINE, lock)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "its directory stays locked"))?
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
 }
 
 async fn wait_for_lock(mut directory: File) -> io::Result<Flock<File>> {
@@ -150,7 +174,11 @@ async fn wait_for_lock(mut directory: File) -> io::Result<Flock<File>> {
     }
 }
 
-fn to_sockaddr(address: &SocketAddr) -> io::Result<SockAddr> {
+/// What the system calls want for a path or an abstract name.
+pub(crate) fn sockaddr(address: &SocketAddr) -> io::Result<SockAddr> {
+    if let Some(path) = address.as_pathname() {
+        return SockAddr::unix(path);
+    }
     let name = address.as_abstract_name().unwrap_or_default();
     SockAddr::unix(std::ffi::OsStr::from_bytes(&[b"\0", name].concat()))
 }

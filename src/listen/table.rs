@@ -16,12 +16,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
-use super::claim::{BoundPath, Claim, Claimed, Held, Request, listen_error};
+use super::claim::{BoundPath, Claim, Claimed, Held, Public, Request, listen_error};
 use super::divert::Diverter;
 use super::gate::{Gate, Gated, Watch};
 use super::intake::Adopted;
 use super::options::ListenOptions;
 use super::path::{self, Inode};
+use super::probe::{Caller, Expected};
 use super::tcp::TcpListener;
 use super::udp::UdpSocket;
 use super::unix::UnixListener;
@@ -48,6 +49,8 @@ struct Inner {
     retired: bool,
     /// Names under which the service manager keeps a socket for the next start, whether it is still held here or not.
     stored: BTreeSet<String>,
+    /// What its listeners answer themselves.
+    expected: Arc<Expected>,
     diverter: Diverter,
     /// Whether there has ever been something for the application to accept, whatever its gates.
     has_adopted: watch::Sender<bool>,
@@ -200,6 +203,28 @@ impl Table {
                 )
             })
             .collect()
+    }
+
+    /// Connections from `callers` ask who accepts: its listeners answer so, until `patience` is over, and keep them from
+    /// the application.
+    pub(crate) fn expect(&self, callers: Vec<Caller>, answer: &str, patience: Duration) {
+        self.expected().expect(callers, answer, patience);
+    }
+
+    /// Where clients reach the application's sockets, in the order of the claims, without those of `names`.
+    pub(crate) fn public(&self, except: &[String]) -> Vec<Public> {
+        let inner = self.lock();
+        let sockets = inner
+            .claimed()
+            .filter(|held| held.slot.name != CONTROL && !except.contains(&held.slot.name));
+        sockets.map(Public::of).collect()
+    }
+
+    /// The names of the sockets that nobody answers for but the application: it accepts by itself.
+    pub(crate) fn ungated(&self) -> Vec<String> {
+        let inner = self.lock();
+        let ungated = inner.claimed().filter(|held| held.gate().is_none());
+        ungated.map(|held| held.slot.name.clone()).collect()
     }
 
     /// How many connections wait in the queues of the application's listening sockets, those of `except` left out. A Unix
@@ -441,8 +466,9 @@ impl Table {
         let runtime = Handle::try_current()
             .map_err(|error| listen_error(format!("making a gate for {name:?}")).because(error))?;
         let mut inner = self.lock();
-        let diversion = inner.diverter.at(name);
-        let gate = Arc::new(Gate::new(Arc::clone(&claimed.socket), runtime, diversion));
+        let (socket, expected) = (Arc::clone(&claimed.socket), Arc::clone(&inner.expected));
+        let gate = Gate::new(socket, runtime, inner.diverter.at(name), expected);
+        let gate = Arc::new(gate);
         let mut held = inner.held.iter_mut();
         match held.find(|held| Arc::ptr_eq(&held.socket, &claimed.socket)) {
             Some(held) => held.claim = Claim::Gated(gate.clone()),
@@ -450,6 +476,10 @@ impl Table {
             None => return Err(too_late(name)),
         }
         Ok(gate)
+    }
+
+    fn expected(&self) -> Arc<Expected> {
+        Arc::clone(&self.lock().expected)
     }
 
     /// Everything that is held, and the paths to unlink.

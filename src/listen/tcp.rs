@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 
 use super::gate::{Gate, Listen, Watch};
+use super::probe::Caller;
 
 /// A named TCP listener. It accepts while its generation serves, and waits while another generation does.
 ///
@@ -104,6 +105,14 @@ impl Listen for tokio::net::TcpListener {
 
     fn peer((_, peer): &Self::Accepted) -> Option<IpAddr> {
         Some(peer.ip())
+    }
+
+    fn caller((_, peer): &Self::Accepted) -> Caller {
+        Caller::inet(*peer)
+    }
+
+    fn connection((stream, _): &Self::Accepted) -> BorrowedFd<'_> {
+        stream.as_fd()
     }
 
     fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use socket2::SockRef;
 
 use super::gate::{Gate, Listen, Watch};
+use super::probe::Caller;
 use super::tcp::pass_over;
 
 /// A named Unix stream listener. It accepts while its generation serves, and waits while another generation does.
@@ -109,6 +110,18 @@ impl Listen for tokio::net::UnixListener {
 
     fn peer(_: &Self::Accepted) -> Option<IpAddr> {
         None
+    }
+
+    /// Asked of the socket: what tokio's accept says leaves abstract names out.
+    fn caller((stream, _): &Self::Accepted) -> Caller {
+        let peer = stream.peer_addr();
+        peer.map_or(Caller::Abstract(Vec::new()), |peer| {
+            Caller::unix(&peer.into())
+        })
+    }
+
+    fn connection((stream, _): &Self::Accepted) -> BorrowedFd<'_> {
+        stream.as_fd()
     }
 
     fn into_connection((stream, _): Self::Accepted) -> io::Result<OwnedFd> {

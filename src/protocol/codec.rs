@@ -183,6 +183,16 @@ mod tests {
             Message::Extend { millis: 90_000 },
             Message::Ready {
                 unclaimed: vec![1, 4],
+                preview: Vec::new(),
+            },
+            Message::Expect {
+                nonce: "8c0f3ab1d2e4f567".into(),
+                from: vec!["127.0.0.1:40112".into(), "@3030316161".into()],
+                millis: 60_000,
+            },
+            Message::Expecting {
+                nonce: "8c0f3ab1d2e4f567".into(),
+                ungated: vec!["metrics".into()],
             },
             Message::Watch(Watch {
                 slow_us: Some(120_000),

@@ -287,7 +287,7 @@ impl Incumbent {
                 },
                 Message::Received { chunk: received },
             ) if *chunk == received => self.push(Output::SendCommit),
-            (State::AwaitReady { offered, .. }, Message::Ready { unclaimed })
+            (State::AwaitReady { offered, .. }, Message::Ready { unclaimed, .. })
                 if unclaimed.iter().all(|slot| slot < offered) =>
             {
                 let shares = false;

@@ -42,6 +42,26 @@ pub(crate) enum Message {
     Ready {
         /// Indexes, over all chunks, of the offered slots that it does not want; its copies are closed already.
         unclaimed: Vec<u32>,
+        /// Where it can be reached already, by nobody but those who check it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        preview: Vec<Preview>,
+    },
+    /// Incumbent to successor, from version 2: whoever accepts a connection from one of these addresses answers it with
+    /// its number and the nonce, and closes it.
+    Expect {
+        /// What tells one round of connections from another.
+        nonce: String,
+        /// The addresses; a Unix socket's abstract name is `@` and its bytes in hexadecimal.
+        from: Vec<String>,
+        /// For how many milliseconds.
+        millis: u64,
+    },
+    /// Successor to incumbent, from version 2: the answer to `expect`. They may come now.
+    Expecting {
+        /// That of the round.
+        nonce: String,
+        /// Names of sockets at which its application accepts by itself, so that nobody can answer there.
+        ungated: Vec<String>,
     },
     /// Incumbent to successor, from version 2: what have you counted? Count by these rules from now on.
     Watch(Watch),
@@ -96,6 +116,18 @@ pub(crate) enum Message {
         /// The whole chain of causes in words.
         reason: String,
     },
+}
+
+/// How a successor that is ready is reached before the flip.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Preview {
+    /// The listener whose connections come from there too.
+    pub(crate) name: String,
+    /// A Unix socket of the successor's own.
+    pub(crate) path: String,
+    /// A TCP port on the loopback address, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<u16>,
 }
 
 /// Who speaks, and what it understands.
@@ -263,6 +295,8 @@ impl Message {
             Self::Received { .. } => "received",
             Self::Extend { .. } => "extend",
             Self::Ready { .. } => "ready",
+            Self::Expect { .. } => "expect",
+            Self::Expecting { .. } => "expecting",
             Self::Watch(_) => "watch",
             Self::Counts(_) => "counts",
             Self::Start(_) => "start",

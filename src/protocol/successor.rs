@@ -280,7 +280,9 @@ impl Successor {
             return self.open();
         }
         self.state = State::AwaitStart { chunk: 0 };
-        self.push(Output::Send(Message::Ready { unclaimed }));
+        // Where it can be reached is the driver's to add.
+        let preview = Vec::new();
+        self.push(Output::Send(Message::Ready { unclaimed, preview }));
     }
 
     /// Every gate is open.

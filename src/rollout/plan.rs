@@ -281,6 +281,12 @@ impl Rollout {
         }
     }
 
+    /// The same, with the other's bake if that is shorter.
+    pub(crate) fn baked_no_longer_than(self, other: &Self) -> Self {
+        let bake = self.bake.min(other.bake);
+        self.bake(bake)
+    }
+
     /// The same, with an end to how long it may wait for a promotion, if it has none.
     pub(crate) fn promoted_within(self, time: Duration) -> Self {
         Self {
@@ -300,6 +306,16 @@ impl Rollout {
             fields.extend(changes.clone());
         }
         serde_json::from_value(plan).map_err(wrong)
+    }
+
+    /// How long the checks may take.
+    pub(crate) fn checks_limit(&self) -> Duration {
+        self.checks_deadline
+    }
+
+    /// How long a verification may take.
+    pub(crate) fn verify_limit(&self) -> Duration {
+        self.verify_deadline
     }
 
     /// Whether the candidate gets a share of the traffic before the flip.

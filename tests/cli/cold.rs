@@ -209,7 +209,7 @@ async fn in_the_bake_the_rollback_on_offer_is_instant_and_a_cold_one_is_refused_
 
 #[tokio::test]
 async fn a_cold_rollback_has_a_bake_and_an_instant_one_undoes_it() {
-    let operated = start(Setup::new().with("TESTD_BAKE_MS", 300)).await;
+    let operated = start(Setup::new().with("TESTD_BAKE_MS", 2_000)).await;
     upgrade_to(&operated, "two").await;
     let ran = operated.run(&["rollback", "--cold", "--no-wait"]).await;
     ran.assert_code(0);

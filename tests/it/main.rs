@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+mod activity;
 mod bad_successor;
+mod canary;
 mod frozen;
 mod generations;
 mod guards;
@@ -11,8 +13,10 @@ mod killed;
 mod listeners;
 mod load;
 mod manager;
+mod preview;
 mod signals;
 mod start;
 mod state;
 mod stop;
 mod support;
+mod verify;

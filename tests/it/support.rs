@@ -459,7 +459,7 @@ fn newest(directory: &Path) -> SystemTime {
     times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-fn number_at_the_end(line: &str) -> u32 {
+pub(crate) fn number_at_the_end(line: &str) -> u32 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 

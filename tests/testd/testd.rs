@@ -15,6 +15,7 @@ mod heap;
 mod passed;
 mod plan;
 mod release;
+mod singleton;
 
 use std::error::Error;
 use std::future::pending;
@@ -24,8 +25,9 @@ use std::time::Duration;
 use axum::Router;
 use handover::config::Image;
 use handover::http::Server;
+use handover::rollout::Rollout;
 use handover::{
-    Builder, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
+    Builder, Check, Event, Events, Health, Serving, Starting, TcpListener, UdpSocket, UnixListener,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -50,6 +52,7 @@ async fn main() -> Outcome {
     if let Some(extension) = plan.millis("extend") {
         starting.extend(extension);
     }
+    singleton::run(&starting, &plan);
     let sockets = Sockets::claim(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
@@ -83,6 +86,9 @@ async fn main() -> Outcome {
         let plan = plan.clone();
         async move { plan.act("after-ready").await }
     });
+    if plan.get("deaf").is_some() {
+        generation.draining().await;
+    }
     sockets
         .serve(&generation, &app::app(&generation, passed, &plan))
         .await;
@@ -103,18 +109,27 @@ async fn keep(generation: Serving) {
 }
 
 fn builder(plan: &Plan) -> Builder {
-    let mut builder = handover::builder();
-    if let Some(plan) = setting("TESTD_ROLLOUT") {
-        match serde_json::from_str(&plan) {
-            Ok(plan) => builder = builder.rollout(plan),
-            Err(error) => panic!("TESTD_ROLLOUT: {error}"),
-        }
+    let mut rollout = match setting("TESTD_ROLLOUT").map(|plan| serde_json::from_str(&plan)) {
+        None => Rollout::immediate(),
+        Some(Ok(plan)) => plan,
+        Some(Err(error)) => panic!("TESTD_ROLLOUT: {error}"),
+    };
+    if let Some(limit) = millis("TESTD_VERIFY_MS") {
+        rollout = rollout.verify_deadline(limit);
     }
-    let durations: [(&str, SetDuration); 10] = [
+    if let Some(limit) = millis("TESTD_CHECKS_MS") {
+        rollout = rollout.checks_deadline(limit);
+    }
+    if let Some(count) = setting("TESTD_FAILURES_MAX").and_then(|count| count.parse().ok()) {
+        rollout = rollout.failures_max(count);
+    }
+    let mut builder = handover::builder().rollout(rollout);
+    let durations: [(&str, SetDuration); 11] = [
         ("TESTD_BAKE_MS", Builder::bake),
         ("TESTD_START_MS", Builder::start_deadline),
         ("TESTD_STANDBY_MS", Builder::standby),
         ("TESTD_FLIP_MS", Builder::flip_deadline),
+        ("TESTD_FORWARD_MS", Builder::forward_deadline),
         ("TESTD_DRAIN_MS", Builder::drain_deadline),
         ("TESTD_HARD_STOP_MS", Builder::hard_stop),
         ("TESTD_CAPACITY_MS", Builder::capacity_deadline),
@@ -126,6 +141,15 @@ fn builder(plan: &Plan) -> Builder {
         if let Some(duration) = millis(name) {
             builder = set(builder, duration);
         }
+    }
+    if let Some(directory) = setting("TESTD_PREVIEW") {
+        builder = builder.preview(directory);
+    }
+    if let Some(path) = setting("TESTD_CHECK_HTTP") {
+        builder = builder.pre_flip(Check::http("web", path));
+    }
+    if let Some(script) = setting("TESTD_CHECK_COMMAND") {
+        builder = builder.pre_flip(Check::command("sh", ["-c", &script]));
     }
     if let Some(duration) = plan.millis("hard-stop") {
         builder = builder.hard_stop(duration);
@@ -240,7 +264,7 @@ async fn claim_more(starting: &mut Starting, plan: &Plan) -> Outcome {
         let listener = starting
             .listen_tcp(&format!("more-{index}"), "127.0.0.1:0")
             .await?;
-        std::mem::forget(listener);
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
     }
     if let Some(twice) = plan.get("claim-again") {
         starting.listen_tcp(twice, "127.0.0.1:0").await?;

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
-    ClassWork, DrainState, Elder, Generation, Happened, Role, Rollback, RollbackKind, RolloutState,
-    Status, Upgrade, Verdict, What,
+    ClassWork, DrainState, Elder, ForwardedCounts, ForwardingState, Generation, Happened, Role,
+    Rollback, RollbackKind, RolloutState, Status, Upgrade, Verdict, What,
 };
 use handover::rollout::{Explanation, Until};
 
@@ -87,11 +87,40 @@ pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
             paint.bad(&pause.reason.to_string())
         )
     });
+    let forwarded = rollout.forwarding.as_ref().map(forwarded);
     lines
         .into_iter()
+        .chain(forwarded)
         .chain(pause)
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// What became of the candidate's share.
+fn forwarded(forwarding: &ForwardingState) -> String {
+    let part = |part: Option<f64>| match part {
+        Some(part) => format!("{:.2} %", part * 100.0),
+        None => "nothing yet".to_owned(),
+    };
+    let ForwardedCounts {
+        forwarded,
+        begun,
+        taken_back,
+        kept,
+        lost,
+        ..
+    } = forwarding.total;
+    let mut line = format!(
+        "forwarded   {} of the connections, {} begun ({forwarded} so far: {begun} begun, {taken_back} taken back)",
+        part(forwarding.assigned),
+        part(forwarding.begun)
+    );
+    for (count, what) in [(kept, "kept for want of room"), (lost, "lost")] {
+        if count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    line
 }
 
 fn explanation(explanation: &Explanation) -> Vec<String> {

@@ -1,0 +1,52 @@
+//! After a flip and a rollback it is found out who accepts.
+
+use handover_load::Signal;
+
+use crate::support::{Setup, assert_no_failure, more_answers, signal};
+
+const LONG_MS: u32 = 60_000;
+
+#[tokio::test]
+async fn a_successor_that_never_accepts_is_rolled_back_with_the_reason() {
+    let service = Setup::new().with("TESTD_VERIFY_MS", 500).start().await;
+    let load = service.load(1).await;
+    service.plan("deaf=yes");
+    signal(service.pid(), Signal::HUP);
+    let verdict = service.line("event 1 rolled-back 2 ").await;
+    assert!(
+        verdict.contains("generation 2 did not answer 3 connections in a row to \"web\""),
+        "{verdict}"
+    );
+    assert!(verdict.contains("nobody accepted"), "{verdict}");
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+    let incumbent = service.pid();
+    service.assert_alone(incumbent).await;
+    service.heal();
+    service.upgrade(1, 3).await;
+}
+
+#[tokio::test]
+async fn no_client_is_taken_for_one_that_asks_nor_the_other_way_round() {
+    let room = tempfile::tempdir().unwrap();
+    let unix = room.path().join("unix");
+    let name = format!("@handover-it-verify-{}", std::process::id());
+    let service = Setup::new()
+        .with("TESTD_SIDE", "127.0.0.1:0")
+        .with("TESTD_UDP", "127.0.0.1:0")
+        .with("TESTD_UNIX", format!("{},{name}", unix.display()))
+        .with("TESTD_BAKE_MS", LONG_MS)
+        .start()
+        .await;
+    let load = service.load(1).await;
+    for round in 2..12 {
+        signal(service.pid(), Signal::HUP);
+        service
+            .line(&format!("Stage {{ successor: {round}, stage: Baking"))
+            .await;
+        signal(service.pid(), Signal::USR2);
+        service.line(&format!("event 1 rolled-back {round} ")).await;
+        more_answers(&load, 1).await;
+    }
+    assert_no_failure(&load.stop().await);
+}
