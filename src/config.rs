@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::rollout::Rollout;
+use crate::rollout::guard::OwnGuards;
 
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -157,6 +158,7 @@ pub(crate) struct Config {
     pub(crate) flip: Duration,
     pub(crate) forward: Duration,
     pub(crate) rollout: Rollout,
+    pub(crate) guards: OwnGuards,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
     pub(crate) capacity: Duration,
@@ -198,6 +200,7 @@ impl Default for Config {
             flip: FLIP_DEADLINE,
             forward: FORWARD_DEADLINE,
             rollout: Rollout::default(),
+            guards: OwnGuards::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,
             capacity: CAPACITY_DEADLINE,
