@@ -187,6 +187,8 @@ async fn an_incumbent_out_of_descriptors_starts_no_upgrade_and_loses_nothing() {
 async fn an_incumbent_out_of_descriptors_serves_after_a_rollback_as_soon_as_it_has_one() {
     let (rig, first, ()) = Rig::start(|server, _| {
         server.env("TESTD_BAKE_MS", "60000");
+        // Nor does it find out that it serves before then.
+        server.env("TESTD_VERIFY_MS", "500");
     })
     .await;
     let before = descriptors(first.pid).unwrap();
