@@ -8,7 +8,7 @@ use handover_load::Failure;
 
 use crate::loaded::{LONG, Loaded, assert_failed_only_as};
 use crate::operated::{Operated, ended};
-use crate::support::{Setup, answer, assert_no_failure, more_answers};
+use crate::support::{Setup, answer, ask_unix, assert_no_failure, gone, more_answers};
 
 /// Two steps and a bake of which each is over at once if there is something to decide by.
 const BRIEF: [&str; 10] = [
@@ -76,29 +76,30 @@ async fn a_candidate_without_traffic_ends_with_6_and_stays_until_it_is_aborted_b
     let loaded = paused_for_want_of_traffic().await;
     let candidate = loaded.operated.status().await.upgrade.unwrap().pid.unwrap();
     loaded.operated.run(&["abort"]).await.assert_code(0);
-    crate::support::gone(candidate).await;
+    gone(candidate).await;
     loaded.stable_serves_alone(assert_no_failure).await;
 }
 
 #[tokio::test]
 async fn a_candidate_that_is_degraded_is_held_and_goes_on_by_itself_once_it_has_recovered() {
-    let loaded = Loaded::start(Setup::new()).await;
-    loaded.operated.service.plan("degraded=the cache is cold");
-    // Without a share it has no client that could tell it to recover.
-    let by_itself = ["--units-min", "20"];
-    let upgrade = loaded.begin(&[&BRIEF[..], &by_itself].concat());
-    loaded
-        .operated
-        .service
-        .line("event 1 Paused { successor: 2, pause: Pause { reason: CandidateDegraded, until: Recovery")
-        .await;
+    let setup = Setup::new();
+    let preview = setup.room.path().join("preview");
+    fs::create_dir(&preview).unwrap();
+    let loaded = Loaded::start(setup.with("TESTD_PREVIEW", preview.display())).await;
+    let operated = &loaded.operated;
+    operated.service.plan("degraded=the cache is cold");
+    let upgrade = loaded.begin(&[&BRIEF[..], &["--units-min", "20"]].concat());
+    let held =
+        "event 1 Paused { successor: 2, pause: Pause { reason: CandidateDegraded, until: Recovery";
+    operated.service.line(held).await;
     more_answers(&loaded.load, 1).await;
-    assert_eq!(loaded.load.snapshot().generation(2), None);
-    loaded.operated.run(&["share", "50"]).await.assert_code(0);
-    while loaded.operated.service.get("/restored").await != answer(2, "restored") {}
-    loaded.operated.run(&["resume"]).await.assert_code(0);
-    ended(upgrade).await;
-    loaded.operated.service.line("event 1 committed 2 ").await;
+    assert_eq!(rollout(operated).await.explanation.share, Share::NONE);
+    let candidate = preview.join("preview-2-web.sock");
+    let restored = ask_unix(candidate.to_str().unwrap(), "/restored").await;
+    assert_eq!(restored.unwrap(), answer(2, "restored"));
+    let ran = ended(upgrade).await;
+    ran.assert_code(0);
+    assert_eq!(ran.json()["upgrade"]["verdict"], "committed");
     more_answers(&loaded.load, 2).await;
     assert_no_failure(&loaded.load.stop().await);
 }

@@ -87,9 +87,11 @@ pub(crate) fn canary_at(share: &str) -> [&str; 10] {
 }
 
 /// Flipped to at once, and then judged for as long as it takes.
-pub(crate) const BAKE: [&str; 6] = [
+pub(crate) const BAKE: [&str; 8] = [
     "--strategy",
     "blue-green",
+    "--by",
+    "connection",
     "--promotion",
     "automatic",
     "--bake",
