@@ -12,7 +12,6 @@ use handover::control::{Client, Reply, Request, RolloutState, Strategy};
 use handover::rollout::guard::Reading;
 use handover::rollout::{Rollout, Share};
 use handover_load::routes::GENERATION;
-use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
@@ -28,48 +27,38 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How often somebody looks at the guards.
 const LOOK: Duration = Duration::from_millis(50);
 /// What one step takes at least.
-const STEP: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(1_500);
+/// What is other than in every canary of the service.
+const CHANGES: [&str; 4] = ["steps", "step_min", "units_min", "exclude"];
+/// How long the canary may take in all.
+const VERDICT_DEADLINE: Duration = Duration::from_secs(30);
 /// By what factor the evidence has to grow to be shown again.
-const GROWTH: f64 = 2.0;
+const GROWTH: f64 = 1.5;
 
-/// What a person would type for the upgrade that [`begin`] asks for.
-pub(crate) const COMMAND: &str =
-    "handover upgrade --strategy canary --steps 10,25,50 --step-min 1s --exclude 127.0.0.1";
+/// What a person would type for the upgrade that [`upgrade`] asks for.
+pub(crate) const COMMAND: &str = "handover upgrade --strategy canary --steps 10,25,50 --step-min 1500ms --units-min 20 --exclude 127.0.0.1";
 
-/// Asks for a canary. The clients of the standard load, who all have one address, are not for it.
-pub(crate) async fn begin(control: &Path) -> Result<(), Box<dyn Error>> {
+/// Asks for a canary, and waits until it is said what decided it. The clients of the standard load, who all have one
+/// address, are not for it.
+pub(crate) async fn upgrade(control: &Path) -> Result<String, Box<dyn Error>> {
     let others = "127.0.0.1".parse()?;
     let plan = Rollout::canary([10, 25, 50])
         .step_min(STEP)
         .units_min(20)
-        .warm_up(STEP, 20)
         .exclude(others);
-    let plan = serde_json::to_value(&plan)?;
-    let names = [
-        "step_min",
-        "units_min",
-        "warm_up",
-        "warm_up_units",
-        "steps",
-        "exclude",
-    ];
-    let changes: Map<String, Value> = names
-        .into_iter()
-        .map(|name| {
-            (
-                name.to_owned(),
-                plan.get(name).unwrap_or(&json!(null)).clone(),
-            )
-        })
-        .collect();
+    let mut plan = serde_json::to_value(&plan)?;
+    let changes = CHANGES.map(|name| (name.to_owned(), plan[name].take()));
     let request = Request::Upgrade {
-        wait: false,
+        wait: true,
         strategy: Some(Strategy::Canary),
-        plan: Some(changes),
+        plan: Some(changes.into_iter().collect()),
         automatic: false,
     };
-    match Client::new(control).ask(&request).await? {
-        Reply::Begun { .. } => Ok(()),
+    let client = Client::new(control).deadline(VERDICT_DEADLINE);
+    match client.ask(&request).await? {
+        Reply::Verdict { upgrade } => Ok(upgrade
+            .explanation
+            .map_or(upgrade.reason, |explanation| explanation.to_string())),
         other => Err(format!("asking for a canary: {other:?}").into()),
     }
 }

@@ -40,7 +40,7 @@ const ACTS: [Act; 7] = [
         &[Conduct::DoesNotStart],
     ),
     act(
-        "a canary that begins to answer one request in ten with 500",
+        "a canary that begins to answer one request in twenty with 500",
         &[Conduct::Fails],
     ),
     act("three good releases, back to back", &[Conduct::Good; 3]),
@@ -158,4 +158,4 @@ const fn act(title: &'static str, releases: &'static [Conduct]) -> Act {
     Act { title, releases }
 }
 
-const PAUSE_MS: u64 = 2000;
+const PAUSE_MS: u64 = 500;

@@ -198,5 +198,5 @@ impl Site {
 }
 
 const CRASHES_AFTER: Duration = Duration::from_secs(1);
-const FAILS_AFTER: Duration = Duration::from_millis(1_500);
-const FAILS_ONE_IN: u64 = 10;
+const FAILS_AFTER: Duration = Duration::from_millis(1_800);
+const FAILS_ONE_IN: u64 = 20;

@@ -13,9 +13,9 @@ pub(crate) const MODE: &str = "DEMO_SERVER";
 /// What says where the service is asked how it is.
 pub(crate) const CONTROL: &str = "DEMO_CONTROL";
 /// How long a release that took over is watched by a warm incumbent; short, so that the demo is.
-pub(crate) const BAKE: Duration = Duration::from_millis(2000);
+pub(crate) const BAKE: Duration = Duration::from_millis(1500);
 /// How long a release may take until it is ready.
-pub(crate) const START_DEADLINE: Duration = Duration::from_millis(2500);
+pub(crate) const START_DEADLINE: Duration = Duration::from_millis(2000);
 
 pub(crate) async fn run() -> Result<(), Box<dyn Error>> {
     let release = Release::running()?;

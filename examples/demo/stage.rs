@@ -131,15 +131,20 @@ impl Stage {
         let asked = self.begun.elapsed();
         let text = format!("ln -sfn releases/{release} current; {}", canary::COMMAND);
         self.screen.log(asked, Style::Plain, &text);
-        canary::begin(&control).await?;
+        let mut asking = std::pin::pin!(canary::upgrade(&control));
+        let mut explanation = None;
         let mut upgrade = Upgrade::new(release, asked);
         let mut looks = Looks::new(&control);
-        while upgrade.ending.is_none() {
+        while upgrade.ending.is_none() || explanation.is_none() {
             tokio::select! {
+                told = &mut asking, if explanation.is_none() => explanation = Some(told?),
                 news = self.news() => self.hear(&mut upgrade, news?).await?,
                 look = looks.next() => self.looked(release, &crowd, look),
             }
         }
+        let explanation = explanation.unwrap_or_default();
+        let text = format!("handover explain: {explanation}");
+        self.screen.more(Style::Faint, &text);
         let meeting = crowd.stop(release.version).await;
         let text = format!(
             "{} of {} clients have met {release}; the {} others have not, and got {} errors",
