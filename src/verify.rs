@@ -375,18 +375,6 @@ fn explain(targets: &[Target], generation: u64, announced: Result<(), String>) -
     told.join("; ")
 }
 
-/// Whether accepts have fallen since the flip: fewer than half of those in as long a time before it, if there were
-/// enough then to tell. It needs no connection of its own, and sees what those from this machine cannot.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver has no counts of accepts by side yet")
-)]
-pub(crate) fn accepts_have_fallen(before: u64, after: u64) -> bool {
-    before >= ACCEPTS_MIN && after.saturating_mul(2) < before
-}
-
-/// Below this many accepts before a flip nothing can be said of those after it.
-const ACCEPTS_MIN: u64 = 20;
 /// Addresses that failed and are told of one by one.
 const TOLD_MAX: usize = 3;
 /// More bytes than any answer has.
@@ -577,14 +565,5 @@ mod tests {
         });
         let reason = run(&table, 2, SHORT).await.unwrap_err();
         assert!(reason.contains("did not expect to be asked"), "{reason}");
-    }
-
-    #[test]
-    fn accepts_have_fallen_when_fewer_than_half_of_enough_are_left() {
-        assert!(accepts_have_fallen(20, 9));
-        assert!(!accepts_have_fallen(20, 10));
-        assert!(!accepts_have_fallen(19, 0));
-        assert!(!accepts_have_fallen(u64::MAX, u64::MAX));
-        assert!(accepts_have_fallen(u64::MAX, 0));
     }
 }

@@ -599,7 +599,8 @@ impl Driver {
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
             if let Some(looks) = &mut down.looks {
-                looks.handle_flipped();
+                let accepted = self.shared.table.accepted().count;
+                looks.handle_flipped(self.accepts.expect(now, accepted));
             }
         }
     }

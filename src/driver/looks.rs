@@ -12,9 +12,10 @@ use crate::observe::{Counted, History, Observed, Rules};
 use crate::protocol::message::{Message, Tally, Watch, millis};
 use crate::rollout::controller::Trigger;
 use crate::rollout::guard::{
-    Counts, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall, Stalled,
+    Counts, Expected, Fallen, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall,
+    Stalled,
 };
-use crate::rollout::{By, Rollout, Share, Stage};
+use crate::rollout::{ACCEPTS_WINDOW, By, Rollout, Share, Stage};
 
 /// What is looked at while a rollout has a candidate that is ready.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(super) struct Looks {
     base: Counts,
     candidate: Tally,
     is_flipped: bool,
+    /// What is to arrive after the flip, and how many connections the candidate had accepted before it.
+    expected: Option<(Expected, u64)>,
     trouble: bool,
 }
 
@@ -55,6 +58,7 @@ pub(super) enum Found {
     Trouble,
     TroubleOver,
     Stalled(Stalled),
+    Fallen(Fallen),
 }
 
 /// What stable has at the moment of a look.
@@ -100,6 +104,7 @@ impl Looks {
             base: stable,
             candidate: Tally::default(),
             is_flipped: false,
+            expected: None,
             trouble: false,
         }
     }
@@ -182,13 +187,26 @@ impl Looks {
             units: tally.requests,
             readings,
         });
+        found.extend(self.miss_arrivals(now, &tally).map(Found::Fallen));
         self.candidate = tally;
         found
     }
 
-    /// The candidate serves alone from now on.
-    pub(super) fn handle_flipped(&mut self) {
+    /// Whether too few clients arrive since the flip; judged once.
+    fn miss_arrivals(&mut self, now: Instant, tally: &Tally) -> Option<Fallen> {
+        let (expected, before) = self.expected?;
+        let after = tally.accepted?.saturating_sub(before);
+        let judged = expected.judge(now, after)?;
+        self.expected = None;
+        judged.err()
+    }
+
+    /// The candidate serves alone from now on, and as many clients are expected to arrive there as did before.
+    pub(super) fn handle_flipped(&mut self, expected: Option<Expected>) {
         self.is_flipped = true;
+        if self.is_guarded {
+            self.expected = expected.zip(self.candidate.accepted);
+        }
         self.guards.begin_bake(self.history.counts);
     }
 
@@ -283,6 +301,13 @@ impl Driver {
                 Found::TroubleOver => controller.handle_trouble_over(now),
                 Found::Stalled(Stalled { waiting, silent }) => {
                     controller.handle_trigger(now, Trigger::Stalled { waiting, silent });
+                }
+                Found::Fallen(Fallen { before, after }) => {
+                    let reason = format!(
+                        "only {after} connections have arrived in {} s, where {before} did before the flip",
+                        ACCEPTS_WINDOW.as_secs()
+                    );
+                    controller.handle_trigger(now, Trigger::CheckFailed { reason });
                 }
             }
         }
@@ -383,7 +408,7 @@ const REASON_MAX: usize = 1_024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::guard::Guard;
+    use crate::rollout::guard::{Accepts, Guard};
 
     fn history() -> History {
         History {
@@ -625,7 +650,7 @@ mod tests {
         rig.waiting = 3;
         let is_stalled = |found: &Found| matches!(found, Found::Stalled(_));
         assert!(!rig.looks(200, Some(&counting)).iter().any(is_stalled));
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         // It answers, but that alone is no sign that it accepts.
         let found = rig.looks(42, Some(&counting));
         let silent = Duration::from_secs(2);
@@ -639,7 +664,7 @@ mod tests {
     #[test]
     fn a_candidate_that_does_not_count_connections_is_taken_to_accept_while_it_answers() {
         let mut rig = Rig::new(&Rollout::immediate(), true);
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         rig.waiting = 128;
         let is_stalled = |found: &Found| matches!(found, Found::Stalled(_));
         for requests in 0..200 {
@@ -650,10 +675,34 @@ mod tests {
     }
 
     #[test]
+    fn far_fewer_clients_than_before_the_flip_are_found_once_the_window_is_over() {
+        let mut accepts = Accepts::default();
+        let mut rig = Rig::new(&Rollout::blue_green(), true);
+        let begin = rig.now;
+        accepts.handle_total(begin, 0);
+        let arrived = |count| Tally {
+            accepted: Some(count),
+            ..Tally::default()
+        };
+        rig.answer(arrived(7));
+        let expected = accepts.expect(begin + ACCEPTS_WINDOW, 100);
+        rig.looks.handle_flipped(expected);
+        let has_fallen = |found: &[Found]| {
+            let (before, after) = (100, 49);
+            found.contains(&Found::Fallen(Fallen { before, after }))
+        };
+        rig.now = begin + ACCEPTS_WINDOW;
+        assert!(!has_fallen(&rig.answer(arrived(56))));
+        rig.now += ACCEPTS_WINDOW;
+        assert!(has_fallen(&rig.answer(arrived(56))));
+        assert!(!has_fallen(&rig.answer(arrived(56))));
+    }
+
+    #[test]
     fn after_the_flip_the_candidate_is_judged_by_what_stable_had() {
         let plan = Rollout::blue_green().warm_up(Duration::ZERO, 0);
         let mut rig = Rig::new(&plan, true);
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         rig.answer(tally(0, 0));
         let found = rig.answer(tally(1_000, 1));
         assert!(
