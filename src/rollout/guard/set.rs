@@ -105,7 +105,7 @@ impl Guards {
             self.base = self.last;
             self.armed = Armed::Bake(Box::new([
                 Absolute::errors(history, worst, alpha),
-                Absolute::slow(worst, alpha),
+                Absolute::slow(history, worst, alpha),
             ]));
         }
     }
