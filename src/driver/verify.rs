@@ -1,7 +1,7 @@
 //! Verification of a flip or a rollback: who asks, and that both sides know whom to expect.
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::Driver;
 use super::preview::to_speak_of;
 use super::rollout::Examined;
-use super::shared::Command;
+use super::shared::{Command, Shared, lock};
 use crate::config::PROBE_PATIENCE_MAX;
 use crate::listen::{Caller, answer};
 use crate::protocol::message::{Message, millis};
@@ -24,6 +24,32 @@ pub(crate) type Announced = Result<Vec<String>, String>;
 pub(super) struct Unconfirmed {
     nonce: String,
     reply: oneshot::Sender<Announced>,
+}
+
+/// The connections of one verification. When it is over, however it ends, this generation forgets them: clients of
+/// this machine who get the addresses of those that the other one has answered would be taken for them.
+struct Asking {
+    shared: Arc<Shared>,
+    callers: Mutex<Vec<Caller>>,
+}
+
+impl Asking {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            callers: Mutex::default(),
+        }
+    }
+
+    fn add(&self, callers: &[Caller]) {
+        lock(&self.callers).extend_from_slice(callers);
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.shared.table.forget(&lock(&self.callers));
+    }
 }
 
 impl Driver {
@@ -50,7 +76,9 @@ impl Driver {
         );
         let (mut examined, result) = oneshot::channel();
         let asked = Arc::clone(&shared);
+        let asking = Asking::new(&shared);
         let verified = verify(addresses, generation, limit, move |announcement| {
+            asking.add(&announcement.callers);
             let (reply, announced) = oneshot::channel();
             let told = asked.command(Command::Announce {
                 side,

@@ -356,7 +356,8 @@ pub enum By {
     /// Each client (IPv4 address, IPv6 /64, or a key that the application gives); who has met the candidate stays with
     /// it. Of no use behind a proxy that shows one address.
     Client,
-    /// Each request, for HTTP behind a proxy with pooled connections.
+    /// Each request, for HTTP behind a proxy with pooled connections. This version splits no requests: the candidate gets
+    /// nothing before the flip, and a step that asks for requests ends in a pause.
     Request,
 }
 
