@@ -268,6 +268,10 @@ impl Driver {
             }
             Heard::Closed => {
                 self.with_link(|link| link.channel = None);
+                if let Some(down) = &mut self.down {
+                    // Its end may be seen here first.
+                    down.rollback_at.get_or_insert(now);
+                }
                 self.incumbent.handle_closed(now);
             }
             Heard::Broken(reason) => {
@@ -725,11 +729,12 @@ impl Driver {
         } else {
             error
         };
+        let drill = down.drilled(outcome, &explanation, &reason);
         let outcome = control::Upgrade {
             reason,
             phase: Some(phase.to_string()),
             incumbent_serves: serving,
-            drill: down.drilled(outcome, &explanation).map(Box::new),
+            drill: drill.map(Box::new),
             explanation: Some(explanation),
             ..down.outcome(self.generation, verdict)
         };

@@ -46,8 +46,13 @@ impl Driver {
 }
 
 impl Downward {
-    /// What came of it, if it was a drill.
-    pub(super) fn drilled(&self, outcome: Outcome, explanation: &Explanation) -> Option<Drill> {
+    /// What came of it, if it was a drill. `reason` is the handover's.
+    pub(super) fn drilled(
+        &self,
+        outcome: Outcome,
+        explanation: &Explanation,
+        reason: &str,
+    ) -> Option<Drill> {
         let rehearsal = self.rehearsal()?;
         let since = lock(&self.verifications).clone();
         let verifications: Vec<_> = [rehearsal.before.clone()]
@@ -77,6 +82,10 @@ impl Downward {
             guards: explanation.guards.clone(),
         };
         drill.judge(outcome, &explanation.cause);
+        if drill.passed && outcome == Outcome::Aborted {
+            // It says more than that the candidate was ended.
+            drill.reason = reason.to_owned();
+        }
         Some(drill)
     }
 }

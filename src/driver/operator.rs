@@ -23,7 +23,7 @@ use crate::control::{
 };
 use crate::director::Watched;
 use crate::drain::Guard;
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::event::{Event, Phase};
 use crate::launch::Launched;
 use crate::protocol::message::{Timings, millis};
@@ -271,12 +271,7 @@ impl Operator {
         &self,
         command: impl FnOnce(oneshot::Sender<Done>) -> Command,
     ) -> Result<u64, Reply> {
-        let (reply, done) = oneshot::channel();
-        let gone = |error: Error| Reply::refused(format!("{error:?}"));
-        self.shared.command(command(reply)).map_err(gone)?;
-        done.await
-            .map_err(|_| gone(super::shared::gone()))?
-            .map_err(Reply::refused)
+        self::command(&self.shared, command).await
     }
 
     /// Does it, and answers that it has begun or how it ended.
@@ -303,30 +298,10 @@ impl Operator {
         Ok(Reply::Verdict { upgrade })
     }
 
-    async fn verify(&self) -> Result<Verification, Reply> {
-        let (reply, begun) = oneshot::channel();
-        let gone = || Reply::refused(format!("{:?}", super::shared::gone()));
-        let asked = self.shared.command(Command::Verify { reply });
-        asked.map_err(|error| Reply::refused(format!("{error:?}")))?;
-        let verifying = begun.await.map_err(|_| gone())?.map_err(Reply::refused)?;
-        verifying.await.map_err(|_| gone())
-    }
-
-    /// Whoever serves has to be found to serve before anything is tried.
+    /// What has begun goes on without whoever asked.
     async fn drill(&self, fault: Option<Fault>, wait: bool) -> Result<Reply, Reply> {
-        if fault.is_some() && !crate::inject::IS_POSSIBLE {
-            return Err(Reply::refused(NOT_INJECTED));
-        }
-        let before = self.verify().await?;
-        if !before.passed {
-            let reason = format!(
-                "it is not found to serve before the drill: {}",
-                before.reason
-            );
-            return Err(Reply::refused(reason));
-        }
-        let rehearsal = Rehearsal { fault, before };
-        let generation = self.have_done(Wanted::Drill(rehearsal)).await?;
+        let beginning = tokio::spawn(begin_drill(Arc::clone(&self.shared), fault));
+        let generation = beginning.await.map_err(|_| gone())??;
         if !wait {
             return Ok(Reply::Begun { generation });
         }
@@ -606,6 +581,43 @@ impl Operator {
     }
 }
 
+/// What the driver has to say to it.
+async fn command<T>(
+    shared: &Shared,
+    command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+) -> Result<T, Reply> {
+    let (reply, done) = oneshot::channel();
+    let asked = shared.command(command(reply));
+    asked.map_err(|error| Reply::refused(format!("{error:?}")))?;
+    done.await.map_err(|_| gone())?.map_err(Reply::refused)
+}
+
+async fn verify(shared: &Shared) -> Result<Verification, Reply> {
+    let verifying = command(shared, |reply| Command::Verify { reply }).await?;
+    verifying.await.map_err(|_| gone())
+}
+
+/// Whoever serves has to be found to serve before anything is tried.
+async fn begin_drill(shared: Arc<Shared>, fault: Option<Fault>) -> Result<u64, Reply> {
+    if fault.is_some() && !crate::inject::IS_POSSIBLE {
+        return Err(Reply::refused(NOT_INJECTED));
+    }
+    let before = verify(&shared).await?;
+    if !before.passed {
+        let reason = format!(
+            "it is not found to serve before the drill: {}",
+            before.reason
+        );
+        return Err(Reply::refused(reason));
+    }
+    let wanted = Wanted::Drill(Rehearsal { fault, before });
+    command(&shared, |reply| Command::Operate { wanted, reply }).await
+}
+
+fn gone() -> Reply {
+    Reply::refused(format!("{:?}", super::shared::gone()))
+}
+
 impl Answering for Operator {
     fn asked(&self) -> watch::Receiver<Asked> {
         self.shared.asked.subscribe()
@@ -669,8 +681,7 @@ impl Answering for Operator {
             Request::Explain => Ok(self.explain()),
             Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
             Request::Drain { wait: true } => Ok(self.until_no_elders().await),
-            Request::Verify => self
-                .verify()
+            Request::Verify => verify(&self.shared)
                 .await
                 .map(|verification| Reply::Verified { verification }),
             Request::Drill { inject, wait } => self.drill(inject, wait).await,
