@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::rollout::Rollout;
+use crate::rollout::guard::OwnGuards;
 
 /// How long a successor may take from its launch to being ready: 60 s. It can ask for more.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -94,6 +95,9 @@ pub const STREAM_SETTLE: Duration = Duration::from_millis(100);
 pub const PIPELINED_MAX: u32 = 1_000;
 /// How long a client of the control socket may take to say what it wants, and to read each line of the answer: 5 s.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a generation that has handed over stays for a client that has connected to it and not said what it wants: 500
+/// ms. One that speaks later is not answered, and asks the next generation.
+pub const CONTROL_KEPT: Duration = Duration::from_millis(500);
 /// How long [`control::Client`](crate::control::Client) waits for an answer, unless it is told otherwise: 10 s.
 pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
 /// How many clients of the control socket are talked to at once; more are told so and sent away: 128.
@@ -170,6 +174,7 @@ pub(crate) struct Config {
     pub(crate) flip: Duration,
     pub(crate) forward: Duration,
     pub(crate) rollout: Rollout,
+    pub(crate) guards: OwnGuards,
     pub(crate) drain: Duration,
     pub(crate) hard_stop: Duration,
     pub(crate) capacity: Duration,
@@ -211,6 +216,7 @@ impl Default for Config {
             flip: FLIP_DEADLINE,
             forward: FORWARD_DEADLINE,
             rollout: Rollout::default(),
+            guards: OwnGuards::default(),
             drain: DRAIN_DEADLINE,
             hard_stop: HARD_STOP,
             capacity: CAPACITY_DEADLINE,

@@ -29,6 +29,7 @@ use crate::inject::Injected;
 use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
+use crate::rollout::guard::Guard;
 use crate::rollout::{Promotion, Rollout};
 use crate::state::{Offer, State};
 use crate::sys::descriptors;
@@ -133,6 +134,44 @@ impl Builder {
     /// Default: [`Rollout::immediate`].
     pub fn rollout(mut self, plan: Rollout) -> Self {
         self.config.rollout = plan;
+        self
+    }
+
+    /// A guard of your own, which watches each rollout that this generation is the stable side of, whatever its plan says of
+    /// guards. `make` is called as soon as a candidate is ready, on the task that drives this generation: neither it nor
+    /// the guard's looks, which come every [`LOOK_INTERVAL`](crate::config::LOOK_INTERVAL), may block.
+    ///
+    /// Default: none. May be called more than once.
+    ///
+    /// ```
+    /// use handover::rollout::guard::{Finding, Guard, Reading, Sides};
+    ///
+    /// #[derive(Debug)]
+    /// struct NoErrorAtAll;
+    ///
+    /// impl Guard for NoErrorAtAll {
+    ///     fn name(&self) -> &str {
+    ///         "no error at all"
+    ///     }
+    ///
+    ///     fn look(&mut self, sides: &Sides) -> Reading {
+    ///         let errors = sides.candidate.errors;
+    ///         Reading {
+    ///             guard: self.name().to_owned(),
+    ///             finding: if errors > 0 { Finding::Failed } else { Finding::Fine },
+    ///             text: format!("{errors} errors"),
+    ///             figures: Vec::new(),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let builder = handover::builder().guard(|| NoErrorAtAll);
+    /// ```
+    pub fn guard<G: Guard + 'static>(
+        mut self,
+        make: impl Fn() -> G + Send + Sync + 'static,
+    ) -> Self {
+        self.config.guards.add(make);
         self
     }
 

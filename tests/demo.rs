@@ -10,7 +10,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const SHORT: Duration = Duration::from_secs(20);
 
 /// What a reader of the demo is told, in this order.
-const STORY: [&str; 22] = [
+const STORY: [&str; 29] = [
     "v1 serves on 127.0.0.1",
     "● a good release",
     "committed after",
@@ -28,11 +28,18 @@ const STORY: [&str; 22] = [
     "aborted after",
     "exit status: 1",
     "unknown key `worker_treads`",
+    "● a canary that begins to answer",
+    "v7 gets 10 % of the clients",
+    "v7 gets 25 % of the clients",
+    "guard of errors: candidate ",
+    "aborted after",
+    "the guard \"errors\" found the candidate worse; shifting at ",
+    "undone at 200",
     "● three good releases",
-    "generation 9 serves",
+    "generation 10 serves",
     "● the final stop",
     "Which generation answered when",
-    "8 of 8 upgrades ended as they should: 5 committed, 2 aborted, 1 rolled back",
+    "9 of 9 upgrades ended as they should: 5 committed, 3 aborted, 1 rolled back",
 ];
 
 #[tokio::test]
@@ -51,7 +58,8 @@ async fn the_demo_keeps_every_promise_it_makes() {
             .1;
     }
     assert!(rest.contains(" 0 failed outside the crash"), "{log}");
-    assert_eq!(rest.matches('✓').count(), 4, "{log}");
+    assert!(rest.contains(" the canary v7 undid itself: "), "{log}");
+    assert_eq!(rest.matches('✓').count(), 5, "{log}");
     assert!(!log.contains('\x1b'), "not plain lines: {log}");
     let picture = rest.trim_end().rsplit(": ").next().unwrap_or_default();
     let svg = std::fs::read_to_string(root().join(picture)).unwrap_or_default();

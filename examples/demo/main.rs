@@ -1,9 +1,10 @@
-//! One service, nine releases, and clients that forgive nothing: `cargo run --release --example demo`.
+//! One service, ten releases, and clients that forgive nothing: `cargo run --release --example demo`.
 //!
 //! `server.rs` is the service, `release.rs` what is wrong with some of its releases. The program starts itself as that
 //! service, puts load on it, and replaces it again and again. It exits with 1 if a single request fails that was not in
-//! flight on a release that crashed. `DEMO_PAUSE_MS` changes the pauses between the acts.
+//! flight on a release that crashed, or was not one of the canary's. `DEMO_PAUSE_MS` changes the pauses between the acts.
 
+mod canary;
 mod losses;
 mod news;
 mod probe;
@@ -26,7 +27,7 @@ use crate::screen::{Screen, Style};
 use crate::stage::{Outcome, Stage};
 
 /// What happens, in order.
-const ACTS: [Act; 6] = [
+const ACTS: [Act; 7] = [
     act("a good release", &[Conduct::Good]),
     act("a release that never gets ready", &[Conduct::NeverReady]),
     act("a good release", &[Conduct::Good]),
@@ -37,6 +38,10 @@ const ACTS: [Act; 6] = [
     act(
         "a release that does not even start",
         &[Conduct::DoesNotStart],
+    ),
+    act(
+        "a canary that begins to answer one request in twenty with 500",
+        &[Conduct::Fails],
     ),
     act("three good releases, back to back", &[Conduct::Good; 3]),
 ];
@@ -78,7 +83,11 @@ async fn play() -> Outcome<ExitCode> {
         title(&mut stage.screen, act.title);
         for conduct in act.releases.iter().copied() {
             version += 1;
-            stage.upgrade(Release { version, conduct }).await?;
+            let release = Release { version, conduct };
+            match conduct {
+                Conduct::Fails => stage.canary(release).await?,
+                _ => stage.upgrade(release).await?,
+            }
         }
         stage.pause(pause).await?;
     }
@@ -94,7 +103,7 @@ fn introduce(screen: &mut Screen, mix: &Mix) {
     let clients: usize = mix.clients.iter().map(|clients| clients.count).sum();
     screen.line(
         Style::Bold,
-        "One service, nine releases: does a handover ever lose a request?",
+        "One service, ten releases: does a handover ever lose a request?",
     );
     screen.line(
         Style::Faint,
@@ -149,4 +158,4 @@ const fn act(title: &'static str, releases: &'static [Conduct]) -> Act {
     Act { title, releases }
 }
 
-const PAUSE_MS: u64 = 2000;
+const PAUSE_MS: u64 = 500;

@@ -2,11 +2,18 @@
 
 use std::error::Error;
 use std::fs;
+use std::future::ready;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::map_response;
+use axum::response::Response;
 use handover::Serving;
 use tempfile::TempDir;
 
@@ -26,6 +33,7 @@ pub(crate) enum Conduct {
     NeverReady,
     Crashes,
     DoesNotStart,
+    Fails,
 }
 
 /// How an upgrade ends.
@@ -80,6 +88,21 @@ impl Release {
         std::process::abort();
     }
 
+    /// v7 answers requests with errors, once it has been up for a while.
+    pub(crate) fn spoil(self, app: Router) -> Router {
+        if self.conduct != Conduct::Fails {
+            return app;
+        }
+        let (up_since, requests) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        app.layer(map_response(move |mut response: Response| {
+            let request = requests.fetch_add(1, Relaxed);
+            if up_since.elapsed() > FAILS_AFTER && request.is_multiple_of(FAILS_ONE_IN) {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            }
+            ready(response)
+        }))
+    }
+
     fn named(name: &str) -> Option<Self> {
         let (version, conduct) = name.strip_prefix('v')?.split_once('-')?;
         let conduct = Conduct::ALL
@@ -99,18 +122,19 @@ impl std::fmt::Display for Release {
 }
 
 impl Conduct {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Good,
         Self::NeverReady,
         Self::Crashes,
         Self::DoesNotStart,
+        Self::Fails,
     ];
 
     /// What must become of the upgrade to such a release.
     pub(crate) fn expected(self) -> Ending {
         match self {
             Self::Good => Ending::Committed,
-            Self::NeverReady | Self::DoesNotStart => Ending::Aborted,
+            Self::NeverReady | Self::DoesNotStart | Self::Fails => Ending::Aborted,
             Self::Crashes => Ending::RolledBack,
         }
     }
@@ -121,6 +145,7 @@ impl Conduct {
             Self::NeverReady => "never-ready",
             Self::Crashes => "crashes",
             Self::DoesNotStart => "does-not-start",
+            Self::Fails => "fails",
         }
     }
 }
@@ -154,6 +179,11 @@ impl Site {
         self.0.path().join("current")
     }
 
+    /// Where the service is asked how it is.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.0.path().join("control.sock")
+    }
+
     /// Points `current` to a release in one step, as a deployment would.
     pub(crate) fn deploy(&self, release: Release) -> io::Result<()> {
         let name = format!("v{}-{}", release.version, release.conduct.name());
@@ -168,3 +198,5 @@ impl Site {
 }
 
 const CRASHES_AFTER: Duration = Duration::from_secs(1);
+const FAILS_AFTER: Duration = Duration::from_millis(1_800);
+const FAILS_ONE_IN: u64 = 20;

@@ -75,6 +75,7 @@ fn claims(seen: &Seen, losses: &Losses) -> Vec<Claim> {
             .iter()
             .filter_map(|upgrade| crash_contained(upgrade, losses)),
     );
+    claims.extend(upgrades.iter().filter_map(canary_contained));
     claims.push(Claim {
         holds: stop.has_left && stop.stragglers.is_empty(),
         text: format!(
@@ -111,7 +112,9 @@ fn aborted_unseen(upgrades: &[Upgrade], report: &Report) -> Claim {
         .sum();
     Claim {
         holds: answers == 0,
-        text: format!("no client ever met a release that was aborted ({answers} answers)"),
+        text: format!(
+            "nobody for whom no canary was ever met a release that was aborted ({answers} answers)"
+        ),
     }
 }
 
@@ -140,6 +143,24 @@ fn crash_contained(upgrade: &Upgrade, losses: &Losses) -> Option<Claim> {
             crash.connections(),
             brief(crash.next.1),
             crash.next.0
+        ),
+    })
+}
+
+fn canary_contained(upgrade: &Upgrade) -> Option<Claim> {
+    let meeting = upgrade.meeting?;
+    let outsiders = meeting.clients_all - meeting.clients;
+    Some(Claim {
+        holds: meeting.errors > 0 && meeting.other_errors == 0 && outsiders > 0,
+        text: format!(
+            "the canary {} undid itself: {} of {} clients had met it and its {} errors, the {outsiders} others got {} \
+             answers and {} errors",
+            upgrade.release,
+            meeting.clients,
+            meeting.clients_all,
+            meeting.errors,
+            grouped(meeting.elsewhere),
+            meeting.other_errors
         ),
     })
 }

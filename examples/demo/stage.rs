@@ -11,6 +11,7 @@ use handover_load::process::{self, Server};
 use handover_load::{Load, MarkKind, Mix, Report, Signal, brief};
 use tokio::time::{self, Interval};
 
+use crate::canary::{self, Crowd, Look, Looks};
 use crate::news::{self, News, What};
 use crate::probe;
 use crate::release::{Ending, Release, Site};
@@ -67,6 +68,7 @@ impl Stage {
         site.deploy(first)?;
         let mut command = Command::new(site.current());
         command.env(server::MODE, "1");
+        command.env(server::CONTROL, site.control());
         let server = Server::spawn(command)?;
         let address = server.address("web", DEADLINE).await?;
         let load = Load::start(address, mix);
@@ -119,6 +121,61 @@ impl Stage {
         self.screen.activity(IDLE);
         self.upgrades.push(upgrade);
         Ok(())
+    }
+
+    /// Deploys a release as a canary, for clients of its own beside the load, and watches its guards until the verdict.
+    pub(crate) async fn canary(&mut self, release: Release) -> Outcome<()> {
+        let control = self.site.control();
+        let crowd = Crowd::start(self.address);
+        self.site.deploy(release)?;
+        let asked = self.begun.elapsed();
+        let text = format!("ln -sfn releases/{release} current; {}", canary::COMMAND);
+        self.screen.log(asked, Style::Plain, &text);
+        let mut asking = std::pin::pin!(canary::upgrade(&control));
+        let mut explanation = None;
+        let mut upgrade = Upgrade::new(release, asked);
+        let mut looks = Looks::new(&control);
+        while upgrade.ending.is_none() || explanation.is_none() {
+            tokio::select! {
+                told = &mut asking, if explanation.is_none() => explanation = Some(told?),
+                news = self.news() => self.hear(&mut upgrade, news?).await?,
+                look = looks.next() => self.looked(release, &crowd, look),
+            }
+        }
+        let explanation = explanation.unwrap_or_default();
+        let text = format!("handover explain: {explanation}");
+        self.screen.more(Style::Faint, &text);
+        let meeting = crowd.stop(release.version).await;
+        let text = format!(
+            "{} of {} clients have met {release}; the {} others have not, and got {} errors",
+            meeting.clients,
+            meeting.clients_all,
+            meeting.clients_all - meeting.clients,
+            meeting.other_errors
+        );
+        self.screen.more(Style::Plain, &text);
+        upgrade.meeting = Some(meeting);
+        self.screen.activity(IDLE);
+        self.upgrades.push(upgrade);
+        Ok(())
+    }
+
+    fn looked(&mut self, release: Release, crowd: &Crowd, look: Look) {
+        let at = self.begun.elapsed();
+        let meeting = crowd.meeting(release.version);
+        match look {
+            Look::Share(share) => {
+                let text = format!(
+                    "{release} gets {share} of the clients; so far {} of {} have met it",
+                    meeting.clients, meeting.clients_all
+                );
+                self.screen.log(at, Style::Plain, &text);
+            }
+            Look::Evidence(text) => {
+                let text = format!("guard of errors: {text}");
+                self.screen.log(at, Style::Warm, &text);
+            }
+        }
     }
 
     /// The final stop, with requests in flight: the clients begin nothing more, and every answer is still to come.

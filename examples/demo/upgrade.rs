@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use handover_load::brief;
 
+use crate::canary::Meeting;
 use crate::release::{Ending, Release};
 
 /// One upgrade. Times are the load's.
@@ -18,6 +19,8 @@ pub(crate) struct Upgrade {
     pub(crate) flip: Option<Duration>,
     baking: Option<Duration>,
     pub(crate) crash: Option<Crash>,
+    /// What the clients saw for whom the canary was, if it was one.
+    pub(crate) meeting: Option<Meeting>,
     pub(crate) ending: Option<(Ending, Duration)>,
 }
 
@@ -52,6 +55,7 @@ impl Upgrade {
             flip: None,
             baking: None,
             crash: None,
+            meeting: None,
             ending: None,
         }
     }

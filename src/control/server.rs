@@ -7,6 +7,7 @@ use std::future::pending;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix;
+use std::pin::pin;
 use std::sync::Arc;
 
 use nix::unistd::geteuid;
@@ -21,8 +22,10 @@ use tokio::time::{sleep, timeout};
 
 use super::request::{RefusalKind, Reply, Request, from_line, to_line};
 use crate::config::{
-    ACCEPT_PAUSE, CONTROL_CLIENTS_MAX, CONTROL_DEADLINE, CONTROL_REQUEST_MAX, CONTROL_WAITING_MAX,
+    ACCEPT_PAUSE, CONTROL_CLIENTS_MAX, CONTROL_DEADLINE, CONTROL_KEPT, CONTROL_REQUEST_MAX,
+    CONTROL_WAITING_MAX,
 };
+use crate::drain::Guard;
 use crate::sys::descriptors;
 use crate::sys::process::Pidfd;
 
@@ -42,6 +45,9 @@ pub(crate) enum Asked {
 pub(crate) trait Answering: Send + Sync + 'static {
     /// Whether it is the one to ask.
     fn asked(&self) -> watch::Receiver<Asked>;
+
+    /// Keeps this generation's process until it is dropped.
+    fn keep(&self) -> Guard;
 
     /// Does what is asked, and says so. Dropped when the client goes away.
     fn answer(
@@ -156,14 +162,17 @@ impl<A: Answering> House<A> {
             return send_away(stream);
         };
         let house = Arc::clone(self);
+        // From here on nobody but this process can answer it.
+        let kept = house.answering.keep();
         tokio::spawn(async move {
             // Whoever is gone needs no answer.
-            let _ = house.converse(stream).await;
+            let _ = house.converse(stream, kept).await;
             drop(place);
         });
     }
 
-    async fn converse(&self, stream: UnixStream) -> io::Result<()> {
+    async fn converse(&self, stream: UnixStream, kept: Guard) -> io::Result<()> {
+        let mut kept = Some(kept);
         let peer = stream.peer_cred()?;
         let (reader, writer) = stream.into_split();
         let mut lines = Lines(writer);
@@ -172,7 +181,7 @@ impl<A: Answering> House<A> {
             return lines.say(&Reply::error(RefusalKind::Forbidden, text)).await;
         }
         let mut reader = BufReader::new(reader);
-        let request = match read_request(&mut reader).await {
+        let request = match read_while_kept(&mut reader, &mut kept).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(reason) => {
@@ -188,6 +197,8 @@ impl<A: Answering> House<A> {
             let moved = Reply::error(RefusalKind::Moved, "another generation answers by now");
             return lines.say(&moved).await;
         }
+        // Whoever answers keeps it as long as the answer takes, and not longer than that.
+        drop(kept);
         let _waiting = match takes_its_time(&request).then(|| self.waiting.try_acquire()) {
             Some(Err(_)) => return lines.say(&busy("too many clients wait already")).await,
             Some(Ok(place)) => Some(place),
@@ -234,6 +245,21 @@ fn send_away(stream: UnixStream) {
     if let Ok(mut stream) = stream.into_std() {
         // It sees that it was closed if it does not see why.
         let _ = stream.write_all(&line);
+    }
+}
+
+/// The generation waits for those who have connected to it, and no longer than they need to speak if they want to.
+async fn read_while_kept(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    kept: &mut Option<Guard>,
+) -> Result<Option<Request>, String> {
+    let mut reading = pin!(read_request(reader));
+    match timeout(CONTROL_KEPT, &mut reading).await {
+        Ok(request) => request,
+        Err(_) => {
+            *kept = None;
+            reading.await
+        }
     }
 }
 

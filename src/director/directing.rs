@@ -1,13 +1,14 @@
 //! Stable's end: picks, passes on, and takes back.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -114,13 +115,21 @@ struct State {
     coin: Coin,
     next_id: u64,
     on_the_way: BTreeMap<u64, Sent>,
-    /// Listeners that the candidate does not have.
-    declined: BTreeSet<String>,
-    listeners: BTreeMap<String, Counts>,
+    /// So few that looking through them is the fastest way.
+    listeners: Vec<Listener>,
     /// The total when the share was last set.
     before: Counts,
     is_timed: bool,
     has_ended: bool,
+}
+
+/// A listener whose connections were picked from.
+#[derive(Debug)]
+struct Listener {
+    name: Arc<str>,
+    counts: Counts,
+    /// The candidate does not have it.
+    is_declined: bool,
 }
 
 /// A connection on its way.
@@ -146,8 +155,7 @@ impl Director {
             coin: Coin::new(),
             next_id: 0,
             on_the_way: BTreeMap::new(),
-            declined: BTreeSet::new(),
-            listeners: BTreeMap::new(),
+            listeners: Vec::new(),
             before: Counts::default(),
             is_timed: false,
             has_ended: false,
@@ -234,18 +242,15 @@ impl Divert for Directing {
     fn wants(&self, listener: &str, peer: Option<IpAddr>) -> bool {
         let mut state = self.lock();
         let coin = state.coin.toss();
-        let side = match state.declined.contains(listener) {
-            true => Side::Stable,
-            false => state.pick.connection(peer, coin),
-        };
+        let side = state.pick.connection(peer, coin);
         let has_room = state.has_room();
-        let counts = state.counts(listener);
-        counts.accepted += 1;
-        if side == Side::Stable {
+        let listener = state.listener(listener);
+        listener.counts.accepted += 1;
+        if side == Side::Stable || listener.is_declined {
             return false;
         }
-        counts.picked += 1;
-        counts.kept += u64::from(!has_room);
+        listener.counts.picked += 1;
+        listener.counts.kept += u64::from(!has_room);
         has_room
     }
 
@@ -261,7 +266,7 @@ impl Divert for Directing {
             connections.append(&mut kept);
             kept = connections;
         }
-        state.counts(listener).kept += kept.len() as u64;
+        state.listener(listener).counts.kept += kept.len() as u64;
         if !state.is_timed && !state.on_the_way.is_empty() {
             self.begun.notify_one();
         }
@@ -273,8 +278,15 @@ impl Directing {
     /// Listens to the candidate, and watches the time, until the end.
     async fn run(self: Arc<Self>) {
         let mut ended = self.ended.subscribe();
+        let mut timer = pin!(sleep_until(Instant::now()));
+        let mut is_timed = false;
         loop {
-            let overdue_at = self.watch_time();
+            // A timer for one that has been begun meanwhile is early for the others. Most often there are none, and
+            // setting it anew for each would cost more than forwarding does.
+            if !is_timed && let Some(overdue_at) = self.watch_time() {
+                timer.as_mut().reset(overdue_at);
+                is_timed = true;
+            }
             tokio::select! {
                 _ = ended.wait_for(Option::is_some) => return,
                 readable = self.socket.readable() => match readable {
@@ -282,7 +294,8 @@ impl Directing {
                     Err(error) => self.end(End::Broken(error.to_string())),
                 },
                 () = self.begun.notified() => {}
-                () = sleep_until(overdue_at.unwrap_or_else(Instant::now)), if overdue_at.is_some() => {
+                () = timer.as_mut(), if is_timed => {
+                    is_timed = false;
                     self.look_for_overdue();
                 }
             }
@@ -332,7 +345,9 @@ impl Directing {
         let borrowed: Vec<BorrowedFd<'_>> = connections.iter().map(AsFd::as_fd).collect();
         descriptors::send(self.socket.as_fd(), &word.to_bytes(), &borrowed)?;
         drop(borrowed);
-        let (listener, at) = (Arc::<str>::from(listener), Instant::now());
+        let (listener, at) = (state.listener(listener), Instant::now());
+        listener.counts.forwarded += count as u64;
+        let listener = Arc::clone(&listener.name);
         let sent = connections.drain(..).map(|connection| Sent {
             listener: Arc::clone(&listener),
             connection,
@@ -340,7 +355,6 @@ impl Directing {
         });
         state.on_the_way.extend((first..).zip(sent));
         state.next_id += count as u64;
-        state.counts(&listener).forwarded += count as u64;
         Ok(())
     }
 
@@ -391,12 +405,12 @@ impl Directing {
         match word {
             Word::Declined { for_good, .. } => {
                 if for_good {
-                    state.declined.insert(sent.listener.to_string());
+                    state.listener(&sent.listener).is_declined = true;
                 }
                 settled.declined.push(sent);
             }
             _ => {
-                state.counts(&sent.listener).begun += 1;
+                state.listener(&sent.listener).counts.begun += 1;
                 settled.begun.push(sent);
             }
         }
@@ -461,7 +475,7 @@ impl Directing {
                 .table
                 .adopt_connection(&listener, Adopted::new(connection));
             let mut state = self.lock();
-            let counts = state.counts(&listener);
+            let counts = &mut state.listener(&listener).counts;
             match adopted {
                 Ok(()) => counts.taken_back += 1,
                 Err(_) => {
@@ -486,8 +500,17 @@ impl State {
         self.may_pass_on() && self.on_the_way.len() < ON_THE_WAY_MAX
     }
 
-    fn counts(&mut self, listener: &str) -> &mut Counts {
-        self.listeners.entry(listener.to_owned()).or_default()
+    fn listener(&mut self, name: &str) -> &mut Listener {
+        let known = self.listeners.iter().position(|it| &*it.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.listeners.push(Listener {
+                name: name.into(),
+                counts: Counts::default(),
+                is_declined: false,
+            });
+            self.listeners.len() - 1
+        });
+        &mut self.listeners[index]
     }
 
     fn standing(&self) -> Standing {
@@ -496,15 +519,19 @@ impl State {
             share: self.share,
             since: total.since(self.before),
             total,
-            listeners: self.listeners.clone(),
+            listeners: self
+                .listeners
+                .iter()
+                .map(|it| (it.name.to_string(), it.counts))
+                .collect(),
             on_the_way: self.on_the_way.len(),
         }
     }
 
     fn total(&self) -> Counts {
         self.listeners
-            .values()
-            .fold(Counts::default(), |sum, counts| sum.plus(*counts))
+            .iter()
+            .fold(Counts::default(), |sum, it| sum.plus(it.counts))
     }
 }
 

@@ -105,8 +105,8 @@ impl Activity {
             }
             let hooks = state.next();
             drop(state);
-            // One that fails does not keep the others from being told.
-            let results: Vec<_> = hooks.iter().map(run).collect();
+            // All of them, whichever fails.
+            let results: Vec<Changed> = hooks.iter().map(run).collect();
             outcome = results.into_iter().collect();
         }
     }

@@ -13,7 +13,7 @@ use crate::observe::{Counted, History, Observed, Rules};
 use crate::protocol::message::{Message, Tally, Watch, millis};
 use crate::rollout::controller::Trigger;
 use crate::rollout::guard::{
-    Counts, Figure, Finding, Guards, Queue, Reading, Sides, Stall, Stalled,
+    Counts, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall, Stalled,
 };
 use crate::rollout::{By, Rollout, Share, Stage};
 
@@ -79,11 +79,12 @@ pub(super) struct Stable {
 }
 
 impl Looks {
-    /// The candidate is ready. `answers` is whether it can be asked; `stable` what stable has counted so far, and
+    /// The candidate is ready. `own` are the application's guards, `answers` is whether it can be asked; `stable` what stable has counted so far, and
     /// `history` what of it was counted lately.
     pub(super) fn new(
         now: Instant,
         plan: &Rollout,
+        own: &OwnGuards,
         answers: bool,
         stable: Counts,
         history: History,
@@ -96,9 +97,11 @@ impl Looks {
                 By::Client | By::Request => Counted::Client,
             },
         };
+        let mut guards = Guards::new(plan);
+        guards.add_new(own);
         Self {
-            guards: Guards::new(plan),
-            is_guarded: plan.guards,
+            guards,
+            is_guarded: plan.guards || !own.is_empty(),
             stall: Stall::new(plan.stall_after),
             begun: now,
             next: now + LOOK_INTERVAL,
@@ -295,7 +298,8 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         let answers = down.version >= COUNTS_SINCE;
         let counts = observed.snapshot().counts;
-        let mut looks = Looks::new(now, &down.plan, answers, counts, observed.history());
+        let (own, history) = (&self.config.guards, observed.history());
+        let mut looks = Looks::new(now, &down.plan, own, answers, counts, history);
         observed.apply(looks.rules());
         if let Some(tally) = down
             .reported
@@ -458,6 +462,7 @@ const REASON_MAX: usize = 1_024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rollout::guard::Guard;
 
     fn history() -> History {
         History {
@@ -492,9 +497,13 @@ mod tests {
 
     impl Rig {
         fn new(plan: &Rollout, answers: bool) -> Self {
-            let now = Instant::now();
+            Self::with(plan, &OwnGuards::default(), answers)
+        }
+
+        fn with(plan: &Rollout, own: &OwnGuards, answers: bool) -> Self {
+            let (now, stable) = (Instant::now(), counts(1_000_000, 5_000));
             Self {
-                looks: Looks::new(now, plan, answers, counts(1_000_000, 5_000), history()),
+                looks: Looks::new(now, plan, own, answers, stable, history()),
                 now,
                 waiting: 0,
                 stable: Stable {
@@ -592,6 +601,39 @@ mod tests {
         // What stable had counted before the rollout is not in it.
         let expected = format!("candidate {}/{requests}, stable 0/{requests}", requests / 2);
         assert!(text.starts_with(&expected), "{text}");
+    }
+
+    #[test]
+    fn guards_of_the_applications_own_see_both_sides_since_the_candidate_was_ready() {
+        #[derive(Debug)]
+        struct Own;
+        impl Guard for Own {
+            fn name(&self) -> &str {
+                "own"
+            }
+            fn look(&mut self, sides: &Sides) -> Reading {
+                let [candidate, stable] = [sides.candidate, sides.stable].map(|side| side.requests);
+                Reading {
+                    guard: "own".to_owned(),
+                    finding: Finding::Fine,
+                    text: format!("{candidate} and {stable}"),
+                    figures: Vec::new(),
+                }
+            }
+        }
+        let mut own = OwnGuards::default();
+        own.add(|| Own);
+        let plan = Rollout::immediate().warm_up(Duration::ZERO, 0);
+        let mut rig = Rig::with(&plan, &own, true);
+        rig.looks.guards.look(Duration::ZERO, &Sides::default());
+        rig.stable.counts = counts(1_000_070, 5_000);
+        let found = rig.answer(tally(7, 0));
+        assert_eq!(readings(&found)[0].text, "7 and 70");
+        assert_eq!(
+            readings(&rig.looks(42, None)).len(),
+            2,
+            "its silence does not matter"
+        );
     }
 
     #[test]

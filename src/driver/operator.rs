@@ -623,6 +623,10 @@ impl Answering for Operator {
         self.shared.asked.subscribe()
     }
 
+    fn keep(&self) -> Guard {
+        self.guard()
+    }
+
     async fn answer(&self, request: Request, lines: &mut Lines) -> io::Result<()> {
         if request == Request::Events {
             return self.tell_events(lines).await;

@@ -15,6 +15,7 @@ use crate::channel::Channel;
 use crate::control::History;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
+use crate::health::Readiness;
 use crate::launch::{self, ColdRollback, OwnStderr};
 use crate::protocol::message::{self, Message, Slot, Timings, Watch};
 use crate::protocol::successor::{Output, Successor};
@@ -174,7 +175,11 @@ impl Driver {
                 Output::Promote => self.promote(),
                 Output::Drain { reason } => {
                     self.restore_stderr();
-                    self.drain(reason, false);
+                    match self.shared.health.readiness() {
+                        // It had a share, and nobody came.
+                        Readiness::Starting => self.never_serve(reason),
+                        _ => self.drain(reason, false),
+                    }
                 }
                 Output::Fail { reason } => self.never_serve(reason),
             }

@@ -39,9 +39,9 @@ pub(super) struct Diversion {
 
 /// What one poll of a gate takes from the kernel's queue for somebody else.
 #[derive(Debug)]
-pub(super) struct Diverting {
+pub(super) struct Diverting<'a> {
     to: Arc<dyn Divert>,
-    listener: Arc<str>,
+    listener: &'a str,
     batch: Vec<OwnedFd>,
 }
 
@@ -89,21 +89,21 @@ impl Diversion {
         &self.diverter
     }
 
-    pub(super) fn begin(&self) -> Option<Diverting> {
+    pub(super) fn begin(&self) -> Option<Diverting<'_>> {
         if !self.diverter.0.is_active.load(Ordering::Relaxed) {
             return None;
         }
         Some(Diverting {
             to: self.diverter.lock().clone()?,
-            listener: Arc::clone(&self.listener),
+            listener: &self.listener,
             batch: Vec::new(),
         })
     }
 }
 
-impl Diverting {
+impl Diverting<'_> {
     pub(super) fn wants(&self, peer: Option<IpAddr>) -> bool {
-        self.to.wants(&self.listener, peer)
+        self.to.wants(self.listener, peer)
     }
 
     pub(super) fn add(&mut self, connection: OwnedFd) {
@@ -119,6 +119,6 @@ impl Diverting {
         if self.batch.is_empty() {
             return Vec::new();
         }
-        self.to.take(&self.listener, mem::take(&mut self.batch))
+        self.to.take(self.listener, mem::take(&mut self.batch))
     }
 }

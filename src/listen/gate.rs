@@ -270,7 +270,7 @@ impl<L: Listen> Gate<L> {
         None
     }
 
-    fn divert(&self, diverting: &mut Option<Diverting>, accepted: L::Accepted) {
+    fn divert(&self, diverting: &mut Option<Diverting<'_>>, accepted: L::Accepted) {
         let Some(batch) = diverting else { return };
         match L::into_connection(accepted) {
             Ok(connection) => batch.add(connection),
@@ -282,7 +282,7 @@ impl<L: Listen> Gate<L> {
     }
 
     /// What cannot go elsewhere now is served here.
-    fn send_off(&self, diverting: &mut Option<Diverting>) {
+    fn send_off(&self, diverting: &mut Option<Diverting<'_>>) {
         for connection in diverting.iter_mut().flat_map(Diverting::send_off) {
             if self.adopt(Adopted::new(connection)).is_err() {
                 tracing::warn!("a connection was dropped: too many wait to be accepted");
@@ -291,7 +291,7 @@ impl<L: Listen> Gate<L> {
     }
 }
 
-fn wants<L: Listen>(diverting: &Option<Diverting>, accepted: &L::Accepted) -> bool {
+fn wants<L: Listen>(diverting: &Option<Diverting<'_>>, accepted: &L::Accepted) -> bool {
     let diverting = diverting.as_ref();
     diverting.is_some_and(|diverting| diverting.wants(L::peer(accepted)))
 }

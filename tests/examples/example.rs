@@ -1,5 +1,6 @@
 //! An example as a process with all that descend from it: started, upgraded, stopped.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -12,12 +13,17 @@ pub(crate) struct Example(pub(crate) Server);
 
 impl Example {
     pub(crate) async fn start(name: &str) -> (Self, SocketAddr) {
+        Self::start_with(name, &[]).await
+    }
+
+    pub(crate) async fn start_with(name: &str, settings: &[(&str, &OsStr)]) -> (Self, SocketAddr) {
         let here = std::env::current_exe().unwrap();
         let profile = here.parent().and_then(Path::parent).unwrap();
         let program = profile.join("examples").join(name);
         assert!(program.is_file(), "{} is not built", program.display());
         let mut command = Command::new(program);
         command.env("LISTEN", "127.0.0.1:0");
+        command.envs(settings.iter().copied());
         let server = Server::spawn(command).unwrap();
         let address = server.address("on", DEADLINE).await.unwrap();
         (Self(server), address)

@@ -1,7 +1,7 @@
 //! HTTP clients: over a new connection each time, over one that is kept, and over HTTP/2, with TLS or without.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Empty};
@@ -10,7 +10,7 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -26,6 +26,7 @@ pub(crate) enum Connections {
 
 pub(crate) struct Http {
     address: SocketAddr,
+    own: IpAddr,
     connections: Connections,
     tls: Option<Arc<ClientConfig>>,
     open: Option<Sender>,
@@ -42,10 +43,17 @@ impl Http {
     pub(crate) fn new(address: SocketAddr, connections: Connections) -> Self {
         Self {
             address,
+            own: Ipv4Addr::UNSPECIFIED.into(),
             connections,
             tls: None,
             open: None,
         }
+    }
+
+    /// Comes from this address.
+    pub(crate) fn from(mut self, own: impl Into<IpAddr>) -> Self {
+        self.own = own.into();
+        self
     }
 
     pub(crate) fn over_tls(mut self, config: &Arc<ClientConfig>) -> Self {
@@ -59,7 +67,12 @@ impl Http {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(self.address)
+        let socket = TcpSocket::new_v4().map_err(failed("a socket"))?;
+        socket
+            .bind((self.own, 0).into())
+            .map_err(failed("binding"))?;
+        let stream = socket
+            .connect(self.address)
             .await
             .map_err(failed("connecting"))?;
         match &self.tls {

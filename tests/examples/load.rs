@@ -1,5 +1,6 @@
 //! Clients that ask an example without end, while it is upgraded.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::time::Duration;
 
@@ -43,11 +44,29 @@ impl Load {
         self
     }
 
+    /// Who has answered so far.
+    pub(crate) fn answerers(&self) -> BTreeSet<String> {
+        let seen = self.seen.borrow();
+        let answerers = seen.answers.iter().map(|answer| answerer(answer));
+        answerers.map(str::to_owned).collect()
+    }
+
     /// Waits until `who` has given some answers.
     pub(crate) async fn until_answers_of(&self, who: &str) {
+        self.until_answers_after(0, who).await;
+    }
+
+    /// Waits until `who` has given some answers from now on.
+    pub(crate) async fn until_newer_answers_of(&self, who: &str) {
+        let known = self.seen.borrow().answers.len();
+        self.until_answers_after(known, who).await;
+    }
+
+    async fn until_answers_after(&self, known: usize, who: &str) {
         let mut seen = self.seen.subscribe();
         let enough = |seen: &Seen| {
-            let its = seen.answers.iter().filter(|answer| answerer(answer) == who);
+            let newer = seen.answers.iter().skip(known);
+            let its = newer.filter(|answer| answerer(answer) == who);
             its.take(ENOUGH).count() == ENOUGH
         };
         if timeout(DEADLINE, seen.wait_for(enough)).await.is_err() {

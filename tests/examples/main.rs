@@ -1,11 +1,12 @@
 //! Every example does what it says: as a process of its own, under clients that count every failure, through two
-//! upgrades by SIGHUP and a stop by SIGTERM.
+//! upgrades by SIGHUP and a stop by SIGTERM; those of rollouts through what an operator asks of them.
 
 mod example;
 mod grpc;
 mod http;
 mod lines;
 mod load;
+mod rollout;
 mod trust;
 
 use std::collections::BTreeSet;

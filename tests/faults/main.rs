@@ -187,6 +187,8 @@ async fn an_incumbent_out_of_descriptors_starts_no_upgrade_and_loses_nothing() {
 async fn an_incumbent_out_of_descriptors_serves_after_a_rollback_as_soon_as_it_has_one() {
     let (rig, first, ()) = Rig::start(|server, _| {
         server.env("TESTD_BAKE_MS", "60000");
+        // Nor does it find out that it serves before then.
+        server.env("TESTD_VERIFY_MS", "500");
     })
     .await;
     let before = descriptors(first.pid).unwrap();
@@ -470,9 +472,9 @@ const FAILURES_MAX: usize = 50;
 const MORE: &str = "60";
 /// The message of an incumbent that carries its sockets, after its greeting.
 const OFFER: u32 = 2;
-/// Those behind it, in a handover of one offer.
+/// Those behind it, in a handover of one offer. Two without descriptors come between them.
 const START: u32 = 3;
-const COMMIT: u32 = 4;
+const COMMIT: u32 = 6;
 /// Scenarios at a time.
 const AT_ONCE: usize = 3;
 /// A handover with more calls than this is one that never ends.

@@ -5,7 +5,7 @@ mod simulation;
 
 use handover::rollout::guard::Relative;
 use handover::rollout::{CLIENT_WINDOW, FALSE_ABORTS, WORST_RATE};
-use simulation::{Alone, Bursts, Dice, Independent, Tally};
+use simulation::{Alone, AsFast, Bursts, Dice, Independent, Tally};
 
 const RUNS: usize = 400;
 
@@ -88,4 +88,17 @@ fn a_candidate_that_serves_alone_is_undone_if_it_fails_as_often_as_is_not_tolera
     let (good, bad) = (undone(0.005), undone(WORST_RATE.fraction()));
     assert!(good.iter().all(|part| *part <= 0.01), "{good:?}");
     assert!(bad[0] >= 0.9 && bad[1] >= 0.99, "{bad:?}");
+}
+
+#[test]
+fn a_candidate_that_serves_alone_is_not_undone_for_a_tail_that_few_requests_have_told() {
+    for known in [100, 200, 1_000, 10_000] {
+        let mut dice = Dice::new(5);
+        let as_fast = AsFast {
+            known,
+            requests: 2_000,
+        };
+        let undone = Tally::of(RUNS, || as_fast.run(alpha(), &mut dice)).within(u64::MAX);
+        assert!(undone <= 0.01, "{known}: {undone}");
+    }
 }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use handover::rollout::Share;
-use handover::rollout::guard::{Absolute, Clients, Counts, Finding, Relative, Sides};
+use handover::rollout::guard::{
+    Absolute, Clients, Counts, Finding, Relative, Sides, slow_threshold,
+};
+use handover::rollout::{Share, WORST_RATE};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): the same dice in every run.
 pub(crate) struct Dice(u64);
@@ -176,6 +178,37 @@ impl Alone {
         while counts.requests < self.requests && !is_over(&guard) {
             let failed = dice.happens(self.rate);
             answer(&mut counts, failed);
+            if guard.observe(counts) == Finding::Failed {
+                return Some(counts.requests);
+            }
+        }
+        None
+    }
+}
+
+/// A candidate that serves alone, as fast as stable was, whose 99th percentile is told of some of its requests.
+#[derive(Clone, Copy)]
+pub(crate) struct AsFast {
+    pub(crate) known: usize,
+    pub(crate) requests: u64,
+}
+
+impl AsFast {
+    /// Whether the guard undoes it, and after how many requests.
+    pub(crate) fn run(self, alpha: f64, dice: &mut Dice) -> Option<u64> {
+        let mut latencies: Vec<_> = (0..self.known)
+            .map(|_| Duration::from_nanos(dice.roll() >> 32))
+            .collect();
+        let threshold = slow_threshold(&mut latencies)?;
+        let history = Counts {
+            requests: self.known as u64,
+            ..Counts::default()
+        };
+        let mut guard = Absolute::slow(history, WORST_RATE, alpha);
+        let mut counts = Counts::default();
+        while counts.requests < self.requests {
+            counts.requests += 1;
+            counts.slow += u64::from(Duration::from_nanos(dice.roll() >> 32) > threshold);
             if guard.observe(counts) == Finding::Failed {
                 return Some(counts.requests);
             }

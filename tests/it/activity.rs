@@ -31,6 +31,8 @@ async fn no_two_generations_are_active_at_once_over_rollbacks_and_kills() {
     let stable = service.pid();
     // Each flip there says `inactive` and each way back `active`, of which the first contains the second.
     active(&service, stable, 1).await;
+    // Long enough for an incumbent that does not wait for it to be active first.
+    service.plan("deactivate=30");
     for round in 0..34 {
         let generation = round + 2;
         signal(stable, Signal::HUP);

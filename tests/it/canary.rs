@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use handover::rollout::{By, Rollout};
+use handover::control::{Client, ForwardingState, Reply, Request};
+use handover::rollout::{By, Rollout, Share};
 use handover_load::process::descriptors;
 use handover_load::{Load, Signal};
 
@@ -163,4 +164,37 @@ async fn a_service_that_is_stopped_in_the_middle_of_a_canary_answers_everybody_w
     assert_eq!(generations_that_finish(uploads).await, [1, 2]);
     gone(canary.candidate).await;
     gone(canary.stable).await;
+}
+
+#[tokio::test]
+async fn operators_see_what_was_forwarded_and_a_share_of_nothing_ends_it_at_once() {
+    let setup = Setup::new();
+    let path = setup.room.path().join("control");
+    let canary = Canary::of(setup.with("TESTD_CONTROL", path.display())).await;
+    let operator = Client::new(path);
+    let forwarding = forwarding(&operator).await;
+    let total = forwarding.total;
+    assert_eq!(forwarding.desired, Share::percent(50));
+    assert!(total.begun > 0, "{forwarding:?}");
+    assert_eq!(total.picked, total.forwarded + total.kept);
+    assert!(total.accepted > total.picked && total.forwarded >= total.begun);
+    assert_eq!((total.taken_back, total.lost), (0, 0));
+    assert_eq!(forwarding.listeners["web"], total);
+
+    let share = Share::NONE;
+    let reply = operator.ask(&Request::Share { share }).await.unwrap();
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    for _ in 0..20 {
+        canary.service.assert_serving(1).await;
+    }
+    assert_no_failure(&canary.load.stop().await);
+}
+
+async fn forwarding(operator: &Client) -> ForwardingState {
+    let reply = operator.ask(&Request::Status).await.unwrap();
+    let Reply::Status(status) = reply else {
+        panic!("{reply:?}")
+    };
+    let rollout = status.upgrade.unwrap().rollout.unwrap();
+    rollout.forwarding.unwrap()
 }

@@ -21,7 +21,8 @@ async fn baking(setup: Setup, plan: &str) -> Service {
     service.plan(plan);
     signal(service.pid(), Signal::HUP);
     service.ready(2).await;
-    service.line("event 1 phase 2 baking").await;
+    // Verified: nobody but clients waits from now on.
+    service.line("Stage { successor: 2, stage: Baking").await;
     service
 }
 

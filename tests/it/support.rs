@@ -263,10 +263,14 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
 }
 
 /// The path of a socket, or an abstract name after an `@`.
-pub(crate) async fn get_unix(path: &str) -> io::Result<Answer> {
-    let name = path.strip_prefix('@').map(|name| format!("\0{name}"));
-    let stream = UnixStream::connect(name.as_deref().unwrap_or(path)).await?;
-    exchange(stream, &request("/")).await
+pub(crate) async fn get_unix(socket: &str) -> io::Result<Answer> {
+    ask_unix(socket, "/").await
+}
+
+pub(crate) async fn ask_unix(socket: &str, path: &str) -> io::Result<Answer> {
+    let name = socket.strip_prefix('@').map(|name| format!("\0{name}"));
+    let stream = UnixStream::connect(name.as_deref().unwrap_or(socket)).await?;
+    exchange(stream, &request(path)).await
 }
 
 fn request(path: &str) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use handover_load::Signal;
 
-use crate::support::{Setup, assert_no_failure, more_answers, signal};
+use crate::support::{Service, Setup, assert_no_failure, more_answers, signal};
 
 const LONG_MS: u32 = 60_000;
 
@@ -49,4 +49,22 @@ async fn no_client_is_taken_for_one_that_asks_nor_the_other_way_round() {
         more_answers(&load, 1).await;
     }
     assert_no_failure(&load.stop().await);
+    let mut took: Vec<f64> = (2..12).map(|round| took_ms(&service, round)).collect();
+    took.sort_unstable_by(f64::total_cmp);
+    println!("verification of 4 addresses, in ms, of 10: {took:.2?}");
+}
+
+/// From the flip until its verification has passed.
+fn took_ms(service: &Service, successor: u64) -> f64 {
+    let log = service.server.log();
+    let after = |stage: &str| {
+        let begin = format!("Stage {{ successor: {successor}, stage: {stage}, after: ");
+        let (_, rest) = log.split_once(&begin).unwrap();
+        let text = rest.split(' ').next().unwrap();
+        match text.strip_suffix("ms") {
+            Some(ms) => ms.parse::<f64>().unwrap(),
+            None => text.strip_suffix('s').unwrap().parse::<f64>().unwrap() * 1e3,
+        }
+    };
+    after("Baking") - after("Verifying")
 }

@@ -11,6 +11,7 @@ use handover::Serving;
 use handover_load::routes;
 use tokio::process::Command;
 
+use crate::faults::Faults;
 use crate::passed::Passed;
 use crate::plan::Plan;
 
@@ -51,7 +52,7 @@ pub(crate) fn app(generation: &Serving, passed: Arc<Passed>, plan: &Plan) -> Rou
         .with_state(generation.clone())
         .route_service("/livez", generation.health())
         .route_service("/readyz", generation.health())
-        .merge(routes::app_with(number, draining))
+        .merge(Faults::of(plan).spoil(routes::app_with(number, draining)))
 }
 
 async fn work(number: u64, is_ill: bool) -> Result<String, StatusCode> {

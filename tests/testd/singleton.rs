@@ -30,8 +30,10 @@ pub(crate) fn run(starting: &Starting, plan: &Plan) {
         }
     });
     let hangs = plan.get("deactivate") == Some("hang");
+    let takes = plan.millis("deactivate").unwrap_or_default();
     starting.on_deactivate(move || {
         println!("deactivates {pid}");
+        thread::park_timeout(takes);
         if hangs {
             loop {
                 thread::park();

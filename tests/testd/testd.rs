@@ -11,6 +11,7 @@
 
 mod app;
 mod bare;
+mod faults;
 mod heap;
 mod passed;
 mod plan;

@@ -6,7 +6,7 @@
 //! A release may break later than in its first hundred requests, so after a round comes another one. Round k may abort
 //! with α·6/(π²k²): together that is α.
 
-use super::{Counts, Figure, Finding, Guard, Reading, Sides, Signal};
+use super::{Counts, Figure, Finding, Guard, Reading, SAMPLES_MIN, Sides, Signal};
 use crate::rollout::share::Share;
 
 /// Judges how often requests fail (or are slow) by a rate that is known beforehand.
@@ -37,9 +37,15 @@ impl Absolute {
         )
     }
 
-    /// For slow requests, of which there are one in 100 by definition.
-    pub fn slow(worst: Share, alpha: f64) -> Self {
-        Self::new(Signal::Slow, SLOW_EXPECTED, worst.fraction(), alpha)
+    /// For slow requests, of which stable's 99th percentile lets one in 100 be. Of how many requests in `history` that was
+    /// told decides how far it can be trusted: of few it may well be a threshold that one in 30 exceeds. `worst` is the
+    /// rate that is still tolerated, or five times the expected one if that is more.
+    pub fn slow(history: Counts, worst: Share, alpha: f64) -> Self {
+        let requests = history.requests.max(SAMPLES_MIN as u64) as f64;
+        let beyond = SLOW_EXPECTED * requests;
+        let expected = (beyond + DEVIATIONS * beyond.sqrt() + 1.0) / requests;
+        let worst = worst.fraction().max(SLOW_RATIO * expected);
+        Self::new(Signal::Slow, expected, worst, alpha)
     }
 
     fn new(signal: Signal, expected: f64, worst: f64, alpha: f64) -> Self {
@@ -141,6 +147,10 @@ const EXPECTED_MIN: f64 = 0.001;
 const EXPECTED_MAX: f64 = 0.9;
 /// The threshold of slow requests is stable's 99th percentile.
 const SLOW_EXPECTED: f64 = 0.01;
+/// How far the percentile of so many requests may be from that of all: one in 700 is further.
+const DEVIATIONS: f64 = 3.0;
+/// There is nothing to compare with at the same time, and machines have slow moments: only what is far slower is worse.
+const SLOW_RATIO: f64 = 5.0;
 
 #[cfg(test)]
 mod tests {
@@ -199,6 +209,22 @@ mod tests {
     #[test]
     fn no_history_counts_as_one_error_in_200() {
         assert_eq!(guard(history(0, 0)).expected, 0.005);
+    }
+
+    #[test]
+    fn a_tail_is_judged_by_how_well_stables_is_known() {
+        let slow = |known| Absolute::slow(history(known, 0), Share::percent(5), 0.005);
+        let seen = Counts {
+            slow: 30,
+            ..history(1_000, 0)
+        };
+        assert_eq!(slow(100_000).observe(seen), Finding::Failed);
+        assert_ne!(slow(200).observe(seen), Finding::Failed);
+        let quarter = Counts {
+            slow: 25,
+            ..history(100, 0)
+        };
+        assert_eq!(slow(200).observe(quarter), Finding::Failed);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! for errors that are independent, which the retries of one client are not: what they are fed is to be counted once per
 //! client and window, by [`Clients`], on both sides.
 //!
-//! A guard of your own:
+//! A guard of your own, which [`Builder::guard`](crate::Builder::guard) arms in each rollout:
 //!
 //! ```
 //! use handover::rollout::guard::{Counts, Figure, Finding, Guard, Reading, Sides};
@@ -56,6 +56,7 @@ pub use absolute::Absolute;
 pub use clients::{CLIENTS_MAX, Clients};
 pub use relative::Relative;
 pub use set::Guards;
+pub(crate) use set::OwnGuards;
 pub use slow::{SAMPLES_MIN, slow_threshold};
 pub use stall::{Queue, Stall, Stalled};
 pub use trouble::Trouble;
@@ -66,6 +67,7 @@ pub trait Guard: fmt::Debug + Send {
     fn name(&self) -> &str;
 
     /// Looks at everything that was counted so far. Called as often as somebody likes: after each request, or each second.
+    /// A panic is a look that could not measure.
     fn look(&mut self, sides: &Sides) -> Reading;
 }
 

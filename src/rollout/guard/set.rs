@@ -1,10 +1,33 @@
 //! All guards of one rollout: which of them are armed when, and what they are shown.
 
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Absolute, Counts, Finding, Guard, Reading, Relative, Sides, Trouble};
 use crate::rollout::plan::Rollout;
 use crate::rollout::share::Share;
+
+/// How the application's own guards are made: each rollout has new ones, which have seen nothing yet.
+#[derive(Clone, Default)]
+pub(crate) struct OwnGuards(Vec<Arc<dyn Fn() -> Box<dyn Guard> + Send + Sync>>);
+
+impl OwnGuards {
+    pub(crate) fn add<G: Guard + 'static>(&mut self, make: impl Fn() -> G + Send + Sync + 'static) {
+        self.0.push(Arc::new(move || Box::new(make())));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for OwnGuards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OwnGuards").field(&self.0.len()).finish()
+    }
+}
 
 /// All guards of one rollout.
 ///
@@ -66,6 +89,15 @@ impl Guards {
         self.own.push(Box::new(guard));
     }
 
+    /// One more of each of these.
+    pub(crate) fn add_new(&mut self, own: &OwnGuards) {
+        let made = own.0.iter().map(|make| {
+            let made = catch_unwind(AssertUnwindSafe(|| make()));
+            made.unwrap_or_else(|_| Box::new(Unmade))
+        });
+        self.own.extend(made);
+    }
+
     /// All traffic goes to the candidate from now on. `history` is what stable has answered before the rollout.
     pub fn begin_bake(&mut self, history: Counts) {
         if let Armed::Shift(_) = self.armed {
@@ -73,7 +105,7 @@ impl Guards {
             self.base = self.last;
             self.armed = Armed::Bake(Box::new([
                 Absolute::errors(history, worst, alpha),
-                Absolute::slow(worst, alpha),
+                Absolute::slow(history, worst, alpha),
             ]));
         }
     }
@@ -102,7 +134,8 @@ impl Guards {
                     .collect()
             }
         };
-        readings.extend(self.own.iter_mut().map(|guard| guard.look(&since)));
+        let own = self.own.iter_mut();
+        readings.extend(own.map(|guard| look_safely(&mut **guard, &since)));
         readings
     }
 
@@ -128,6 +161,36 @@ impl Guards {
     }
 }
 
+/// A guard that could not be made.
+#[derive(Debug)]
+struct Unmade;
+
+impl Guard for Unmade {
+    fn name(&self) -> &str {
+        OWN
+    }
+
+    fn look(&mut self, _: &Sides) -> Reading {
+        panicked()
+    }
+}
+
+/// Foreign code: whoever runs the rollout lives on whatever it does.
+fn look_safely(guard: &mut dyn Guard, sides: &Sides) -> Reading {
+    // What it leaves behind is seen by nobody but the guard itself.
+    let looked = catch_unwind(AssertUnwindSafe(|| guard.look(sides)));
+    looked.unwrap_or_else(|_| panicked())
+}
+
+fn panicked() -> Reading {
+    Reading {
+        guard: OWN.to_owned(),
+        finding: Finding::Error,
+        text: "it panicked".to_owned(),
+        figures: Vec::new(),
+    }
+}
+
 /// A candidate that fails together with stable is not to blame.
 fn excused(reading: Reading) -> Reading {
     match reading.finding {
@@ -145,6 +208,8 @@ fn alpha(plan: &Rollout) -> f64 {
     plan.false_aborts.max(Share::per_10000(1)).fraction() / ARMED as f64
 }
 
+/// What a guard is called that cannot say its name.
+const OWN: &str = "a guard of the application's own";
 /// Guards of this crate that are armed at the same time.
 const ARMED: usize = 2;
 
@@ -268,5 +333,27 @@ mod tests {
             .map(|r| r.guard)
             .collect();
         assert_eq!(names, ["own"]);
+    }
+
+    #[test]
+    fn a_guard_that_panics_could_not_measure() {
+        #[derive(Debug)]
+        struct Panics;
+        impl Guard for Panics {
+            fn name(&self) -> &str {
+                "panics"
+            }
+            fn look(&mut self, _: &Sides) -> Reading {
+                panic!("on purpose")
+            }
+        }
+        let mut own = OwnGuards::default();
+        own.add(|| Panics);
+        own.add(|| -> Panics { panic!("on purpose") });
+        let mut guards = Guards::new(&Rollout::immediate().warm_up(Duration::ZERO, 0));
+        guards.add_new(&own);
+        guards.look(SECOND, &Sides::default());
+        let readings = guards.look(SECOND, &Sides::default());
+        assert_eq!(readings, [panicked(), panicked()]);
     }
 }

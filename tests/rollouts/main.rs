@@ -1,0 +1,17 @@
+//! Rollouts of good and bad releases, begun by the program `handover`, with real processes under load.
+
+#![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
+mod good;
+mod held;
+mod killed;
+mod loaded;
+mod misuse;
+#[allow(dead_code, reason = "the tests of the program need more of it")]
+#[path = "../cli/operated.rs"]
+mod operated;
+mod refused;
+#[allow(dead_code, reason = "the process tests need more of it")]
+#[path = "../it/support.rs"]
+mod support;
+mod undone;
