@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use super::upward::Upward;
 use crate::config::{COUNTS_DEADLINE, LOOK_INTERVAL};
+use crate::control::SideState;
 use crate::observe::{Counted, History, Observed, Rules};
 use crate::protocol::message::{Message, Tally, Watch, millis};
 use crate::rollout::controller::Trigger;
@@ -41,6 +42,18 @@ pub(super) struct Looks {
     /// What is to arrive after the flip, and how many connections the candidate had accepted before it.
     expected: Option<(Expected, u64)>,
     trouble: bool,
+    /// What stable had counted since then at the last look that was answered.
+    stable: Counts,
+    candidate_rate: Rate,
+    stable_rate: Rate,
+}
+
+/// How many requests come in a second.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    since: Instant,
+    requests: u64,
+    measured: Option<f64>,
 }
 
 /// What a look finds, in the order in which it is to be told.
@@ -106,7 +119,43 @@ impl Looks {
             is_flipped: false,
             expected: None,
             trouble: false,
+            stable: Counts::default(),
+            candidate_rate: Rate::new(now),
+            stable_rate: Rate::new(now),
         }
+    }
+
+    /// What both sides have counted, the candidate's first. Who they are the caller knows.
+    pub(super) fn sides(&self) -> [SideState; 2] {
+        let Tally {
+            requests,
+            errors,
+            slow,
+            shed,
+            in_flight,
+            p50_us,
+            p99_us,
+            ..
+        } = self.candidate;
+        let candidate = SideState {
+            requests,
+            errors,
+            slow,
+            shed,
+            in_flight,
+            rate: self.candidate_rate.measured,
+            p50_us,
+            p99_us,
+            ..SideState::default()
+        };
+        let stable = SideState {
+            requests: self.stable.requests,
+            errors: self.stable.errors,
+            slow: self.stable.slow,
+            rate: self.stable_rate.measured,
+            ..SideState::default()
+        };
+        [candidate, stable]
     }
 
     /// How both sides are to count.
@@ -163,13 +212,16 @@ impl Looks {
             (Some(_), None) => found.push(Found::Recovered),
             _ => {}
         }
+        self.stable = stable.counts.since(self.base);
+        self.stable_rate.count(now, self.stable.requests);
+        self.candidate_rate.count(now, tally.requests);
         let sides = Sides {
             candidate: Counts {
                 requests: tally.requests,
                 errors: tally.errors,
                 slow: tally.slow,
             },
-            stable: stable.counts.since(self.base),
+            stable: self.stable,
             share: stable.share,
         };
         let elapsed = now.saturating_duration_since(self.begun);
@@ -231,6 +283,28 @@ impl Looks {
             units: self.candidate.requests,
             readings: vec![reading],
         })
+    }
+}
+
+impl Rate {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            requests: 0,
+            measured: None,
+        }
+    }
+
+    fn count(&mut self, now: Instant, requests: u64) {
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed >= RATE_OVER {
+            let came = requests.saturating_sub(self.requests);
+            *self = Self {
+                since: now,
+                requests,
+                measured: Some(came as f64 / elapsed.as_secs_f64()),
+            };
+        }
     }
 }
 
@@ -352,6 +426,7 @@ impl Driver {
     fn tally(&self, observed: &Observed) -> Tally {
         let snapshot = observed.snapshot();
         let accepted = self.shared.table.accepted();
+        let [p50_us, p99_us] = observed.latencies().map(|took| took.map(micros));
         let mut degraded = self.shared.health.complaint();
         if let Some(reason) = &mut degraded {
             shorten(reason);
@@ -366,6 +441,8 @@ impl Driver {
             accepted: (accepted.is_complete || snapshot.accepted > 0)
                 .then_some(accepted.count + snapshot.accepted),
             degraded,
+            p50_us,
+            p99_us,
         }
     }
 }
@@ -396,12 +473,14 @@ fn shorten(reason: &mut String) {
     reason.truncate(end.unwrap_or(0));
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The first version of the protocol in which counts are exchanged.
 const COUNTS_SINCE: u32 = 2;
+/// Over how long a rate is measured at least.
+const RATE_OVER: Duration = Duration::from_secs(1);
 /// How many bytes of the application's reason for being degraded are passed on.
 const REASON_MAX: usize = 1_024;
 
@@ -494,6 +573,23 @@ mod tests {
             _ => None,
         });
         looks.flatten().collect()
+    }
+
+    #[test]
+    fn a_rate_is_what_came_in_the_last_second_of_looks() {
+        let mut rig = Rig::canary();
+        let begun = rig.now;
+        let rates = |rig: &Rig| rig.looks.sides().map(|side| side.rate);
+        rig.now = begun + RATE_OVER / 2;
+        rig.answer(tally(50, 0));
+        assert_eq!(rates(&rig), [None, None]);
+        rig.now = begun + 2 * RATE_OVER;
+        rig.stable.counts = counts(1_000_300, 5_000);
+        rig.answer(tally(200, 1));
+        assert_eq!(rates(&rig), [Some(100.0), Some(150.0)]);
+        let [candidate, stable] = rig.looks.sides();
+        assert_eq!((candidate.requests, candidate.errors), (200, 1));
+        assert_eq!((stable.requests, stable.errors), (300, 0));
     }
 
     #[test]

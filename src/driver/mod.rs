@@ -5,6 +5,7 @@
 
 mod activity;
 mod downward;
+mod drill;
 mod elders;
 mod link;
 mod looks;
@@ -89,7 +90,7 @@ pub(crate) struct Driver {
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
     /// The connections that ask who accepts and that the successor has not said to expect.
-    unconfirmed: Option<Unconfirmed>,
+    unconfirmed: Vec<Unconfirmed>,
     /// Where this generation is reached before it has clients.
     preview: Option<Endpoints>,
     /// What a successor has to pass before it has.
@@ -174,7 +175,7 @@ impl Driver {
             incumbent,
             down: None,
             waiting: None,
-            unconfirmed: None,
+            unconfirmed: Vec::new(),
             preview: None,
             checks: Vec::new(),
             activation_due: false,
@@ -467,6 +468,10 @@ impl Driver {
                 announcement,
                 reply,
             } => self.announce_probes(side, announcement, reply),
+            Command::Verify { reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.verify_by_hand());
+            }
             Command::Deactivated => self.deactivated(),
             Command::SuccessorGone => self.perform_downward(),
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
@@ -641,6 +646,10 @@ impl Driver {
             flip_took_us: None,
             rollback_took_us: None,
             explanation: None,
+            candidate: None,
+            stable: None,
+            forwarding: None,
+            drill: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });
         self.refuse(waiting.reply, reason);
