@@ -80,7 +80,7 @@ struct Release {
 impl Release {
     async fn answer(&self) -> (StatusCode, String) {
         let request = self.requests.fetch_add(1, Relaxed);
-        if request % 50 == 0 {
+        if request.is_multiple_of(50) {
             tokio::time::sleep(LONG).await;
         }
         let number = self.number;

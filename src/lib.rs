@@ -118,6 +118,8 @@ mod systemd;
 mod check;
 pub mod control;
 mod director;
+#[cfg_attr(not(feature = "inject"), path = "not_injected.rs")]
+mod inject;
 mod launch;
 mod preview;
 mod verify;

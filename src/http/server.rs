@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use super::accept::{Accept, Incoming};
 use super::connection::{self, Settings};
+use super::inject::Injecting;
 use super::io::Rewind;
 use super::ledger::Classes;
 use super::observe::{ObserveLayer, ObserveService};
@@ -34,6 +35,7 @@ pub struct Server {
     stream_deadline: Option<Duration>,
     upgrade_deadline: Option<Duration>,
     observe: Observe,
+    injecting: Injecting,
 }
 
 /// Whether requests are counted, and how.
@@ -59,6 +61,7 @@ impl Server {
             stream_deadline: None,
             upgrade_deadline: None,
             observe: Observe::Default,
+            injecting: Injecting::default(),
         }
     }
 
@@ -159,7 +162,8 @@ impl Server {
             .await;
     }
 
-    fn observing(self, generation: &Serving) -> Self {
+    fn observing(mut self, generation: &Serving) -> Self {
+        self.injecting = Injecting::of(generation.injected());
         let layer = match &self.observe {
             Observe::Default => ObserveLayer::new(generation.observed()),
             Observe::With(layer) => ObserveLayer::clone(layer),
@@ -169,10 +173,10 @@ impl Server {
     }
 
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
-        let observe = self.observe.clone();
+        let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
         let settings = self.settings(drain);
         accept(drain, source, |peer, stream| {
-            let service = observe.around(&peer, service.clone());
+            let service = observe.around(&peer, injecting.around(service.clone()));
             let presence = settings.present(peer);
             let settings = Arc::clone(&settings);
             tokio::spawn(connection::serve(
@@ -199,10 +203,10 @@ impl Server {
         S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         V: Serve,
     {
-        let observe = self.observe.clone();
+        let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
         let settings = self.settings(drain);
         accept(drain, source, |peer, mut stream| {
-            let service = observe.around(&peer, service.clone());
+            let service = observe.around(&peer, injecting.around(service.clone()));
             let guard = settings.classes.handshake.guard(peer.clone());
             let wire = stream.watched();
             let shaking = handshake(stream);

@@ -35,13 +35,6 @@
 pub mod guard;
 
 pub(crate) mod attempts;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "checks run in preview alone, and the machine takes one that fails at any time"
-    )
-)]
 pub(crate) mod controller;
 #[cfg(test)]
 mod model;
@@ -52,9 +45,10 @@ mod side;
 mod verdict;
 
 pub use plan::{
-    BAKE, BAKE_IMMEDIATE, By, CHECKS_DEADLINE, CLIENT_WINDOW, ERROR_LIMIT, FAILURES_MAX,
-    FALSE_ABORTS, Network, NetworkError, Promotion, Rollout, STALL_AFTER, STEP_DEADLINE, STEP_MIN,
-    STEPS, UNITS_MIN, VERIFY_DEADLINE, WARM_UP, WARM_UP_UNITS, WORST_RATE,
+    ACCEPTS_SAMPLE, ACCEPTS_WINDOW, BAKE, BAKE_IMMEDIATE, By, CHECKS_DEADLINE, CLIENT_WINDOW,
+    ERROR_LIMIT, FAILURES_MAX, FALSE_ABORTS, Network, NetworkError, Promotion, Rollout,
+    STALL_AFTER, STEP_DEADLINE, STEP_MIN, STEPS, UNITS_MIN, VERIFY_DEADLINE, WARM_UP,
+    WARM_UP_UNITS, WORST_RATE,
 };
 pub use share::{Share, ShareError};
 pub use side::Side;
