@@ -12,6 +12,7 @@ use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
 use super::verify::Announced;
 use crate::control::{Asked, History, Upgrade};
+use crate::director::Splitter;
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -36,6 +37,7 @@ pub(crate) type Collected = Result<Offer, String>;
 /// One per process and start, behind an [`Arc`].
 pub(crate) struct Shared {
     pub(crate) table: Table,
+    pub(crate) splitter: Splitter,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
     pub(crate) observed: Observed,
@@ -160,6 +162,7 @@ impl Shared {
         };
         Arc::new(Self {
             table,
+            splitter: Splitter::default(),
             drain,
             health: Health::default(),
             observed: Observed::new(),
