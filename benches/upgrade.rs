@@ -26,6 +26,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// How long the rounds of one figure may take.
 const BUDGET: Duration = Duration::from_secs(8);
 const LISTENERS: usize = 1000;
+/// Connections in a queue that nobody empties.
+const WAITING: usize = 32;
 
 #[tokio::main]
 async fn main() -> Outcome {
@@ -35,6 +37,7 @@ async fn main() -> Outcome {
         heap(megabytes).await?;
     }
     crash_in_bake().await?;
+    crash_with_a_queue().await?;
     last_request().await?;
     many_listeners().await
 }
@@ -211,6 +214,53 @@ async fn crash_in_bake() -> Outcome {
     Ok(())
 }
 
+/// A successor that accepts nobody any more is killed while connections wait in the queue that it shares with the
+/// incumbent: from there to the incumbent's first answer to one of them. It answers all of them.
+async fn crash_with_a_queue() -> Outcome {
+    let testd = Testd::start(&[("TESTD_BAKE_MS", "60000")]).await?;
+    let (mut gaps, mut lost) = (Vec::new(), 0);
+    for successor in 2..22 {
+        process::signal(testd.pid, Signal::HUP)?;
+        let pid = testd.ready(successor).await?;
+        while ask(testd.address)? != successor {}
+        process::signal(pid, Signal::STOP)?;
+        while !is_stopped(pid)? {}
+        let waiting = (0..WAITING).map(|_| begin(testd.address));
+        let waiting: Vec<_> = waiting.collect::<io::Result<_>>()?;
+        process::signal(pid, Signal::KILL)?;
+        let killed_at = Instant::now();
+        let mut first = None;
+        for stream in waiting {
+            match answer(stream) {
+                Ok(1) => drop(first.get_or_insert_with(|| killed_at.elapsed())),
+                _ => lost += 1,
+            }
+        }
+        gaps.extend(first);
+        testd.line(&format!("rolled-back {successor} ")).await?;
+    }
+    let (gap, longest) = spread(gaps);
+    report(
+        "killed successor to the first answer to who waited",
+        gap,
+        "5 ms",
+    );
+    report("the same, longest of 20", brief(longest), "");
+    report(
+        &format!("connections lost, of 20 times {WAITING} that waited"),
+        lost.to_string(),
+        "0",
+    );
+    Ok(())
+}
+
+/// Every thread of it has stopped.
+fn is_stopped(pid: u32) -> io::Result<bool> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let mut states = tasks.map(|task| fs::read_to_string(task.path().join("stat")));
+    Ok(states.all(|stat| stat.is_ok_and(|stat| stat.contains(") T "))))
+}
+
 /// From the end of an old generation's last request to its own.
 async fn last_request() -> Outcome {
     let mut testd = Testd::start(&[("TESTD_BAKE_MS", "0")]).await?;
@@ -358,9 +408,19 @@ fn shim(directory: &Path) -> Outcome<PathBuf> {
 
 /// The generation that answers a fresh connection.
 fn ask(address: SocketAddr) -> io::Result<u64> {
+    answer(begin(address)?)
+}
+
+/// A connection with a request in it.
+fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+    Ok(stream)
+}
+
+/// The generation that answers it.
+fn answer(mut stream: TcpStream) -> io::Result<u64> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();

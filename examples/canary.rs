@@ -79,8 +79,10 @@ struct Release {
 
 impl Release {
     async fn answer(&self) -> (StatusCode, String) {
-        tokio::time::sleep(WORK).await;
         let request = self.requests.fetch_add(1, Relaxed);
+        if request.is_multiple_of(50) {
+            tokio::time::sleep(LONG).await;
+        }
         let number = self.number;
         match self.is_bad && request % 5 == 4 {
             true => (
@@ -93,6 +95,6 @@ impl Release {
 }
 
 const IN_FLIGHT_MAX: usize = 1_000;
-/// What a request takes. The guards look for slow ones too, and of requests that take no time at all each disturbance of
-/// the machine makes one.
-const WORK: Duration = Duration::from_millis(20);
+/// What one request in fifty takes. The guards look for those that are slower than 99 of 100 were before: where no
+/// request takes any time, each disturbance of the machine makes some.
+const LONG: Duration = Duration::from_millis(250);

@@ -125,6 +125,22 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a successor may take to say what it has counted before a look counts as one that could not measure, and each
 /// further time as another one: 1 s.
 pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a verification may take that an operator asks for: 5 s.
+pub const VERIFY_BY_HAND: Duration = Duration::from_secs(5);
+/// How long a verification may take in a drill, which is one of a release that is known to serve: 5 s.
+pub const DRILL_VERIFY: Duration = Duration::from_secs(5);
+/// How long a drill serves from its candidate before it goes back: 5 s.
+pub const DRILL_BAKE: Duration = Duration::from_secs(5);
+/// How long the guards of a drill leave its candidate alone, or for [`WARM_UP_UNITS`](crate::rollout::WARM_UP_UNITS): 2 s.
+pub const DRILL_WARM_UP: Duration = Duration::from_secs(2);
+/// How long a drill whose candidate has a fault may go on before that should have undone it: 60 s.
+pub const DRILL_FAULT_BAKE: Duration = Duration::from_secs(60);
+/// How long after the flip a candidate dies that is to crash in a drill: 200 ms.
+pub const FAULT_CRASH_AFTER: Duration = Duration::from_millis(200);
+/// Which of its requests a candidate answers with 500 that is to err in a drill: each 5th.
+pub const FAULT_ERROR_EVERY: u64 = 5;
+/// How much longer each of its requests takes at a candidate that is to be slow in a drill: 500 ms.
+pub const FAULT_SLOW_BY: Duration = Duration::from_millis(500);
 
 /// How many connections that another generation has accepted may wait at a listener to be accepted there: 1,024.
 pub const ADOPTED_MAX: usize = 1_024;

@@ -26,6 +26,8 @@ use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::health::Health;
+#[cfg(feature = "http")]
+use crate::inject::Injected;
 use crate::launch::{self, Images, Inherited, Launcher};
 use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
@@ -638,6 +640,7 @@ impl Starting {
     ///
     /// Dropping the future gives the handover up, like dropping a [`Starting`].
     pub async fn ready(mut self) -> Result<Serving> {
+        self.shared.injected.until_ready().await;
         if let Some(driver) = &mut self.driver {
             let driver = driver.get_mut().unwrap_or_else(PoisonError::into_inner);
             driver.ready().await?;
@@ -836,6 +839,12 @@ impl Serving {
     /// How this generation answers when it is asked whether it is alive and ready. It stays ready over a handover.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
+    }
+
+    /// What this generation does wrong, as the candidate of a drill.
+    #[cfg(feature = "http")]
+    pub(crate) fn injected(&self) -> &Injected {
+        &self.shared.injected
     }
 
     /// What this generation has answered, for the guards of a rollout. [`http::serve`](crate::http::serve) counts into

@@ -32,6 +32,26 @@
 //! Until the flip any failure leaves the incumbent serving as if nothing had happened; from the flip to the commit (the
 //! *bake*) the incumbent opens its gates again the moment the successor dies, stops, or breaks the protocol.
 //!
+//! # Rollouts
+//!
+//! [`Builder::rollout`] says how much a release has to prove before it is the incumbent. At once, as above, is the
+//! default. Blue/green looks at it in private before the flip ([`Builder::preview`], [`Builder::pre_flip`]), and judges it
+//! by its errors and slow answers until the commit. A canary gives it a growing share of the clients before:
+//!
+//! ```no_run
+//! use handover::rollout::Rollout;
+//!
+//! # async fn start() -> handover::Result<()> {
+//! let canary = Rollout::canary([1, 5, 25, 50]);
+//! let starting = handover::builder().rollout(canary).start().await?;
+//! # drop(starting);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A release that is worse than the one before is undone by itself, with a verdict that has the numbers. [`rollout`] has the
+//! picture, [`rollout::guard`] what is compared, [`control`] how operators look on and decide.
+//!
 //! # What is guaranteed, and what is not
 //!
 //! - No connection that the kernel has completed is reset by a flip, a rollback or a death on one side. What a crashed
@@ -50,8 +70,20 @@
 //!
 //! # Where to read next
 //!
-//! [`Builder::start`], [`Starting`], [`Serving`], [`drain`] for work that is not HTTP, [`state`] for what travels to the
-//! successor, and docs/PROTOCOL.md in the repository for what two generations say to each other.
+//! [`Builder::start`], [`Starting`], [`Serving`]; then what you need of these:
+//!
+//! | for | see |
+//! |---|---|
+//! | HTTP servers, health endpoints, load shedding | [`http`] |
+//! | work that is not HTTP | [`drain`] |
+//! | what travels to the successor | [`state`] |
+//! | what runs in one generation only | [`Serving::on_activate`] |
+//! | trying a release before everybody meets it | [`rollout`] |
+//! | counting what is not HTTP | [`observe`] |
+//! | operators | [`control`], [`event`] |
+//!
+//! docs/OPERATIONS.md in the repository is for whoever runs the service, docs/PROTOCOL.md says what two generations say to
+//! each other.
 
 #![warn(
     clippy::exit,
@@ -86,6 +118,8 @@ mod systemd;
 mod check;
 pub mod control;
 mod director;
+#[cfg_attr(not(feature = "inject"), path = "not_injected.rs")]
+mod inject;
 mod launch;
 mod preview;
 mod verify;

@@ -33,20 +33,41 @@ pub(crate) struct Announcement {
     pub(crate) callers: Vec<Caller>,
 }
 
-/// What a verification that passed has found, for people to read.
+/// What a verification that passed has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verified {
-    passed: Vec<Passed>,
-    /// Name, and why nobody was asked there.
-    skipped: Vec<(String, String)>,
+    pub(crate) passed: Vec<Asked>,
+    pub(crate) skipped: Vec<Skipped>,
 }
 
+/// One that did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Passed {
-    name: String,
-    address: String,
-    connections: u32,
-    took: Duration,
+pub(crate) struct Unverified {
+    /// In words.
+    pub(crate) reason: String,
+    /// The addresses that did not pass, and why.
+    pub(crate) failed: Vec<(Asked, String)>,
+    /// The other ones.
+    pub(crate) verified: Verified,
+}
+
+/// An address at which somebody was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) connections: u32,
+    /// Those of them that the right generation did not answer.
+    pub(crate) missed: u32,
+    pub(crate) took: Duration,
+}
+
+/// An address at which nobody was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) why: String,
 }
 
 /// Asks at every address until `generation` has answered [`VERIFY_PASSES`] fresh connections in a row at each, or says
@@ -63,7 +84,7 @@ pub(crate) async fn verify<F>(
     generation: u64,
     limit: Duration,
     announce: impl Fn(Announcement) -> F,
-) -> Result<Verified, String>
+) -> Result<Verified, Unverified>
 where
     F: Future<Output = Result<Vec<String>, String>>,
 {
@@ -73,7 +94,7 @@ where
     let mut targets = Vec::new();
     for public in addresses {
         match public.unanswered {
-            Some(why) => verified.skip(public.name, why),
+            Some(why) => verified.skip(public.name, &public.address, why),
             None => targets.push(Target::of(public)),
         }
     }
@@ -87,7 +108,10 @@ where
             let left: Vec<Target> = failed.into_iter().chain(rest).collect();
             match left.is_empty() {
                 true => break,
-                false => return Err(explain(&left, generation, announced)),
+                false => {
+                    let reason = explain(&left, generation, announced);
+                    return Err(verified.without(left, reason, started));
+                }
             }
         }
         if !failed.is_empty() {
@@ -140,6 +164,7 @@ struct Target {
     passes_in_a_row: u32,
     wrong_in_a_row: u32,
     connections: u32,
+    missed: u32,
     problem: Option<String>,
     skipped: Option<String>,
 }
@@ -153,6 +178,7 @@ impl Target {
             passes_in_a_row: 0,
             wrong_in_a_row: 0,
             connections: 0,
+            missed: 0,
             problem: None,
             skipped: None,
         }
@@ -208,10 +234,21 @@ impl Target {
                 },
             };
             self.problem = Some(problem);
+            self.missed += 1;
             self.passes_in_a_row = 0;
             break;
         }
         self
+    }
+
+    fn asked(self, started: Instant) -> Asked {
+        Asked {
+            name: self.name,
+            address: self.address.to_string(),
+            connections: self.connections,
+            missed: self.missed,
+            took: started.elapsed(),
+        }
     }
 }
 
@@ -307,8 +344,12 @@ async fn read_line(stream: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
 }
 
 impl Verified {
-    fn skip(&mut self, name: String, why: impl Into<String>) {
-        self.skipped.push((name, why.into()));
+    fn skip(&mut self, name: String, address: &Address, why: impl Into<String>) {
+        self.skipped.push(Skipped {
+            name,
+            address: address.to_string(),
+            why: why.into(),
+        });
     }
 
     /// Takes those that need no further round, and returns the others.
@@ -316,17 +357,29 @@ impl Verified {
         let mut rest = Vec::new();
         for mut target in targets {
             match target.skipped.take() {
-                Some(why) => self.skip(target.name, why),
-                None if target.passes_in_a_row >= VERIFY_PASSES => self.passed.push(Passed {
-                    name: target.name,
-                    address: target.address.to_string(),
-                    connections: target.connections,
-                    took: started.elapsed(),
-                }),
+                Some(why) => self.skip(target.name, &target.address, why),
+                None if target.passes_in_a_row >= VERIFY_PASSES => {
+                    self.passed.push(target.asked(started));
+                }
                 None => rest.push(target),
             }
         }
         rest
+    }
+
+    fn without(self, left: Vec<Target>, reason: String, started: Instant) -> Unverified {
+        let failed = left.into_iter().map(|mut target| {
+            let problem = target.problem.take();
+            (
+                target.asked(started),
+                problem.unwrap_or_else(|| NOT_ASKED.to_owned()),
+            )
+        });
+        Unverified {
+            failed: failed.collect(),
+            verified: self,
+            reason,
+        }
     }
 }
 
@@ -344,7 +397,7 @@ impl fmt::Display for Verified {
             )?;
             between = "; ";
         }
-        for (name, why) in &self.skipped {
+        for Skipped { name, why, .. } in &self.skipped {
             write!(f, "{between}{name:?} was not verified: {why}")?;
             between = "; ";
         }
@@ -375,22 +428,11 @@ fn explain(targets: &[Target], generation: u64, announced: Result<(), String>) -
     told.join("; ")
 }
 
-/// Whether accepts have fallen since the flip: fewer than half of those in as long a time before it, if there were
-/// enough then to tell. It needs no connection of its own, and sees what those from this machine cannot.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver has no counts of accepts by side yet")
-)]
-pub(crate) fn accepts_have_fallen(before: u64, after: u64) -> bool {
-    before >= ACCEPTS_MIN && after.saturating_mul(2) < before
-}
-
-/// Below this many accepts before a flip nothing can be said of those after it.
-const ACCEPTS_MIN: u64 = 20;
 /// Addresses that failed and are told of one by one.
 const TOLD_MAX: usize = 3;
 /// More bytes than any answer has.
 const ANSWER_MAX: u64 = 256;
+const NOT_ASKED: &str = "nobody could be asked";
 const BY_ITSELF: &str = "its application accepts by itself in that generation";
 
 #[cfg(test)]
@@ -422,7 +464,11 @@ mod tests {
         tokio::spawn(async move { listener.accept().await.unwrap().0 })
     }
 
-    async fn run(table: &Arc<Table>, generation: u64, limit: Duration) -> Result<Verified, String> {
+    async fn run(
+        table: &Arc<Table>,
+        generation: u64,
+        limit: Duration,
+    ) -> Result<Verified, Unverified> {
         let asked = table.public(&[]);
         run_as(table, asked, generation, generation, limit).await
     }
@@ -434,7 +480,7 @@ mod tests {
         says: u64,
         generation: u64,
         limit: Duration,
-    ) -> Result<Verified, String> {
+    ) -> Result<Verified, Unverified> {
         verify(asked, generation, limit, |announcement| {
             let answer = answer(says, &announcement.nonce);
             table.expect(announcement.callers, &answer, DEADLINE);
@@ -478,7 +524,11 @@ mod tests {
             passed.iter().all(|passed| passed.1 == VERIFY_PASSES),
             "{passed:?}"
         );
-        let skipped: Vec<_> = verified.skipped.iter().map(|skipped| &*skipped.0).collect();
+        let skipped: Vec<_> = verified
+            .skipped
+            .iter()
+            .map(|skipped| &*skipped.name)
+            .collect();
         assert_eq!(skipped, ["dns", "std"]);
         assert!(!seen.iter().any(JoinHandle::is_finished));
         assert!(!unix.iter().any(JoinHandle::is_finished));
@@ -494,7 +544,7 @@ mod tests {
         let table = Arc::new(Table::default());
         let _web = table.tcp("web", &at("127.0.0.1:0"), &options()).unwrap();
         table.open_all().unwrap();
-        let reason = run(&table, 2, SHORT).await.unwrap_err();
+        let reason = run(&table, 2, SHORT).await.unwrap_err().reason;
         assert!(reason.contains("generation 2 did not answer"), "{reason}");
         assert!(reason.contains("nobody accepted"), "{reason}");
     }
@@ -506,7 +556,10 @@ mod tests {
         table.open_all().unwrap();
         let _accepting = accepting(web);
         let asked = table.public(&[]);
-        let reason = run_as(&table, asked, 1, 2, DEADLINE).await.unwrap_err();
+        let reason = run_as(&table, asked, 1, 2, DEADLINE)
+            .await
+            .unwrap_err()
+            .reason;
         assert!(
             reason.contains("of 3 in all: at last generation 1 answered"),
             "{reason}"
@@ -534,7 +587,7 @@ mod tests {
         let _bad = table.tcp("bad", &at("127.0.0.1:0"), &options()).unwrap();
         table.open_all().unwrap();
         let _accepting = accepting(good);
-        let reason = run(&table, 2, SHORT).await.unwrap_err();
+        let reason = run(&table, 2, SHORT).await.unwrap_err().reason;
         assert!(
             reason.contains("\"bad\"") && !reason.contains("\"good\""),
             "{reason}"
@@ -547,7 +600,7 @@ mod tests {
         let _web = table.tcp("web", &at("127.0.0.1:0"), &options()).unwrap();
         let announced = |_| std::future::ready(Ok(vec!["web".to_owned()]));
         let verified = verify(table.public(&[]), 2, DEADLINE, announced).await;
-        assert_eq!(verified.unwrap().skipped[0].0, "web");
+        assert_eq!(verified.unwrap().skipped[0].name, "web");
     }
 
     #[tokio::test]
@@ -557,7 +610,8 @@ mod tests {
         let announced = |_| std::future::pending();
         let reason = verify(table.public(&[]), 2, SHORT, announced)
             .await
-            .unwrap_err();
+            .unwrap_err()
+            .reason;
         assert!(reason.contains("could not be told"), "{reason}");
     }
 
@@ -575,16 +629,7 @@ mod tests {
                 drop(other.accept().await);
             }
         });
-        let reason = run(&table, 2, SHORT).await.unwrap_err();
+        let reason = run(&table, 2, SHORT).await.unwrap_err().reason;
         assert!(reason.contains("did not expect to be asked"), "{reason}");
-    }
-
-    #[test]
-    fn accepts_have_fallen_when_fewer_than_half_of_enough_are_left() {
-        assert!(accepts_have_fallen(20, 9));
-        assert!(!accepts_have_fallen(20, 10));
-        assert!(!accepts_have_fallen(19, 0));
-        assert!(!accepts_have_fallen(u64::MAX, u64::MAX));
-        assert!(accepts_have_fallen(u64::MAX, 0));
     }
 }

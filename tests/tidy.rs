@@ -22,6 +22,8 @@ const RANKS: &[(&str, u32)] = &[
     ("control", 30),
     ("check", 30),
     ("director", 30),
+    ("inject", 35),
+    ("not_injected", 35),
     ("launch", 30),
     ("preview", 30),
     ("verify", 30),

@@ -12,12 +12,17 @@
 //! [`Client`] speaks it from Rust; the program `handover` (feature `cli`) from a shell.
 
 mod client;
+mod counts;
+mod drill;
 mod history;
 mod request;
 mod server;
 mod takeover;
+mod verification;
 
 pub use self::client::{Client, EventStream};
+pub use self::counts::SideState;
+pub use self::drill::{Drill, Fault, Losses};
 pub(crate) use self::history::History;
 pub(crate) use self::request::unix_ms;
 pub use self::request::{
@@ -27,3 +32,4 @@ pub use self::request::{
 };
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;
+pub use self::verification::{Found, Verification, VerifiedAddress};

@@ -10,6 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::counts::SideState;
+use super::drill::{Drill, Fault};
+use super::verification::Verification;
 use crate::event::Event;
 use crate::protocol::message::millis;
 use crate::rollout::{By, Explanation, Pause, Share, Stage};
@@ -105,6 +108,18 @@ pub enum Request {
         #[serde(default)]
         now: bool,
     },
+    /// Ask fresh connections to every public address who answers them. Answered with [`Reply::Verified`].
+    Verify,
+    /// Let the release that serves take over from itself on the real listeners, and go back; no rollout may be under way.
+    /// Answered with [`Reply::Begun`], or, if it waits, with [`Reply::Drilled`].
+    Drill {
+        /// What the candidate is to do wrong. Refused by a service that was built without the feature `inject`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        inject: Option<Fault>,
+        /// As in [`Upgrade`](Self::Upgrade), but it is meant unless somebody says otherwise.
+        #[serde(default = "yes")]
+        wait: bool,
+    },
     /// What happens from now on. Answered with [`Reply::Events`] and one [`Happened`] in each line after it, until this
     /// generation has handed over or is gone.
     Events,
@@ -186,6 +201,16 @@ pub enum Reply {
     },
     /// What is in flight.
     Drain(DrainState),
+    /// Who answers fresh connections.
+    Verified {
+        /// Address by address.
+        verification: Verification,
+    },
+    /// How a drill went.
+    Drilled {
+        /// All about it.
+        drill: Box<Drill>,
+    },
     /// The service stops.
     Stopping,
     /// Events follow.
@@ -270,9 +295,18 @@ pub struct Status {
     /// What it listens on, in the order of the claims.
     #[serde(default)]
     pub sockets: Vec<Socket>,
-    /// The last upgrade, as far as this generation knows.
+    /// The last upgrade, as far as this generation knows. A drill is one.
     #[serde(default)]
     pub last: Option<Upgrade>,
+    /// What the generation that answers has counted.
+    #[serde(default)]
+    pub counts: Option<SideState>,
+    /// What came of the last verification, be it of a flip, of a rollback or by hand, as far as this generation knows.
+    #[serde(default)]
+    pub verification: Option<Verification>,
+    /// The last drill of the service, as far as this generation knows.
+    #[serde(default)]
+    pub drill: Option<Drill>,
 }
 
 /// How a service is, in one word.
@@ -347,6 +381,18 @@ pub struct RolloutState {
     /// What became of the connections (or requests) of which the candidate has a share, if it knows to take one.
     #[serde(default)]
     pub forwarding: Option<ForwardingState>,
+    /// How long the step or the bake takes at least, in milliseconds.
+    #[serde(default)]
+    pub takes_ms: Option<u64>,
+    /// What the candidate has counted, as it last said.
+    #[serde(default)]
+    pub candidate: Option<SideState>,
+    /// What the stable generation has counted since the candidate was ready.
+    #[serde(default)]
+    pub stable: Option<SideState>,
+    /// Whether it is a drill: it goes back by itself, and is never committed.
+    #[serde(default)]
+    pub is_drill: bool,
 }
 
 /// Connections that one generation accepts and another one serves, or such requests.
@@ -549,6 +595,18 @@ pub struct Upgrade {
     /// What decided it, in numbers, for whoever did not die before the verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,
+    /// What the successor had counted, as it last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<SideState>,
+    /// What the generation before had counted since the successor was ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<SideState>,
+    /// What became of the connections of which the successor had a share before the flip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<ForwardingState>,
+    /// What came of it as a drill, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<Box<Drill>>,
 }
 
 /// How an upgrade ended.
@@ -871,6 +929,11 @@ mod tests {
             Request::Explain,
             Request::Drain { wait: true },
             Request::Stop { now: false },
+            Request::Verify,
+            Request::Drill {
+                inject: Some(Fault::NeverReady),
+                wait: false,
+            },
             Request::Events,
         ]
     }

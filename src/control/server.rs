@@ -226,10 +226,11 @@ fn takes_its_time(request: &Request) -> bool {
         Request::Upgrade { wait, .. }
         | Request::Promote { wait, .. }
         | Request::Drain { wait }
+        | Request::Drill { wait, .. }
         | Request::Rollback {
             cold: true, wait, ..
         } => *wait,
-        Request::Events => true,
+        Request::Events | Request::Verify => true,
         _ => false,
     }
 }

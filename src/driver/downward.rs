@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::drill::{self, Rehearsal};
 use super::elders::{Elder, collect, kill_at};
 use super::link::{Heard, is_hangup};
 use super::looks::Looks;
@@ -14,10 +15,13 @@ use super::parts::{Part, Parts};
 use super::release::Release;
 use super::rollout::Examining;
 use super::shared::{Collected, Command, Upgraded, lock};
-use super::sharing::Sharing;
+use super::sharing::{self, Sharing};
 use super::{Driver, activity, deadlines, preview};
 use crate::channel::Channel;
-use crate::control::{self, RolloutState, Verdict as Outcome};
+use crate::control::{
+    self, ForwardingState, RolloutState, SideState, Verdict as Outcome, Verification,
+};
+use crate::director::Watched;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::launch::{ColdRollback, Launched, Relay};
@@ -43,8 +47,12 @@ pub(crate) struct Downward {
     pub(super) reported: Option<Tally>,
     pub(super) looks: Option<Looks>,
     pub(super) examining: Option<Examining>,
+    /// What came of those that are over.
+    pub(super) verifications: Arc<Mutex<Vec<Verification>>>,
     /// From the offer on, until the successor is given up or has the role.
     pub(super) director: Option<Sharing>,
+    /// What became of its connections; outlives it.
+    pub(super) forwarding: Option<Watched>,
     /// Where the successor is reached before the flip.
     pub(super) previews: Vec<Preview>,
     /// How far the handover had come when it failed, and why.
@@ -60,10 +68,10 @@ pub(crate) struct Downward {
     state: Option<Outgoing>,
     ready_at: Option<Instant>,
     flip_at: Option<Instant>,
-    flip_took: Duration,
+    pub(super) flip_took: Duration,
     /// Since when the accept right is to come back.
     pub(super) rollback_at: Option<Instant>,
-    rollback_took: Option<Duration>,
+    pub(super) rollback_took: Option<Duration>,
     pub(super) span: tracing::Span,
 }
 
@@ -100,12 +108,17 @@ impl Downward {
             generation,
             asked_at,
             asked_at_ms: control::unix_ms(SystemTime::now()),
-            controller: Controller::new(plan.clone()),
+            controller: match &release {
+                Release::Same(..) => Controller::rehearsing(plan.clone()),
+                _ => Controller::new(plan.clone()),
+            },
             plan,
             reported: None,
             looks: None,
             examining: None,
+            verifications: Arc::default(),
             director: None,
+            forwarding: None,
             previews: Vec::new(),
             failed: None,
             reply,
@@ -136,7 +149,15 @@ impl Downward {
     fn cold_rollback(&self) -> Option<&ColdRollback> {
         match &self.release {
             Release::Before(_, rollback) => Some(rollback),
-            Release::Next | Release::Theirs(_) => None,
+            Release::Next | Release::Same(..) | Release::Theirs(_) => None,
+        }
+    }
+
+    /// What is to be known of it if it is a drill.
+    pub(super) fn rehearsal(&self) -> Option<&Rehearsal> {
+        match &self.release {
+            Release::Same(_, rehearsal) => Some(rehearsal),
+            _ => None,
         }
     }
 
@@ -154,12 +175,34 @@ impl Downward {
 
     /// As an operator sees it.
     pub(super) fn rollout_state(&self, now: Instant) -> RolloutState {
+        let (candidate, stable) = self.sides();
         RolloutState {
             by: self.plan.by,
             pause: self.controller.pause(),
             explanation: self.controller.standing(now),
             forwarding: None,
+            takes_ms: self.controller.takes().map(millis),
+            candidate,
+            stable,
+            is_drill: self.rehearsal().is_some(),
         }
+    }
+
+    /// What the candidate and the stable generation have counted. Which one that is it does not know.
+    pub(super) fn sides(&self) -> (Option<SideState>, Option<SideState>) {
+        let sides = self.looks.as_ref().map(Looks::sides);
+        let (candidate, stable) = sides.map(|[candidate, stable]| (candidate, stable)).unzip();
+        let candidate = candidate.map(|side| SideState {
+            generation: self.generation,
+            ..side
+        });
+        (candidate, stable)
+    }
+
+    /// What became of the connections of which the candidate had a share, if it had one.
+    pub(super) fn forwarded(&self) -> Option<ForwardingState> {
+        let standing = self.forwarding.as_ref()?.standing();
+        standing.as_ref().map(sharing::state_of)
     }
 
     fn ready_after(&self) -> Option<Duration> {
@@ -177,6 +220,7 @@ impl Downward {
     /// As the history has it; who serves, and what the successor said, is for a failure to add.
     fn outcome(&self, from: u64, verdict: Outcome) -> control::Upgrade {
         let rollback = self.cold_rollback();
+        let (candidate, stable) = self.sides();
         control::Upgrade {
             generation: self.generation,
             from,
@@ -193,6 +237,13 @@ impl Downward {
             flip_took_us: (!self.flip_took.is_zero()).then(|| micros(self.flip_took)),
             rollback_took_us: self.rollback_took.map(micros),
             explanation: None,
+            candidate,
+            stable: stable.map(|side| SideState {
+                generation: from,
+                ..side
+            }),
+            forwarding: self.forwarded(),
+            drill: None,
             took_ms: millis(self.asked_at.elapsed()),
         }
     }
@@ -217,6 +268,10 @@ impl Driver {
             }
             Heard::Closed => {
                 self.with_link(|link| link.channel = None);
+                if let Some(down) = &mut self.down {
+                    // Its end may be seen here first.
+                    down.rollback_at.get_or_insert(now);
+                }
                 self.incumbent.handle_closed(now);
             }
             Heard::Broken(reason) => {
@@ -309,7 +364,9 @@ impl Driver {
         let Some(down) = &mut self.down else { return };
         let launched = match &mut down.release {
             Release::Next => self.launcher.launch(down.generation),
-            Release::Before(image, _) => self.launcher.launch_image(image, down.generation),
+            Release::Before(image, _) | Release::Same(image, _) => {
+                self.launcher.launch_image(image, down.generation)
+            }
             Release::Theirs(launched) => launched.take().map(|it| *it).ok_or_else(|| {
                 Error::new(ErrorKind::Launch, "handing over to a process once more")
             }),
@@ -365,6 +422,7 @@ impl Driver {
             return Ok(());
         };
         let rollback = down.cold_rollback().cloned();
+        let rehearsal = down.rehearsal().cloned();
         if down
             .link
             .as_ref()
@@ -382,6 +440,7 @@ impl Driver {
             down,
         )?;
         table.extend(shareable([slot]));
+        down.forwarding = Some(sharing.watched());
         down.director = Some(sharing);
         let Some(link) = &mut down.link else {
             return Ok(());
@@ -406,6 +465,8 @@ impl Driver {
                 state::own_blob(HISTORY, &history).map_err(failed)?,
             ]));
         }
+        let drills = drill::slots(&self.shared, rehearsal.as_ref());
+        table.extend(shareable(drills.map_err(failed)?));
         link.slots = table.iter().map(|(slot, _)| slot.clone()).collect();
         link.passing.offer = Some(Parts::new(table));
         Ok(())
@@ -604,7 +665,8 @@ impl Driver {
         if let (Phase::Baking, Some(down)) = (phase, &mut self.down) {
             down.controller.handle_flipped(now);
             if let Some(looks) = &mut down.looks {
-                looks.handle_flipped();
+                let accepted = self.shared.table.accepted().count;
+                looks.handle_flipped(self.accepts.expect(now, accepted));
             }
         }
     }
@@ -673,10 +735,12 @@ impl Driver {
         } else {
             error
         };
+        let drill = down.drilled(outcome, &explanation, &reason);
         let outcome = control::Upgrade {
             reason,
             phase: Some(phase.to_string()),
             incumbent_serves: serving,
+            drill: drill.map(Box::new),
             explanation: Some(explanation),
             ..down.outcome(self.generation, verdict)
         };

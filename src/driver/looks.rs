@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use super::Driver;
 use super::upward::Upward;
 use crate::config::{COUNTS_DEADLINE, LOOK_INTERVAL};
+use crate::control::SideState;
 use crate::observe::{Counted, History, Observed, Rules};
 use crate::protocol::message::{Message, Tally, Watch, millis};
 use crate::rollout::controller::Trigger;
 use crate::rollout::guard::{
-    Counts, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall, Stalled,
+    Counts, Expected, Fallen, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall,
+    Stalled,
 };
-use crate::rollout::{By, Rollout, Share, Stage};
+use crate::rollout::{ACCEPTS_WINDOW, By, Rollout, Share, Stage};
 
 /// What is looked at while a rollout has a candidate that is ready.
 #[derive(Debug)]
@@ -37,7 +39,21 @@ pub(super) struct Looks {
     base: Counts,
     candidate: Tally,
     is_flipped: bool,
+    /// What is to arrive after the flip, and how many connections the candidate had accepted before it.
+    expected: Option<(Expected, u64)>,
     trouble: bool,
+    /// What stable had counted since then at the last look that was answered.
+    stable: Counts,
+    candidate_rate: Rate,
+    stable_rate: Rate,
+}
+
+/// How many requests come in a second.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    since: Instant,
+    requests: u64,
+    measured: Option<f64>,
 }
 
 /// What a look finds, in the order in which it is to be told.
@@ -55,6 +71,7 @@ pub(super) enum Found {
     Trouble,
     TroubleOver,
     Stalled(Stalled),
+    Fallen(Fallen),
 }
 
 /// What stable has at the moment of a look.
@@ -100,8 +117,45 @@ impl Looks {
             base: stable,
             candidate: Tally::default(),
             is_flipped: false,
+            expected: None,
             trouble: false,
+            stable: Counts::default(),
+            candidate_rate: Rate::new(now),
+            stable_rate: Rate::new(now),
         }
+    }
+
+    /// What both sides have counted, the candidate's first. Who they are the caller knows.
+    pub(super) fn sides(&self) -> [SideState; 2] {
+        let Tally {
+            requests,
+            errors,
+            slow,
+            shed,
+            in_flight,
+            p50_us,
+            p99_us,
+            ..
+        } = self.candidate;
+        let candidate = SideState {
+            requests,
+            errors,
+            slow,
+            shed,
+            in_flight,
+            rate: self.candidate_rate.measured,
+            p50_us,
+            p99_us,
+            ..SideState::default()
+        };
+        let stable = SideState {
+            requests: self.stable.requests,
+            errors: self.stable.errors,
+            slow: self.stable.slow,
+            rate: self.stable_rate.measured,
+            ..SideState::default()
+        };
+        [candidate, stable]
     }
 
     /// How both sides are to count.
@@ -158,13 +212,16 @@ impl Looks {
             (Some(_), None) => found.push(Found::Recovered),
             _ => {}
         }
+        self.stable = stable.counts.since(self.base);
+        self.stable_rate.count(now, self.stable.requests);
+        self.candidate_rate.count(now, tally.requests);
         let sides = Sides {
             candidate: Counts {
                 requests: tally.requests,
                 errors: tally.errors,
                 slow: tally.slow,
             },
-            stable: stable.counts.since(self.base),
+            stable: self.stable,
             share: stable.share,
         };
         let elapsed = now.saturating_duration_since(self.begun);
@@ -182,13 +239,26 @@ impl Looks {
             units: tally.requests,
             readings,
         });
+        found.extend(self.miss_arrivals(now, &tally).map(Found::Fallen));
         self.candidate = tally;
         found
     }
 
-    /// The candidate serves alone from now on.
-    pub(super) fn handle_flipped(&mut self) {
+    /// Whether too few clients arrive since the flip; judged once.
+    fn miss_arrivals(&mut self, now: Instant, tally: &Tally) -> Option<Fallen> {
+        let (expected, before) = self.expected?;
+        let after = tally.accepted?.saturating_sub(before);
+        let judged = expected.judge(now, after)?;
+        self.expected = None;
+        judged.err()
+    }
+
+    /// The candidate serves alone from now on, and as many clients are expected to arrive there as did before.
+    pub(super) fn handle_flipped(&mut self, expected: Option<Expected>) {
         self.is_flipped = true;
+        if self.is_guarded {
+            self.expected = expected.zip(self.candidate.accepted);
+        }
         self.guards.begin_bake(self.history.counts);
     }
 
@@ -213,6 +283,28 @@ impl Looks {
             units: self.candidate.requests,
             readings: vec![reading],
         })
+    }
+}
+
+impl Rate {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            requests: 0,
+            measured: None,
+        }
+    }
+
+    fn count(&mut self, now: Instant, requests: u64) {
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed >= RATE_OVER {
+            let came = requests.saturating_sub(self.requests);
+            *self = Self {
+                since: now,
+                requests,
+                measured: Some(came as f64 / elapsed.as_secs_f64()),
+            };
+        }
     }
 }
 
@@ -284,6 +376,13 @@ impl Driver {
                 Found::Stalled(Stalled { waiting, silent }) => {
                     controller.handle_trigger(now, Trigger::Stalled { waiting, silent });
                 }
+                Found::Fallen(Fallen { before, after }) => {
+                    let reason = format!(
+                        "only {after} connections have arrived in {} s, where {before} did before the flip",
+                        ACCEPTS_WINDOW.as_secs()
+                    );
+                    controller.handle_trigger(now, Trigger::CheckFailed { reason });
+                }
             }
         }
         self.perform_downward();
@@ -327,6 +426,7 @@ impl Driver {
     fn tally(&self, observed: &Observed) -> Tally {
         let snapshot = observed.snapshot();
         let accepted = self.shared.table.accepted();
+        let [p50_us, p99_us] = observed.latencies().map(|took| took.map(micros));
         let mut degraded = self.shared.health.complaint();
         if let Some(reason) = &mut degraded {
             shorten(reason);
@@ -341,6 +441,8 @@ impl Driver {
             accepted: (accepted.is_complete || snapshot.accepted > 0)
                 .then_some(accepted.count + snapshot.accepted),
             degraded,
+            p50_us,
+            p99_us,
         }
     }
 }
@@ -371,19 +473,21 @@ fn shorten(reason: &mut String) {
     reason.truncate(end.unwrap_or(0));
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The first version of the protocol in which counts are exchanged.
 const COUNTS_SINCE: u32 = 2;
+/// Over how long a rate is measured at least.
+const RATE_OVER: Duration = Duration::from_secs(1);
 /// How many bytes of the application's reason for being degraded are passed on.
 const REASON_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::guard::Guard;
+    use crate::rollout::guard::{Accepts, Guard};
 
     fn history() -> History {
         History {
@@ -469,6 +573,23 @@ mod tests {
             _ => None,
         });
         looks.flatten().collect()
+    }
+
+    #[test]
+    fn a_rate_is_what_came_in_the_last_second_of_looks() {
+        let mut rig = Rig::canary();
+        let begun = rig.now;
+        let rates = |rig: &Rig| rig.looks.sides().map(|side| side.rate);
+        rig.now = begun + RATE_OVER / 2;
+        rig.answer(tally(50, 0));
+        assert_eq!(rates(&rig), [None, None]);
+        rig.now = begun + 2 * RATE_OVER;
+        rig.stable.counts = counts(1_000_300, 5_000);
+        rig.answer(tally(200, 1));
+        assert_eq!(rates(&rig), [Some(100.0), Some(150.0)]);
+        let [candidate, stable] = rig.looks.sides();
+        assert_eq!((candidate.requests, candidate.errors), (200, 1));
+        assert_eq!((stable.requests, stable.errors), (300, 0));
     }
 
     #[test]
@@ -625,7 +746,7 @@ mod tests {
         rig.waiting = 3;
         let is_stalled = |found: &Found| matches!(found, Found::Stalled(_));
         assert!(!rig.looks(200, Some(&counting)).iter().any(is_stalled));
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         // It answers, but that alone is no sign that it accepts.
         let found = rig.looks(42, Some(&counting));
         let silent = Duration::from_secs(2);
@@ -639,7 +760,7 @@ mod tests {
     #[test]
     fn a_candidate_that_does_not_count_connections_is_taken_to_accept_while_it_answers() {
         let mut rig = Rig::new(&Rollout::immediate(), true);
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         rig.waiting = 128;
         let is_stalled = |found: &Found| matches!(found, Found::Stalled(_));
         for requests in 0..200 {
@@ -650,10 +771,34 @@ mod tests {
     }
 
     #[test]
+    fn far_fewer_clients_than_before_the_flip_are_found_once_the_window_is_over() {
+        let mut accepts = Accepts::default();
+        let mut rig = Rig::new(&Rollout::blue_green(), true);
+        let begin = rig.now;
+        accepts.handle_total(begin, 0);
+        let arrived = |count| Tally {
+            accepted: Some(count),
+            ..Tally::default()
+        };
+        rig.answer(arrived(7));
+        let expected = accepts.expect(begin + ACCEPTS_WINDOW, 100);
+        rig.looks.handle_flipped(expected);
+        let has_fallen = |found: &[Found]| {
+            let (before, after) = (100, 49);
+            found.contains(&Found::Fallen(Fallen { before, after }))
+        };
+        rig.now = begin + ACCEPTS_WINDOW;
+        assert!(!has_fallen(&rig.answer(arrived(56))));
+        rig.now += ACCEPTS_WINDOW;
+        assert!(has_fallen(&rig.answer(arrived(56))));
+        assert!(!has_fallen(&rig.answer(arrived(56))));
+    }
+
+    #[test]
     fn after_the_flip_the_candidate_is_judged_by_what_stable_had() {
         let plan = Rollout::blue_green().warm_up(Duration::ZERO, 0);
         let mut rig = Rig::new(&plan, true);
-        rig.looks.handle_flipped();
+        rig.looks.handle_flipped(None);
         rig.answer(tally(0, 0));
         let found = rig.answer(tally(1_000, 1));
         assert!(

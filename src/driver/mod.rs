@@ -5,6 +5,7 @@
 
 mod activity;
 mod downward;
+mod drill;
 mod elders;
 mod link;
 mod looks;
@@ -59,6 +60,7 @@ use crate::protocol::successor::Successor;
 use crate::rollout::Rollout;
 use crate::rollout::attempts::{Attempts, Origin};
 use crate::rollout::controller::Promote;
+use crate::rollout::guard::Accepts;
 use crate::sys::process::Pidfd;
 use crate::sys::{descriptors, limits};
 use crate::systemd::notify::Notice;
@@ -88,7 +90,7 @@ pub(crate) struct Driver {
     /// An upgrade that waits for an elder to leave, and until when.
     waiting: Option<(Downward, Instant)>,
     /// The connections that ask who accepts and that the successor has not said to expect.
-    unconfirmed: Option<Unconfirmed>,
+    unconfirmed: Vec<Unconfirmed>,
     /// Where this generation is reached before it has clients.
     preview: Option<Endpoints>,
     /// What a successor has to pass before it has.
@@ -96,6 +98,8 @@ pub(crate) struct Driver {
     /// The gates are open again, and it is active again once no successor can be.
     activation_due: bool,
     attempts: Attempts,
+    /// How many connections have come lately, while this generation serves.
+    accepts: Accepts,
     /// Why somebody has to look, if somebody has.
     degraded: Option<String>,
     elders: Elders,
@@ -171,11 +175,12 @@ impl Driver {
             incumbent,
             down: None,
             waiting: None,
-            unconfirmed: None,
+            unconfirmed: Vec::new(),
             preview: None,
             checks: Vec::new(),
             activation_due: false,
             attempts: Attempts::default(),
+            accepts: Accepts::default(),
             degraded: None,
             elders: Elders::default(),
             elders_awaited: None,
@@ -386,6 +391,7 @@ impl Driver {
             up,
             self.incumbent.poll_timeout(),
             self.rollout_deadline(),
+            self.next_accepts(),
             self.next_look(),
             waiting,
             self.elders.next_kill(),
@@ -418,6 +424,9 @@ impl Driver {
         }
         self.perform_downward();
         self.look_if_due();
+        if self.next_accepts().is_some_and(|at| at <= now) {
+            self.remember_accepts(now);
+        }
         for generation in self.elders.kill_overdue(now, now + self.config.hard_stop) {
             self.shared.warn(format!(
                 "generation {generation} outstayed its hard stop and was killed"
@@ -459,6 +468,10 @@ impl Driver {
                 announcement,
                 reply,
             } => self.announce_probes(side, announcement, reply),
+            Command::Verify { reply } => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(self.verify_by_hand());
+            }
             Command::Deactivated => self.deactivated(),
             Command::SuccessorGone => self.perform_downward(),
             Command::AnnounceFailure { reason } => self.announce_failure(&reason),
@@ -491,10 +504,22 @@ impl Driver {
         self.role = Role::Incumbent;
         self.incumbent_since = Some(SystemTime::now());
         self.write_pid_file();
+        self.remember_accepts(Instant::now());
         self.shared.emit(Event::Incumbent {
             generation: self.generation,
         });
         self.publish();
+    }
+
+    fn remember_accepts(&mut self, now: Instant) {
+        let accepted = self.shared.table.accepted().count;
+        self.accepts.handle_total(now, accepted);
+    }
+
+    /// Not while a successor serves: what it accepts is not counted here.
+    fn next_accepts(&self) -> Option<Instant> {
+        let serves = self.role == Role::Incumbent && self.down.is_none();
+        self.accepts.poll_timeout().filter(|_| serves)
     }
 
     /// The successor's number, or why there will be none.
@@ -621,6 +646,10 @@ impl Driver {
             flip_took_us: None,
             rollback_took_us: None,
             explanation: None,
+            candidate: None,
+            stable: None,
+            forwarding: None,
+            drill: None,
             took_ms: millis(waiting.asked_at.elapsed()),
         });
         self.refuse(waiting.reply, reason);

@@ -10,18 +10,20 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
+use super::drill::Rehearsal;
+use super::looks::micros;
 use super::release::Release;
 use super::shared::{Command, Shared, lock};
 use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
-    self, Answering, Asked, Condition, Happened, Lines, Reply, Request, RollbackKind, RolloutState,
-    Strategy, Underway, Upgrade, Verdict, What,
+    self, Answering, Asked, Condition, Fault, Happened, Lines, Reply, Request, RollbackKind,
+    RolloutState, SideState, Strategy, Underway, Upgrade, Verdict, Verification, What,
 };
 use crate::director::Watched;
 use crate::drain::Guard;
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::event::{Event, Phase};
 use crate::launch::Launched;
 use crate::protocol::message::{Timings, millis};
@@ -76,6 +78,8 @@ pub(crate) enum Wanted {
     ColdRollback {
         reason: String,
     },
+    /// To the release that serves, and back.
+    Drill(Rehearsal),
 }
 
 /// The successor's number, or why it was not done.
@@ -100,6 +104,7 @@ impl Driver {
             Wanted::ColdRollback { reason } => {
                 self.roll_back_cold(or(reason, "an operator rolled it back"))
             }
+            Wanted::Drill(rehearsal) => self.drill(rehearsal),
         };
         // Whoever asked may have gone away.
         let _ = reply.send(done);
@@ -201,6 +206,10 @@ impl Driver {
             flip_took_us: known.then_some(timings.flip_took_us),
             rollback_took_us: None,
             explanation: None,
+            candidate: None,
+            stable: None,
+            forwarding: None,
+            drill: None,
             took_ms: if known {
                 now_ms.saturating_sub(timings.asked_at_ms)
             } else {
@@ -262,12 +271,7 @@ impl Operator {
         &self,
         command: impl FnOnce(oneshot::Sender<Done>) -> Command,
     ) -> Result<u64, Reply> {
-        let (reply, done) = oneshot::channel();
-        let gone = |error: Error| Reply::refused(format!("{error:?}"));
-        self.shared.command(command(reply)).map_err(gone)?;
-        done.await
-            .map_err(|_| gone(super::shared::gone()))?
-            .map_err(Reply::refused)
+        self::command(&self.shared, command).await
     }
 
     /// Does it, and answers that it has begun or how it ended.
@@ -292,6 +296,22 @@ impl Operator {
         let generation = self.have_done(wanted).await?;
         let upgrade = Box::new(self.until_verdict(generation).await);
         Ok(Reply::Verdict { upgrade })
+    }
+
+    /// What has begun goes on without whoever asked.
+    async fn drill(&self, fault: Option<Fault>, wait: bool) -> Result<Reply, Reply> {
+        let beginning = tokio::spawn(begin_drill(Arc::clone(&self.shared), fault));
+        let generation = beginning.await.map_err(|_| gone())??;
+        if !wait {
+            return Ok(Reply::Begun { generation });
+        }
+        let upgrade = self.until_verdict(generation).await;
+        Ok(match upgrade.drill {
+            Some(drill) => Reply::Drilled { drill },
+            None => Reply::Verdict {
+                upgrade: Box::new(upgrade),
+            },
+        })
     }
 
     /// Makes the process that asks the successor. The channel is its only once the driver has agreed: a client that is
@@ -424,12 +444,60 @@ impl Operator {
             health: self.shared.health.readiness().to_string(),
             uptime_ms: millis(self.started_at.elapsed()),
             incumbent_since_ms: standing.incumbent_since.map(control::unix_ms),
-            upgrade: standing.underway(),
+            upgrade: self.underway(&standing),
             rollback: Some(self.rollback_on_offer(&standing)),
             elders: standing.elders(),
             classes: self.classes(),
             sockets: self.sockets(),
             last: history.last().cloned(),
+            counts: Some(self.counts()),
+            verification: self.shared.verified.borrow().clone(),
+            drill: self.shared.drill.borrow().clone(),
+        }
+    }
+
+    /// What this generation has counted since its start.
+    fn counts(&self) -> SideState {
+        let snapshot = self.shared.observed.snapshot();
+        let [p50_us, p99_us] = self
+            .shared
+            .observed
+            .latencies()
+            .map(|took| took.map(micros));
+        SideState {
+            generation: self.generation(),
+            requests: snapshot.counts.requests,
+            errors: snapshot.counts.errors,
+            slow: snapshot.counts.slow,
+            shed: snapshot.shed,
+            in_flight: snapshot.in_flight,
+            rate: None,
+            p50_us,
+            p99_us,
+        }
+    }
+
+    fn underway(&self, standing: &Standing) -> Option<Underway> {
+        let mut underway = standing.underway()?;
+        let rollout = underway.rollout.as_mut();
+        if let Some(stable) = rollout.and_then(|rollout| rollout.stable.as_mut()) {
+            let own = self.counts();
+            *stable = SideState {
+                generation: own.generation,
+                in_flight: own.in_flight,
+                p50_us: own.p50_us,
+                p99_us: own.p99_us,
+                ..stable.clone()
+            };
+        }
+        Some(underway)
+    }
+
+    fn explain(&self) -> Reply {
+        let standing = self.shared.standing.borrow().clone();
+        Reply::Explain {
+            upgrade: self.shared.history.borrow().last().cloned().map(Box::new),
+            underway: self.underway(&standing).map(Box::new),
         }
     }
 
@@ -513,6 +581,43 @@ impl Operator {
     }
 }
 
+/// What the driver has to say to it.
+async fn command<T>(
+    shared: &Shared,
+    command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+) -> Result<T, Reply> {
+    let (reply, done) = oneshot::channel();
+    let asked = shared.command(command(reply));
+    asked.map_err(|error| Reply::refused(format!("{error:?}")))?;
+    done.await.map_err(|_| gone())?.map_err(Reply::refused)
+}
+
+async fn verify(shared: &Shared) -> Result<Verification, Reply> {
+    let verifying = command(shared, |reply| Command::Verify { reply }).await?;
+    verifying.await.map_err(|_| gone())
+}
+
+/// Whoever serves has to be found to serve before anything is tried.
+async fn begin_drill(shared: Arc<Shared>, fault: Option<Fault>) -> Result<u64, Reply> {
+    if fault.is_some() && !crate::inject::IS_POSSIBLE {
+        return Err(Reply::refused(NOT_INJECTED));
+    }
+    let before = verify(&shared).await?;
+    if !before.passed {
+        let reason = format!(
+            "it is not found to serve before the drill: {}",
+            before.reason
+        );
+        return Err(Reply::refused(reason));
+    }
+    let wanted = Wanted::Drill(Rehearsal { fault, before });
+    command(&shared, |reply| Command::Operate { wanted, reply }).await
+}
+
+fn gone() -> Reply {
+    Reply::refused(format!("{:?}", super::shared::gone()))
+}
+
 impl Answering for Operator {
     fn asked(&self) -> watch::Receiver<Asked> {
         self.shared.asked.subscribe()
@@ -577,12 +682,13 @@ impl Answering for Operator {
             Request::History => Ok(Reply::History {
                 upgrades: self.shared.history.borrow().iter().cloned().collect(),
             }),
-            Request::Explain => Ok(Reply::Explain {
-                upgrade: self.shared.history.borrow().last().cloned().map(Box::new),
-                underway: self.shared.standing.borrow().underway().map(Box::new),
-            }),
+            Request::Explain => Ok(self.explain()),
             Request::Drain { wait: false } => Ok(Reply::Drain(self.drain_state())),
             Request::Drain { wait: true } => Ok(self.until_no_elders().await),
+            Request::Verify => verify(&self.shared)
+                .await
+                .map(|verification| Reply::Verified { verification }),
+            Request::Drill { inject, wait } => self.drill(inject, wait).await,
             Request::Stop { now } => Ok(self.stop(now)),
             Request::Events | Request::Takeover => Ok(Reply::Events),
         };
@@ -673,6 +779,9 @@ impl Standing {
             .collect()
     }
 }
+
+const NOT_INJECTED: &str = "this service was built without the feature \"inject\": its candidates have no faults but \
+     their own";
 
 fn moved() -> Reply {
     Reply::error(

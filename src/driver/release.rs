@@ -2,6 +2,7 @@
 //! started.
 
 use super::Driver;
+use super::drill::Rehearsal;
 use super::operator::Done;
 use super::shared::lock;
 use crate::control::Strategy;
@@ -15,6 +16,8 @@ pub(crate) enum Release {
     Next,
     /// The one before, which is held.
     Before(Box<Image>, ColdRollback),
+    /// The one that serves, which is held, for a drill.
+    Same(Box<Image>, Rehearsal),
     /// Whatever somebody else has started; it is taken out when it is launched.
     Theirs(Option<Box<Launched>>),
 }

@@ -183,7 +183,14 @@ impl Driver {
             Cause::Operator { .. } | Cause::NotPromoted => Origin::Operator,
             _ => Origin::Automatic,
         };
-        self.attempts.record(outcome, decided_by);
+        // A drill says nothing of any other release.
+        let is_drill = self
+            .down
+            .as_ref()
+            .is_some_and(|down| down.rehearsal().is_some());
+        if !is_drill {
+            self.attempts.record(outcome, decided_by);
+        }
         if let Some(unverified) = &explanation.stable_unverified {
             let reason = format!("after a rollback it was not found to serve: {unverified}");
             self.degraded = Some(reason);

@@ -11,12 +11,13 @@ use super::activity::Activity;
 use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
 use super::verify::Announced;
-use crate::control::{Asked, History, Upgrade};
+use crate::control::{Asked, Drill, History, Upgrade, Verification};
 use crate::director::Splitter;
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
 use crate::health::Health;
+use crate::inject::Injected;
 use crate::launch::{Images, Launched};
 use crate::listen::Table;
 use crate::observe::Observed;
@@ -49,6 +50,12 @@ pub(crate) struct Shared {
     /// Whether operators are to ask this generation.
     pub(crate) asked: watch::Sender<Asked>,
     pub(crate) history: watch::Sender<History>,
+    /// The last drill, which may be older than the history.
+    pub(crate) drill: watch::Sender<Option<Drill>>,
+    /// What came of the last verification.
+    pub(crate) verified: watch::Sender<Option<Verification>>,
+    /// What this generation does wrong, as the candidate of a drill.
+    pub(crate) injected: Injected,
     /// Successors that were given up and whose end has not been seen: they may accept for as long as they live.
     pub(crate) at_large: watch::Sender<usize>,
     pub(crate) at_offer: Hooks,
@@ -95,6 +102,10 @@ pub(crate) enum Command {
         side: Side,
         announcement: Announcement,
         reply: oneshot::Sender<Announced>,
+    },
+    /// Ask fresh connections who answers them; answered when that has begun.
+    Verify {
+        reply: oneshot::Sender<std::result::Result<oneshot::Receiver<Verification>, String>>,
     },
     /// The hooks have run that make this generation inactive, for as long as it was wished.
     Deactivated,
@@ -172,6 +183,9 @@ impl Shared {
             standing: watch::Sender::default(),
             asked: watch::Sender::default(),
             history: watch::Sender::default(),
+            drill: watch::Sender::default(),
+            verified: watch::Sender::default(),
+            injected: Injected::default(),
             at_large: watch::Sender::new(0),
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
@@ -198,6 +212,9 @@ impl Shared {
 
     /// An upgrade has its verdict.
     pub(crate) fn remember(&self, upgrade: Upgrade) {
+        if let Some(drill) = &upgrade.drill {
+            self.drill.send_replace(Some(Drill::clone(drill)));
+        }
         self.history.send_modify(|history| history.add(upgrade));
     }
 

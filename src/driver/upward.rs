@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Driver;
 use super::downward::HISTORY;
+use super::drill;
 use super::elders::{Elder, kill_at};
 use super::link::{Heard, is_hangup};
 use super::shared::lock;
@@ -238,7 +239,8 @@ impl Driver {
                 .send_replace(History::from_bytes(&history));
         }
         up.cold_rollback = lock(&self.shared.images).inherit(&mut state);
-        if up.cold_rollback.is_some()
+        let is_drill = drill::take(&mut state, &self.shared);
+        if (up.cold_rollback.is_some() || is_drill)
             && let Err(error) = restore_name()
         {
             self.shared
@@ -276,6 +278,7 @@ impl Driver {
     fn open_gates(&mut self, regardless: bool) {
         self.shared.drain.resume();
         let opened = match regardless {
+            _ if self.shared.injected.accepts_nobody() => Ok(()),
             true => {
                 self.shared.table.open_all_regardless();
                 Ok(())
@@ -287,6 +290,7 @@ impl Driver {
             Ok(()) => {
                 up.machine.handle_gates_open();
                 let generation = self.generation;
+                self.shared.injected.arm();
                 self.activate();
                 self.close_preview();
                 self.shared.health.serving();

@@ -116,11 +116,6 @@ impl Carriers {
     fn lock(&self) -> MutexGuard<'_, Vec<Carrier>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    #[cfg(test)]
-    pub(super) fn idle(&self) -> usize {
-        self.lock().len()
-    }
 }
 
 impl Carrier {

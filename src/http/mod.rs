@@ -62,6 +62,8 @@ mod forward;
 mod health;
 mod http1;
 mod http2;
+#[cfg_attr(not(feature = "inject"), path = "not_injected.rs")]
+mod inject;
 mod io;
 mod late_ack;
 mod layer;

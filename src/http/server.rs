@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::accept::{Accept, Incoming};
 use super::connection::{self, Settings};
+use super::inject::Injecting;
 use super::io::Rewind;
 use super::ledger::Classes;
 use super::observe::{ObserveLayer, ObserveService};
@@ -39,6 +40,7 @@ pub struct Server {
     upgrade_deadline: Option<Duration>,
     observe: Observe,
     split: Split,
+    injecting: Injecting,
 }
 
 /// Whether requests are counted, and how.
@@ -65,6 +67,7 @@ impl Server {
             upgrade_deadline: None,
             observe: Observe::Default,
             split: Split::default(),
+            injecting: Injecting::default(),
         }
     }
 
@@ -193,6 +196,7 @@ impl Server {
 
     fn observing(mut self, generation: &Serving) -> Self {
         self.split = self.split.to(generation.splitter());
+        self.injecting = Injecting::of(generation.injected());
         let layer = match &self.observe {
             Observe::Default => ObserveLayer::new(generation.observed()),
             Observe::With(layer) => ObserveLayer::clone(layer),
@@ -208,11 +212,12 @@ impl Server {
     }
 
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
-        let observe = self.observe.clone();
+        let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
         let origin = self.split.clone().at(source.name());
         let settings = self.settings(drain);
         accept(drain, source, |peer, is_carrier, stream| {
-            let service = observe.around(&peer, is_carrier, service.clone());
+            let service = injecting.around(service.clone());
+            let service = observe.around(&peer, is_carrier, service);
             let origin = origin.as_ref().filter(|_| !is_carrier);
             let service = SplitService::new(service, origin, &peer);
             let presence = settings.present(peer);
@@ -241,10 +246,10 @@ impl Server {
         S2: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         V: Serve,
     {
-        let observe = self.observe.clone();
+        let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
         let settings = self.settings(drain);
         accept(drain, source, |peer, _, mut stream| {
-            let service = observe.around(&peer, false, service.clone());
+            let service = observe.around(&peer, false, injecting.around(service.clone()));
             let guard = settings.classes.handshake.guard(peer.clone());
             let wire = stream.watched();
             let shaking = handshake(stream);

@@ -177,6 +177,13 @@ impl Images {
         about.cold_rollback
     }
 
+    /// The release that serves, or why it cannot be started again.
+    pub(crate) fn own(&self) -> Result<&Image, String> {
+        let image = self.own.as_ref().map_err(Clone::clone)?;
+        image.check()?;
+        Ok(image)
+    }
+
     /// The release that a cold rollback goes back to, or why there is none.
     pub(crate) fn before(&self) -> Result<&Image, String> {
         let image = self.before.as_ref().map_err(Clone::clone)?;
@@ -263,12 +270,17 @@ impl Image {
         let Release {
             generation, held, ..
         } = self.release;
+        let who = match generation {
+            // Nobody has asked this process for its number yet.
+            0 => "this generation".to_owned(),
+            generation => format!("generation {generation}"),
+        };
         match identity(self.file.as_fd()) {
             Ok(now) if now == held => Ok(()),
             Ok(_) => Err(format!(
-                "the image of generation {generation} has been overwritten in place since"
+                "the image of {who} has been overwritten in place since"
             )),
-            Err(error) => Err(format!("the image of generation {generation}: {error}")),
+            Err(error) => Err(format!("the image of {who}: {error}")),
         }
     }
 

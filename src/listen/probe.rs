@@ -64,6 +64,13 @@ impl Expected {
         self.any.store(!probes.is_empty(), Ordering::Relaxed);
     }
 
+    /// Nobody comes from these any more: whoever gets such an address from now on is somebody else.
+    pub(crate) fn forget(&self, callers: &[Caller]) {
+        let mut probes = self.lock();
+        probes.retain(|probe| !callers.contains(&probe.caller));
+        self.any.store(!probes.is_empty(), Ordering::Relaxed);
+    }
+
     /// Answers a connection that asks. `false` if it is somebody else's, who must not wait for this.
     pub(super) fn answers(&self, stream: &impl AsFd, caller: impl FnOnce() -> Caller) -> bool {
         if !self.any.load(Ordering::Relaxed) {
@@ -172,6 +179,16 @@ mod tests {
         expected.expect(vec![caller(1)], "late\n", Duration::ZERO);
         assert!(!expected.answers(&accepted, || caller(1)));
         assert!(!expected.answers(&accepted, || unreachable!("it is forgotten")));
+    }
+
+    #[test]
+    fn who_gets_the_address_of_one_that_was_forgotten_is_the_applications() {
+        let expected = Expected::default();
+        let (_client, accepted) = UnixStream::pair().unwrap();
+        expected.expect(vec![caller(1), caller(2)], &answer(7, "n"), PATIENCE);
+        expected.forget(&[caller(1)]);
+        assert!(!expected.answers(&accepted, || caller(1)));
+        assert!(expected.answers(&accepted, || caller(2)));
     }
 
     #[test]

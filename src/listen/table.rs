@@ -211,6 +211,11 @@ impl Table {
         self.expected().expect(callers, answer, patience);
     }
 
+    /// Whoever comes from one of these from now on does not ask.
+    pub(crate) fn forget(&self, callers: &[Caller]) {
+        self.expected().forget(callers);
+    }
+
     /// Where clients reach the application's sockets, in the order of the claims, without those of `names`.
     pub(crate) fn public(&self, except: &[String]) -> Vec<Public> {
         let inner = self.lock();

@@ -230,6 +230,12 @@ impl Observed {
         self.latest().latency.percentile(part)
     }
 
+    /// The median and the 99th percentile of it. None without requests.
+    pub(crate) fn latencies(&self) -> [Option<Duration>; 2] {
+        let latency = self.latest().latency;
+        [0.5, TAIL].map(|part| latency.percentile(part))
+    }
+
     /// What was answered in the last five to ten minutes with traffic.
     pub(crate) fn history(&self) -> History {
         let latest = self.latest();

@@ -207,6 +207,8 @@ mod tests {
                 in_flight: 17,
                 accepted: Some(1_300),
                 degraded: Some("the cache is cold".into()),
+                p50_us: None,
+                p99_us: None,
             }),
             Message::Start(Chunk {
                 chunk: 0,

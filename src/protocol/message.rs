@@ -188,6 +188,12 @@ pub(crate) struct Tally {
     /// Why it does not serve as it should, if its application says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) degraded: Option<String>,
+    /// What half of the requests took at most, in microseconds, lately. Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) p50_us: Option<u64>,
+    /// What 99 of 100 did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) p99_us: Option<u64>,
 }
 
 /// A part of a table of named descriptors.

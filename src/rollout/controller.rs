@@ -10,6 +10,7 @@
 //! 4. A pause has a deadline, or says that it waits for the operator; so has every wait but for the handover itself,
 //!    whose machine has deadlines of its own.
 //! 5. When a candidate is given up its share is taken from it first.
+//! 6. A rehearsal never commits, and waits for nobody but an operator who has paused it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,6 +27,7 @@ use super::verdict::{Cause, Explanation, Outcome, Pause, PauseReason, Stage, Unt
 #[cfg_attr(test, derive(Hash))]
 pub(crate) struct Controller {
     plan: Rollout,
+    purpose: Purpose,
     state: State,
     paused: Option<Paused>,
     pace: Pace,
@@ -86,6 +88,16 @@ struct Paused {
     reason: PauseReason,
     /// When a pause that may pass by itself becomes the operator's, or a candidate that nobody promotes is given up.
     deadline: Option<Instant>,
+}
+
+/// What the rollout is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
+enum Purpose {
+    /// The candidate is to be stable.
+    Release,
+    /// The way there is to be gone, and the way back.
+    Rehearsal,
 }
 
 /// How much of the plan there is still to be done.
@@ -216,6 +228,7 @@ impl Controller {
     pub(crate) fn new(plan: Rollout) -> Self {
         Self {
             plan,
+            purpose: Purpose::Release,
             state: State::AwaitReady,
             paused: None,
             pace: Pace::Planned,
@@ -226,6 +239,14 @@ impl Controller {
             trouble: false,
             degraded: false,
             outputs: VecDeque::from([Output::Stage(Stage::Starting)]),
+        }
+    }
+
+    /// Goes all the way to the end of the bake, and back from there.
+    pub(crate) fn rehearsing(plan: Rollout) -> Self {
+        Self {
+            purpose: Purpose::Rehearsal,
+            ..Self::new(plan)
         }
     }
 
@@ -267,6 +288,11 @@ impl Controller {
     /// What the candidate is given now.
     pub(crate) fn share(&self) -> Share {
         self.share
+    }
+
+    /// How long the step or the bake takes at least.
+    pub(crate) fn takes(&self) -> Option<Duration> {
+        self.window().map(|_| self.time_min())
     }
 
     /// How many requests the candidate had answered in all at the last look.
@@ -593,6 +619,12 @@ impl Controller {
             let reason = "promoted all the way".to_owned();
             return self.pass(now, Promotion::Automatic, Cause::Operator { reason });
         }
+        if self.is_rehearsed() {
+            if self.elapsed(now) >= self.plan.bake {
+                self.revert(now, Cause::Rehearsed);
+            }
+            return;
+        }
         if self.trouble {
             return self.wait_for_recovery(now, PauseReason::SharedTrouble);
         }
@@ -620,6 +652,16 @@ impl Controller {
         }
     }
 
+    /// Nothing that a rehearsal lacks keeps it from going back.
+    fn is_rehearsed(&self) -> bool {
+        self.purpose == Purpose::Rehearsal && matches!(self.state, State::Baking(_))
+    }
+
+    fn elapsed(&self, now: Instant) -> Duration {
+        let window = self.window();
+        window.map_or(Duration::ZERO, |window| window.elapsed(now))
+    }
+
     /// What there is too little of for this step or the bake to be over.
     fn lacks(&self) -> Option<PauseReason> {
         let window = self.window()?;
@@ -636,6 +678,9 @@ impl Controller {
 
     /// This step, or the bake, is over. The flip may be somebody else's decision.
     fn pass(&mut self, now: Instant, promotion: Promotion, cause: Cause) {
+        if self.is_rehearsed() {
+            return self.revert(now, Cause::Rehearsed);
+        }
         if let State::Baking(_) = self.state {
             let why = self.explain(now, cause);
             self.state = State::AwaitCommitted { why };
@@ -709,6 +754,11 @@ impl Controller {
     }
 
     fn set_pause(&mut self, now: Instant, paused: Paused) {
+        let is_operators = matches!(paused.reason, PauseReason::Manual | PauseReason::ByHand);
+        if self.purpose == Purpose::Rehearsal && !is_operators {
+            let reason = paused.reason;
+            return self.revert(now, Cause::Paused { reason });
+        }
         self.paused = Some(paused);
         if let Some(window) = self.window_mut() {
             window.elapsed = window.elapsed(now);
@@ -1053,6 +1103,103 @@ mod tests {
             run.wait(SECOND),
             [Output::Stage(Stage::Committing), Output::Commit]
         );
+    }
+
+    impl Run {
+        fn rehearsal() -> Self {
+            let plan = Rollout::blue_green().bake(9 * SECOND);
+            let mut run = Self::new(plan.clone());
+            run.controller = Controller::rehearsing(plan);
+            run.controller.handle_ready(run.now);
+            run.outputs();
+            run
+        }
+
+        fn rehearsal_in_its_bake() -> Self {
+            let mut run = Self::rehearsal();
+            run.controller.handle_checked(run.now, Ok(()));
+            run.outputs();
+            run.controller.handle_flipped(run.now);
+            run.controller
+                .handle_verified(run.now, Side::Candidate, Ok(()));
+            run.outputs();
+            assert_eq!(run.controller.stage(), Stage::Baking);
+            run
+        }
+    }
+
+    fn goes_back(cause: Cause) -> [Output; 3] {
+        let reason = cause.to_string();
+        [
+            Output::SetShare(Share::NONE),
+            Output::RollBack { reason },
+            Output::Stage(Stage::Reverting),
+        ]
+    }
+
+    #[test]
+    fn a_rehearsal_goes_back_after_its_bake_whatever_it_lacks_and_proves_that_stable_serves() {
+        let mut run = Run::rehearsal_in_its_bake();
+        run.controller.handle_trouble(run.now);
+        run.controller.handle_degraded(run.now);
+        run.look(1, Finding::Inconclusive);
+        assert_eq!(run.wait(8 * SECOND), []);
+        assert_eq!(run.wait(SECOND), goes_back(Cause::Rehearsed));
+        let (how, reason) = (Reverted::AfterFlip, "over".to_owned());
+        run.controller.handle_reverted(run.now, how, reason);
+        assert_eq!(run.outputs(), [Output::Verify(Side::Stable)]);
+        run.controller
+            .handle_verified(run.now, Side::Stable, Ok(()));
+        let end = run.outputs();
+        let Verdict {
+            outcome,
+            explanation,
+        } = verdict(&end);
+        assert_eq!(
+            (*outcome, &explanation.cause),
+            (Outcome::RolledBack, &Cause::Rehearsed)
+        );
+    }
+
+    #[test]
+    fn no_promotion_makes_a_rehearsal_commit() {
+        for promote in [Promote::Next, Promote::Full] {
+            let mut run = Run::rehearsal_in_its_bake();
+            run.controller.handle_promote(run.now, promote).unwrap();
+            assert_eq!(run.outputs(), goes_back(Cause::Rehearsed));
+        }
+        let mut run = Run::rehearsal();
+        run.controller
+            .handle_promote(run.now, Promote::Full)
+            .unwrap();
+        run.controller.handle_checked(run.now, Ok(()));
+        assert_eq!(
+            run.outputs(),
+            [Output::Stage(Stage::Flipping), Output::Flip]
+        );
+        run.controller.handle_flipped(run.now);
+        run.controller
+            .handle_verified(run.now, Side::Candidate, Ok(()));
+        assert!(run.outputs().ends_with(&goes_back(Cause::Rehearsed)));
+    }
+
+    #[test]
+    fn what_would_pause_a_rollout_before_its_flip_ends_a_rehearsal() {
+        let mut run = Run::rehearsal();
+        run.controller.handle_degraded(run.now);
+        run.controller.handle_checked(run.now, Ok(()));
+        let reason = PauseReason::CandidateDegraded;
+        let reason = Cause::Paused { reason }.to_string();
+        let abort = [Output::Abort { reason }, Output::Stage(Stage::Reverting)];
+        assert_eq!(run.outputs(), abort);
+    }
+
+    #[test]
+    fn guards_undo_a_rehearsal_as_they_undo_a_release() {
+        let mut run = Run::rehearsal_in_its_bake();
+        let guard = "errors".to_owned();
+        let undone = run.look(9, Finding::Failed);
+        assert_eq!(undone, goes_back(Cause::GuardFailed { guard }));
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub const STALL_AFTER: Duration = Duration::from_secs(2);
 pub const ERROR_LIMIT: u32 = 4;
 /// How long further errors of the same client count as the one that was counted: 1 min.
 pub const CLIENT_WINDOW: Duration = Duration::from_secs(60);
+/// How long connections are counted before and after a flip, to see whether clients still arrive: 30 s.
+pub const ACCEPTS_WINDOW: Duration = Duration::from_secs(30);
+/// How often a generation that serves remembers how many it has accepted, to be able to tell: every 10 s.
+pub const ACCEPTS_SAMPLE: Duration = Duration::from_secs(10);
 /// After how many failed rollouts in a row automatic ones are refused: 3.
 pub const FAILURES_MAX: u32 = 3;
 

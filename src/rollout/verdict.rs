@@ -126,6 +126,8 @@ pub enum Cause {
     },
     /// Nothing yet: it goes on.
     Underway,
+    /// It was a drill, and it is over: the way there has been gone, and the way back.
+    Rehearsed,
     /// Nobody decided on the flip in time.
     NotPromoted,
     /// Something has to be waited for.
@@ -155,6 +157,7 @@ impl fmt::Display for Cause {
             }
             Self::HandoverFailed { reason } => write!(out, "the handover failed: {reason}"),
             Self::Underway => out.write_str("under way"),
+            Self::Rehearsed => out.write_str("the drill is over"),
             Self::NotPromoted => out.write_str("nobody promoted it in time"),
             Self::Paused { reason } => write!(out, "paused: {reason}"),
         }

@@ -6,12 +6,17 @@ use tokio::process::Command;
 
 use crate::operated::{program, run};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 20] = [
     "status",
     "upgrade",
     "promote",
+    "pause",
+    "resume",
+    "share",
     "abort",
     "rollback",
+    "verify",
+    "drill",
     "takeover",
     "generations",
     "history",

@@ -4,12 +4,15 @@
 
 mod cold;
 mod commands;
+mod drill;
 mod flips;
 mod generated;
 mod handing_over;
 mod misuse;
 mod operated;
+mod rollouts;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]
 mod support;
 mod takeover;
+mod verify;

@@ -1,7 +1,7 @@
 //! HTTP clients: over a new connection each time, over one that is kept, and over HTTP/2, with TLS or without.
 
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Empty};
@@ -26,7 +26,8 @@ pub(crate) enum Connections {
 
 pub(crate) struct Http {
     address: SocketAddr,
-    own: IpAddr,
+    /// Where it comes from, if it matters.
+    own: Option<IpAddr>,
     connections: Connections,
     tls: Option<Arc<ClientConfig>>,
     open: Option<Sender>,
@@ -43,7 +44,7 @@ impl Http {
     pub(crate) fn new(address: SocketAddr, connections: Connections) -> Self {
         Self {
             address,
-            own: Ipv4Addr::UNSPECIFIED.into(),
+            own: None,
             connections,
             tls: None,
             open: None,
@@ -52,7 +53,7 @@ impl Http {
 
     /// Comes from this address.
     pub(crate) fn from(mut self, own: impl Into<IpAddr>) -> Self {
-        self.own = own.into();
+        self.own = Some(own.into());
         self
     }
 
@@ -68,9 +69,9 @@ impl Http {
 
     async fn connect(&self) -> Result<Sender, String> {
         let socket = TcpSocket::new_v4().map_err(failed("a socket"))?;
-        socket
-            .bind((self.own, 0).into())
-            .map_err(failed("binding"))?;
+        if let Some(own) = self.own {
+            socket.bind((own, 0).into()).map_err(failed("binding"))?;
+        }
         let stream = socket
             .connect(self.address)
             .await

@@ -128,11 +128,12 @@ async fn canary_promotes_a_good_release_by_itself_and_gives_a_bad_one_up() {
 
     let courses = courses(&seen);
     assert_eq!(courses[&1], "1 2", "the health checker met the canary");
-    let met_the_bad_one = |course: &&String| *course == "1 2 3 2";
-    let met = courses.values().filter(met_the_bad_one).count();
+    let met = courses.values().filter(|course| course.contains('3'));
+    let met = met.count();
     assert!((1..courses.len() * 9 / 10).contains(&met), "{met} clients");
     for (client, course) in &courses {
-        let is_sticky = ["1 2", "1 2 3 2"].contains(&&**course);
+        // Not each of them has asked again since generation 3 was given up.
+        let is_sticky = "1 2 3 2".starts_with(course);
         assert!(is_sticky, "client {client} was sent to and fro: {course}");
     }
     operated.example.stop().await;

@@ -1,8 +1,14 @@
 //! After a flip and a rollback it is found out who accepts.
 
-use handover_load::Signal;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::support::{Service, Setup, assert_no_failure, more_answers, signal};
+use handover_load::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::time::timeout;
+
+use crate::support::{DEADLINE, Service, Setup, assert_no_failure, more_answers, signal};
 
 const LONG_MS: u32 = 60_000;
 
@@ -67,4 +73,55 @@ fn took_ms(service: &Service, successor: u64) -> f64 {
         }
     };
     after("Baking") - after("Verifying")
+}
+
+#[tokio::test]
+async fn a_client_with_the_address_of_one_that_has_asked_is_the_applications() {
+    let service = Setup::new().with("TESTD_BAKE_MS", LONG_MS).start().await;
+    signal(service.pid(), Signal::HUP);
+    service.line("Stage { successor: 2, stage: Baking").await;
+    signal(service.pid(), Signal::USR2);
+    service.line("event 1 rolled-back 2 ").await;
+    let ports = ports_of_those_that_were_closed_by(service.web);
+    assert!(!ports.is_empty(), "nobody has asked");
+    for port in ports {
+        match timeout(DEADLINE, ask_from(port, service.web))
+            .await
+            .unwrap()
+        {
+            Ok(answer) => assert!(answer.starts_with("HTTP/1.1 200 "), "{port}: {answer:?}"),
+            // Somebody else on this machine has it by now.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{port}: {error}"),
+        }
+    }
+}
+
+async fn ask_from(port: u16, server: SocketAddr) -> std::io::Result<String> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((server.ip(), port).into())?;
+    let mut stream = socket.connect(server).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n")
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Peers of this address whose connections the server has closed first: proc_net_tcp.txt of the kernel, where TIME_WAIT
+/// is 06.
+fn ports_of_those_that_were_closed_by(server: SocketAddr) -> Vec<u16> {
+    let IpAddr::V4(ip) = server.ip() else {
+        panic!("{server} is not in this table");
+    };
+    let ip = u32::from_ne_bytes(ip.octets());
+    let own = format!("{ip:08X}:{:04X}", server.port());
+    let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_closed = fields[1] == own && fields[3] == "06";
+        let (_, port) = fields[2].split_once(':').filter(|_| is_closed)?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    connections.lines().skip(1).filter_map(port).collect()
 }

@@ -80,6 +80,14 @@ async fn a_candidate_that_answers_500_at_5_percent_is_aborted_with_3_and_explain
 }
 
 #[tokio::test]
+async fn a_candidate_that_answers_500_to_one_request_in_20_at_5_percent_is_aborted_with_3() {
+    let loaded = Loaded::start(Setup::new()).await;
+    let why = undone(&loaded, "errors=5", &canary_at("5"), "aborted").await;
+    assert_found_by(&why, "errors");
+    loaded.stable_serves_alone(only_500).await;
+}
+
+#[tokio::test]
 async fn a_candidate_that_answers_500_in_its_bake_is_rolled_back_with_3_and_explain_gives_the_numbers()
  {
     let loaded = Loaded::start(Setup::new()).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use handover::control::Strategy;
+use handover::control::{Fault, Strategy};
 use handover::rollout::{By, Network, Promotion, Share};
 use serde_json::{Map, Value};
 
@@ -80,6 +80,18 @@ pub(crate) enum Command {
         /// Comes back as soon as it has begun.
         #[arg(long, overrides_with = "wait")]
         no_wait: bool,
+    },
+    /// Asks fresh connections to every public address who answers them, and ends with 4 if it is not who should.
+    Verify,
+    /// Rehearses flip and rollback on the real listeners: the release that serves takes over from itself, and goes back.
+    /// Ends with 0 if all was as it should be, and with 4 if not.
+    Drill {
+        /// What the candidate is to do wrong: passed if the rollout undoes itself. Only for a service that was built with
+        /// the feature `inject`.
+        #[arg(long, value_enum, value_name = "FAULT")]
+        inject: Option<FaultName>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Becomes a program that takes over from the service, as if the service had started it.
     Takeover {
@@ -251,6 +263,32 @@ pub(crate) enum StrategyName {
     BlueGreen,
     /// The successor gets growing shares of the traffic and is judged by how it does.
     Canary,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum FaultName {
+    /// It dies soon after the flip.
+    Crash,
+    /// It accepts nobody after the flip.
+    Hang,
+    /// It answers a part of its requests with 500.
+    Errors,
+    /// It takes longer for each of its requests.
+    Slow,
+    /// It never says that it is ready.
+    NeverReady,
+}
+
+impl From<FaultName> for Fault {
+    fn from(name: FaultName) -> Self {
+        match name {
+            FaultName::Crash => Self::Crash,
+            FaultName::Hang => Self::Hang,
+            FaultName::Errors => Self::Errors,
+            FaultName::Slow => Self::Slow,
+            FaultName::NeverReady => Self::NeverReady,
+        }
+    }
 }
 
 impl Wait {

@@ -1,8 +1,7 @@
 //! Each command: ask, show the answer, and end with the code that says what became of it.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
@@ -10,13 +9,13 @@ use std::{fs, process};
 
 use clap::CommandFactory;
 use handover::Error;
-use handover::control::{Client, Reply, Request, Strategy, What};
-use indicatif::ProgressBar;
+use handover::control::{Client, Fault, Reply, Request, Strategy};
 
 use crate::arguments::{Arguments, Command};
 use crate::exit::{Exit, io_kind};
 use crate::following::{End, Following};
 use crate::output::{Output, Paint, say};
+use crate::progress::with_progress;
 use crate::{text, watch};
 
 pub(crate) async fn run(arguments: Arguments) -> Exit {
@@ -85,6 +84,14 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         } => {
             let client = client.deadline(timeout);
             answer(output, &client, &Request::Drain { wait: true }).await
+        }
+        Command::Verify => answer(output, &client, &Request::Verify).await,
+        Command::Drill { inject, wait } => {
+            let request = Request::Drill {
+                inject: inject.map(Fault::from),
+                wait: wait.is_wanted(),
+            };
+            await_verdict(output, &client, &request, wait.timeout).await
         }
         Command::Takeover { program } => takeover(output, &client, &program).await,
         Command::Status => answer(output, &client, &Request::Status).await,
@@ -170,6 +177,8 @@ fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
         ) => Exit::of_undoing(upgrade),
         (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
         (_, Reply::Standby { .. } | Reply::Paused { .. }) => Exit::Decide,
+        (_, Reply::Verified { verification }) if !verification.passed => Exit::Degraded,
+        (_, Reply::Drilled { drill }) if !drill.passed => Exit::Degraded,
         _ => Exit::Reached,
     };
     match shown {
@@ -206,6 +215,8 @@ fn in_words(reply: &Reply, paint: Paint) -> String {
         Reply::Generations { generations } => text::generations(generations, paint),
         Reply::History { upgrades } => text::history(upgrades, paint),
         Reply::Drain(drain) => text::drain(drain),
+        Reply::Verified { verification } => text::verification(verification, paint),
+        Reply::Drilled { drill } => text::drill(drill, paint),
         Reply::Stopping => "the service stops".to_owned(),
         other => format!("{other:?}"),
     }
@@ -230,35 +241,6 @@ async fn events(output: Output, client: &Client) -> Exit {
             return Exit::Reached; // nobody reads any more
         }
     }
-}
-
-/// Shows on a terminal how far it is, while it waits.
-async fn with_progress<T>(output: Output, client: &Client, work: impl Future<Output = T>) -> T {
-    if output.json || !io::stderr().is_terminal() {
-        return work.await;
-    }
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let telling = async {
-        // Without it there is only no progress to be seen.
-        if let Ok(mut following) = Following::begin(client).await {
-            while let Ok(happened) = following.next().await {
-                match happened.what {
-                    What::Phase {
-                        successor, phase, ..
-                    } => bar.set_message(format!("upgrade to generation {successor}: {phase}")),
-                    _ => bar.set_message(text::happened(&happened)),
-                }
-            }
-        }
-        std::future::pending::<Infallible>().await
-    };
-    let outcome = tokio::select! {
-        outcome = work => outcome,
-        never = telling => match never {},
-    };
-    bar.finish_and_clear();
-    outcome
 }
 
 fn takes_its_time(request: &Request) -> bool {

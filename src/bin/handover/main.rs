@@ -2,9 +2,11 @@
 
 mod arguments;
 mod commands;
+mod curves;
 mod exit;
 mod following;
 mod output;
+mod progress;
 mod text;
 mod view;
 mod watch;

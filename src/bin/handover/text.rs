@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
-    ClassWork, DrainState, Elder, ForwardedCounts, ForwardingState, Generation, Happened, Role,
-    Rollback, RollbackKind, RolloutState, Status, Upgrade, Verdict, What,
+    ClassWork, DrainState, Drill, Elder, ForwardedCounts, ForwardingState, Found, Generation,
+    Happened, Losses, Role, Rollback, RollbackKind, RolloutState, SideState, Status, Upgrade,
+    Verdict, Verification, VerifiedAddress, What,
 };
-use handover::rollout::{Explanation, Until};
+use handover::rollout::{By, Explanation, Until};
 
 use crate::output::Paint;
 
@@ -35,6 +36,15 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
     }
     if let Some(back) = &status.rollback {
         lines.push(format!("rollback    {}", rollback(back)));
+    }
+    if let Some(drill) = &status.drill {
+        lines.push(format!("rehearsed   {}", rehearsed(drill, paint)));
+    }
+    if let Some(verification) = &status.verification {
+        lines.push(format!("verified    {}", verified(verification, paint)));
+    }
+    if let Some(counts) = status.counts.as_ref().filter(|counts| counts.requests > 0) {
+        lines.push(format!("counted     {}", side(counts)));
     }
     lines.extend(
         status
@@ -76,7 +86,30 @@ fn rollback(rollback: &Rollback) -> String {
 
 /// Where a rollout is, and what the guards have read.
 pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
-    let lines = explanation(&rollout.explanation);
+    let mut lines = explanation(&rollout.explanation);
+    let of = match rollout.by {
+        By::Connection => "connections by connection",
+        By::Client => "connections by client",
+        By::Request => "requests",
+    };
+    if let Some(first) = lines.first_mut() {
+        first.push_str(match rollout.is_drill {
+            true => " (a drill: it goes back by itself)",
+            false => "",
+        });
+    }
+    let sides = [
+        ("candidate", &rollout.candidate),
+        ("stable", &rollout.stable),
+    ];
+    lines.extend(sides.into_iter().filter_map(|(name, counts)| {
+        let counts = counts.as_ref()?;
+        Some(format!(
+            "{name:<12}generation {}: {}",
+            counts.generation,
+            side(counts)
+        ))
+    }));
     let pause = rollout.pause.map(|pause| {
         let until = match pause.until {
             Until::Operator => "until somebody decides",
@@ -87,7 +120,8 @@ pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
             paint.bad(&pause.reason.to_string())
         )
     });
-    let forwarded = rollout.forwarding.as_ref().map(forwarded);
+    let forwarded = rollout.forwarding.as_ref();
+    let forwarded = forwarded.map(|forwarding| self::forwarded(forwarding, of));
     lines
         .into_iter()
         .chain(forwarded)
@@ -97,7 +131,7 @@ pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
 }
 
 /// What became of the candidate's share.
-fn forwarded(forwarding: &ForwardingState) -> String {
+fn forwarded(forwarding: &ForwardingState, of: &str) -> String {
     let part = |part: Option<f64>| match part {
         Some(part) => format!("{:.2} %", part * 100.0),
         None => "nothing yet".to_owned(),
@@ -111,7 +145,7 @@ fn forwarded(forwarding: &ForwardingState) -> String {
         ..
     } = forwarding.total;
     let mut line = format!(
-        "forwarded   {} of the connections, {} begun ({forwarded} so far: {begun} begun, {taken_back} taken back)",
+        "forwarded   {} of the {of}, {} begun ({forwarded} so far: {begun} begun, {taken_back} taken back)",
         part(forwarding.assigned),
         part(forwarding.begun)
     );
@@ -121,6 +155,157 @@ fn forwarded(forwarding: &ForwardingState) -> String {
         }
     }
     line
+}
+
+/// What one side has counted.
+pub(crate) fn side(counts: &SideState) -> String {
+    let SideState {
+        requests,
+        errors,
+        slow,
+        shed,
+        in_flight,
+        rate,
+        ..
+    } = counts;
+    let mut line = format!("{requests} requests, {errors} errors, {slow} slow");
+    if *shed > 0 {
+        line.push_str(&format!(", {shed} turned away"));
+    }
+    if *in_flight > 0 {
+        line.push_str(&format!(", {in_flight} under way"));
+    }
+    if let Some(rate) = rate {
+        line.push_str(&format!(", {rate:.1} in a second"));
+    }
+    for (name, took) in [("median", counts.p50_us), ("p99", counts.p99_us)] {
+        if let Some(took) = took {
+            line.push_str(&format!(", {name} {}", micros(took)));
+        }
+    }
+    line
+}
+
+/// One line about the last drill.
+fn rehearsed(drill: &Drill, paint: Paint) -> String {
+    let ago = age(drill.at_ms);
+    let fault = drill.fault.map(|fault| format!(" with a fault ({fault})"));
+    let fault = fault.unwrap_or_default();
+    if !drill.passed {
+        let failed = paint.bad("failed");
+        return format!("{ago} ago{fault}, {failed}: {}", drill.reason);
+    }
+    let took = drill.rollback_took_us.map(|took| match drill.fault {
+        None => format!(", instant, {}", micros(took)),
+        Some(_) => format!(", undone by itself, {}", micros(took)),
+    });
+    let Losses {
+        missed,
+        taken_back,
+        lost,
+        ..
+    } = drill.losses;
+    let lost = u64::from(missed) + taken_back + lost;
+    format!("{ago} ago{fault}{}, {lost} lost", took.unwrap_or_default())
+}
+
+/// A drill in full.
+pub(crate) fn drill(drill: &Drill, paint: Paint) -> String {
+    let verdict = match drill.passed {
+        true => paint.good("passed"),
+        false => paint.bad("failed"),
+    };
+    let kind = match drill.fault {
+        None => "drill".to_owned(),
+        Some(fault) => format!("drill with a fault ({fault})"),
+    };
+    let mut lines = vec![format!(
+        "{kind} {verdict} in {}: {}",
+        millis(drill.took_ms),
+        drill.reason
+    )];
+    let flips = [
+        ("flip", drill.flip_took_us),
+        ("rollback", drill.rollback_took_us),
+    ];
+    lines.extend(
+        flips
+            .into_iter()
+            .filter_map(|(name, took)| Some(format!("{name:<12}{}", micros(took?)))),
+    );
+    let Losses {
+        missed,
+        taken_back,
+        lost,
+        ..
+    } = drill.losses;
+    lines.push(format!(
+        "lost        {missed} connections of verifications missed, {taken_back} taken back, {lost} lost"
+    ));
+    lines.push(format!(
+        "candidate   generation {}: {} requests, {} errors",
+        drill.generation, drill.requests, drill.errors
+    ));
+    lines.extend(
+        drill
+            .guards
+            .iter()
+            .map(|reading| format!("guard       {reading}")),
+    );
+    lines.extend(
+        drill
+            .verifications
+            .iter()
+            .map(|one| format!("verified    {}", verified(one, paint))),
+    );
+    lines.join("\n")
+}
+
+/// One verification in one line.
+fn verified(verification: &Verification, paint: Paint) -> String {
+    let result = match verification.passed {
+        true => {
+            let passed = |address: &&VerifiedAddress| address.result == Found::Passed;
+            let count = verification.addresses.iter().filter(passed).count();
+            format!("{} at {count} addresses", paint.good("passed"))
+        }
+        false => format!("{}: {}", paint.bad("failed"), verification.reason),
+    };
+    format!(
+        "generation {} {result}, {} ago, in {}",
+        verification.generation,
+        age(verification.at_ms),
+        micros(verification.took_us)
+    )
+}
+
+/// A verification as a table.
+pub(crate) fn verification(verification: &Verification, paint: Paint) -> String {
+    let mut lines = vec![verified(verification, paint)];
+    lines.extend(verification.addresses.iter().map(|one| {
+        let (result, rest) = match one.result {
+            Found::Passed => (
+                paint.good("passed "),
+                format!(
+                    "{} connections, {} missed, {}",
+                    one.connections,
+                    one.missed,
+                    micros(one.took_us)
+                ),
+            ),
+            Found::Failed => (
+                paint.bad("failed "),
+                format!(
+                    "{} connections, {} missed: {}",
+                    one.connections, one.missed, one.why
+                ),
+            ),
+            Found::Skipped => ("skipped".to_owned(), one.why.clone()),
+            _ => ("unknown".to_owned(), one.why.clone()),
+        };
+        format!("  {result}  {:<12} {:<24} {rest}", one.name, one.address)
+    }));
+    lines.join("\n")
 }
 
 fn explanation(explanation: &Explanation) -> Vec<String> {
@@ -217,6 +402,8 @@ pub(crate) fn history(upgrades: &[Upgrade], paint: Paint) -> String {
 /// One upgrade in one line.
 pub(crate) fn upgrade(upgrade: &Upgrade, paint: Paint) -> String {
     let verdict = match upgrade.verdict {
+        _ if upgrade.drill.as_ref().is_some_and(|drill| drill.passed) => paint.good("drill passed"),
+        _ if upgrade.drill.is_some() => paint.bad("drill failed"),
         Verdict::Committed => paint.good("committed"),
         Verdict::Aborted => paint.bad("aborted"),
         Verdict::RolledBack => paint.bad("rolled back"),
@@ -264,6 +451,28 @@ pub(crate) fn explain(upgrade: Option<&Upgrade>, paint: Paint) -> String {
     if let Some(explanation) = &upgrade.explanation {
         lines.push(format!("decided     {}", explanation.cause));
         lines.extend(self::explanation(explanation));
+    }
+    for (name, counts) in [
+        ("candidate", &upgrade.candidate),
+        ("stable", &upgrade.stable),
+    ] {
+        if let Some(counts) = counts {
+            lines.push(format!("{name:<12}{}", side(counts)));
+        }
+    }
+    let forwarding = upgrade.forwarding.as_ref();
+    if let Some(forwarding) = forwarding.filter(|it| it.total.accepted > 0) {
+        let ForwardedCounts {
+            accepted,
+            picked,
+            begun,
+            taken_back,
+            lost,
+            ..
+        } = forwarding.total;
+        lines.push(format!(
+            "forwarded   {picked} of {accepted} connections picked, {begun} begun, {taken_back} taken back, {lost} lost"
+        ));
     }
     if let Some(pid) = upgrade.pid {
         let end = upgrade
@@ -391,6 +600,14 @@ pub(crate) fn happened(happened: &Happened) -> String {
     };
     let what = what.lines().collect::<Vec<_>>().join(" | ");
     format!("{} [{}] {what}", clock(happened.at_ms), happened.to)
+}
+
+/// The same for short ones.
+pub(crate) fn micros(micros: u64) -> String {
+    match micros {
+        0..1_000_000 => format!("{:.1?}", Duration::from_micros(micros)),
+        _ => millis(micros / 1_000),
+    }
 }
 
 /// A length of time as people say it, to two units.

@@ -4,16 +4,24 @@ use std::collections::VecDeque;
 
 use handover::control::{Generation, Happened, Role, Status};
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
-use ratatui::widgets::{Block, Paragraph};
+use ratatui::widgets::{Block, Gauge, Paragraph, Sparkline};
 
+use crate::curves::Curves;
 use crate::output::Paint;
 use crate::text;
 
 /// Events that are remembered: more than fit on any screen.
 const EVENTS_KEPT: usize = 200;
+
+/// Of the rollout, its guards included.
+const ROLLOUT_LINES_MAX: u16 = 8;
+/// Of one curve.
+const CURVE_HEIGHT: u16 = 2;
+/// Of three curves and their border.
+const CURVES_HEIGHT: u16 = 3 * CURVE_HEIGHT + 2;
 
 /// The last that was heard of a service.
 #[derive(Debug, Default)]
@@ -22,10 +30,24 @@ pub(crate) struct View {
     generations: Vec<Generation>,
     events: VecDeque<String>,
     trouble: Option<String>,
+    /// Of the generation that answers.
+    stable: Curves,
+    /// Of the one that an upgrade under way is to.
+    candidate: Curves,
 }
 
 impl View {
     pub(crate) fn set_status(&mut self, status: Status) {
+        // The clock of the process that answers, which the time of day does not move.
+        let at_ms = status.uptime_ms;
+        if let Some(counts) = &status.counts {
+            self.stable.add(at_ms, counts);
+        }
+        let rollout = status.upgrade.as_ref().and_then(|now| now.rollout.as_ref());
+        match rollout.and_then(|rollout| rollout.candidate.as_ref()) {
+            Some(counts) => self.candidate.add(at_ms, counts),
+            None => self.candidate = Curves::default(),
+        }
         self.status = Some(status);
         self.trouble = None;
     }
@@ -48,9 +70,16 @@ impl View {
 
     pub(crate) fn draw(&self, frame: &mut Frame<'_>) {
         let alive = u16::try_from(self.generations.len()).unwrap_or(u16::MAX);
-        let [head, generations, drain, events, foot] = Layout::vertical([
+        let rollout = self.rollout();
+        let told = rollout.as_ref().map_or(0, |(_, lines)| lines.len());
+        let told = u16::try_from(told)
+            .unwrap_or(u16::MAX)
+            .min(ROLLOUT_LINES_MAX);
+        let [head, generations, rolling, traffic, drain, events, foot] = Layout::vertical([
             Constraint::Length(3),
             Constraint::Length(alive.clamp(1, 6) + 2),
+            Constraint::Length(rollout.as_ref().map_or(0, |_| told + 3)),
+            Constraint::Length(CURVES_HEIGHT),
             Constraint::Length(4),
             Constraint::Min(3),
             Constraint::Length(1),
@@ -58,10 +87,53 @@ impl View {
         .areas(frame.area());
         frame.render_widget(boxed("service", vec![self.head()]), head);
         frame.render_widget(boxed("generations", self.alive()), generations);
+        if let Some((share, lines)) = rollout {
+            draw_rollout(frame, rolling, share, lines);
+        }
+        self.draw_traffic(frame, traffic);
         frame.render_widget(boxed("in flight", self.drain()), drain);
         let room = usize::from(events.height.saturating_sub(2));
         frame.render_widget(boxed("events", self.last_events(room)), events);
         frame.render_widget(Paragraph::new("q: quit"), foot);
+    }
+
+    /// The candidate's share, from 0 to 1, and what there is to say of the rollout, its guards included.
+    fn rollout(&self) -> Option<(f64, Vec<Line<'static>>)> {
+        let upgrade = self.status.as_ref()?.upgrade.as_ref()?;
+        let rollout = upgrade.rollout.as_ref()?;
+        let share = f64::from(rollout.explanation.share.parts()) / 10_000.0;
+        let text = text::rollout(rollout, Paint::Plain);
+        let lines = text.lines().map(|line| {
+            let style = match line.split_whitespace().next() {
+                Some("paused") => Style::new().fg(Color::Yellow),
+                Some("guard") if line.contains(" failed") => Style::new().fg(Color::Red),
+                _ => Style::new(),
+            };
+            Line::styled(line.to_owned(), style)
+        });
+        Some((share, lines.collect()))
+    }
+
+    /// One column for each side that has counted something.
+    fn draw_traffic(&self, frame: &mut Frame<'_>, area: Rect) {
+        let sides = [("stable", &self.stable), ("candidate", &self.candidate)];
+        let known: Vec<_> = sides
+            .into_iter()
+            .filter_map(|(name, curves)| Some((name, curves, curves.side()?.generation)))
+            .collect();
+        let columns = Layout::horizontal(vec![Constraint::Fill(1); known.len().max(1)]).split(area);
+        if known.is_empty() {
+            let nothing = boxed("traffic", vec![Line::raw("nothing is counted")]);
+            return frame.render_widget(nothing, area);
+        }
+        let is_rollout = known.len() > 1;
+        for ((name, curves, generation), column) in known.into_iter().zip(columns.iter()) {
+            let title = match is_rollout {
+                true => format!("{name}, generation {generation}"),
+                false => format!("generation {generation}"),
+            };
+            draw_curves(frame, *column, title, curves);
+        }
     }
 
     fn head(&self) -> Line<'static> {
@@ -100,6 +172,56 @@ impl View {
             .cloned()
             .map(Line::raw)
             .collect()
+    }
+}
+
+fn draw_rollout(frame: &mut Frame<'_>, area: Rect, share: f64, lines: Vec<Line<'static>>) {
+    let outer = Block::bordered().title("rollout");
+    let [bar, told] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(outer.inner(area));
+    let gauge = Gauge::default()
+        .gauge_style(Style::new().fg(Color::Cyan))
+        .ratio(share.clamp(0.0, 1.0))
+        .label(format!("{:.2} % to the candidate", share * 100.0));
+    frame.render_widget(outer, area);
+    frame.render_widget(gauge, bar);
+    frame.render_widget(Paragraph::new(lines), told);
+}
+
+fn draw_curves(frame: &mut Frame<'_>, area: Rect, title: String, curves: &Curves) {
+    let outer = Block::bordered().title(title);
+    let inner = outer.inner(area);
+    frame.render_widget(outer, area);
+    let last = |curve: &VecDeque<u64>| curve.back().copied().unwrap_or(0);
+    let rows = [
+        (
+            format!("{} requests/s", last(&curves.requests)),
+            &curves.requests,
+            Color::Green,
+        ),
+        (
+            format!("{:.2} errors/s", last(&curves.errors) as f64 / 100.0),
+            &curves.errors,
+            Color::Red,
+        ),
+        (
+            format!("p99 {}", text::micros(last(&curves.latency))),
+            &curves.latency,
+            Color::Yellow,
+        ),
+    ];
+    let places = Layout::vertical([Constraint::Length(CURVE_HEIGHT); 3]).split(inner);
+    for ((label, curve, colour), place) in rows.into_iter().zip(places.iter()) {
+        let [words, line] =
+            Layout::horizontal([Constraint::Length(18), Constraint::Min(0)]).areas(*place);
+        let room = usize::from(line.width);
+        let newest = curve.iter().skip(curve.len().saturating_sub(room));
+        let newest: Vec<u64> = newest.copied().collect();
+        frame.render_widget(Paragraph::new(label), words);
+        let sparkline = Sparkline::default()
+            .data(newest)
+            .style(Style::new().fg(colour));
+        frame.render_widget(sparkline, line);
     }
 }
 
@@ -164,6 +286,57 @@ mod tests {
         }
     }
 
+    /// A canary whose candidate errs, at two looks.
+    fn canary() -> View {
+        let mut view = View::default();
+        for (uptime_ms, requests, errors) in [(1_000, 100, 1), (2_000, 142, 4)] {
+            view.set_status(of_json(&format!(
+                r#"{{"generation":1,"pid":10,"role":"incumbent","uptime_ms":{uptime_ms},
+                    "counts":{{"generation":1,"requests":{},"p99_us":1500}},
+                    "upgrade":{{"generation":2,"phase":"standby","rollout":{{
+                        "by":"client","pause":{{"reason":"shared_trouble","until":"recovery"}},
+                        "explanation":{{"cause":"underway","stage":"shifting","step":[2,4],"share":500,"units":42,
+                            "units_min":300,"elapsed_ms":9000,"stable_unverified":null,"guards":[
+                            {{"guard":"errors","finding":"failed","text":"candidate 4/142","figures":[]}}]}},
+                        "candidate":{{"generation":2,"requests":{requests},"errors":{errors},"p99_us":250000}}}}}}}}"#,
+                uptime_ms * 7
+            )));
+        }
+        view
+    }
+
+    #[test]
+    fn a_rollout_shows_share_guards_and_the_curves_of_both_sides() {
+        let screen = drawn(&canary(), 160, 40);
+        for part in [
+            "5.00 % to the candidate",
+            "shifting at 5 %, step 2 of 4, 42 of 300 requests",
+            "paused      both sides fail",
+            "guard       errors failed: candidate 4/142",
+            "stable, generation 1",
+            "candidate, generation 2",
+            "7000 requests/s",
+            "42 requests/s",
+            "3.00 errors/s",
+            "p99 250.0ms",
+            "\u{2588}",
+        ] {
+            assert!(screen.contains(part), "{part:?} is not in\n{screen}");
+        }
+    }
+
+    #[test]
+    fn the_curves_of_a_candidate_go_with_it() {
+        let mut view = canary();
+        view.set_status(of_json(
+            r#"{"generation":1,"pid":10,"role":"incumbent","uptime_ms":3000,
+                "counts":{"generation":1,"requests":15000}}"#,
+        ));
+        let screen = drawn(&view, 160, 40);
+        assert!(!screen.contains("candidate"), "{screen}");
+        assert!(screen.contains("1000 requests/s"), "{screen}");
+    }
+
     #[test]
     fn what_was_heard_last_stays_when_nobody_answers() {
         let mut view = busy();
@@ -197,6 +370,7 @@ mod tests {
     fn a_terminal_of_any_size_is_drawn_on() {
         for (width, height) in [(1, 1), (3, 2), (20, 5), (300, 100)] {
             drawn(&busy(), width, height);
+            drawn(&canary(), width, height);
         }
     }
 }

@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 use super::share::Share;
 
 mod absolute;
+mod accepts;
 mod clients;
 mod relative;
 mod set;
@@ -53,6 +54,7 @@ mod stall;
 mod trouble;
 
 pub use absolute::Absolute;
+pub(crate) use accepts::{Accepts, Expected, Fallen};
 pub use clients::{CLIENTS_MAX, Clients};
 pub use relative::Relative;
 pub use set::Guards;
