@@ -521,6 +521,10 @@ impl Directing {
 }
 
 // For requests.
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "only HTTP has requests")
+)]
 impl Directing {
     /// Whether the candidate is to answer a request.
     pub(super) fn wants_request(&self, listener: &str, asker: Asker<'_>) -> bool {

@@ -21,6 +21,10 @@
 
 mod adopter;
 mod directing;
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "only HTTP has requests")
+)]
 mod requests;
 #[cfg(test)]
 mod tests;
@@ -28,7 +32,9 @@ mod word;
 
 pub(crate) use self::adopter::adopt;
 pub(crate) use self::directing::{Counts, Director, End, Standing, Watched};
-pub(crate) use self::requests::{Asker, Fate, Key, Route, Splitter};
+pub(crate) use self::requests::Splitter;
+#[cfg(feature = "http")]
+pub(crate) use self::requests::{Asker, Fate, Key, Route};
 
 /// The slot in which the candidate is offered its end.
 pub(crate) const SLOT: &str = "handover.director";

@@ -66,6 +66,10 @@ impl Pick {
 
     /// Which side gets a request. The lists go by its peer, and the share by whom the request is of: `None` is nobody, and a
     /// coin of 64 bits decides.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "only HTTP has requests")
+    )]
     pub(crate) fn request(
         &self,
         peer: Option<IpAddr>,
