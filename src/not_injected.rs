@@ -7,7 +7,7 @@ pub(crate) const IS_POSSIBLE: bool = false;
 
 /// What this generation does wrong: nothing.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Injected;
+pub(crate) struct Injected {}
 
 impl Injected {
     /// An incumbent of another build has asked for it.

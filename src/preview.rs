@@ -194,7 +194,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::listen::{Adopted, ListenOptions, Table};
+    use crate::listen::{self, Adopted, ListenOptions, Table};
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -213,16 +213,22 @@ mod tests {
             .unwrap()
     }
 
+    fn listening() -> (TempDir, Arc<Table>, listen::TcpListener) {
+        let (directory, table) = (TempDir::new().unwrap(), Arc::new(Table::default()));
+        let loopback = ["127.0.0.1:0".parse().unwrap()];
+        let web = table.tcp("web", &loopback, &ListenOptions::new()).unwrap();
+        (directory, table, web)
+    }
+
     async fn within<F: Future>(future: F) -> F::Output {
         timeout(DEADLINE, future).await.unwrap()
     }
 
     #[tokio::test]
     async fn what_connects_reaches_the_listener_behind_its_shut_gate_and_talks_both_ways() {
-        let (directory, table) = (TempDir::new().unwrap(), Arc::new(Table::default()));
+        let (directory, table, web) = listening();
         let loopback = ["127.0.0.1:0".parse().unwrap()];
         let options = ListenOptions::new();
-        let web = table.tcp("web", &loopback, &options).unwrap();
         let api = directory.path().join("api");
         let api = table.unix("a/p i", &api, &options).await.unwrap();
         table.std_tcp("own", &loopback, &options).unwrap();
@@ -257,9 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn they_go_when_they_are_dropped_and_what_came_by_them_goes_on() {
-        let (directory, table) = (TempDir::new().unwrap(), Arc::new(Table::default()));
-        let loopback = ["127.0.0.1:0".parse().unwrap()];
-        let web = table.tcp("web", &loopback, &ListenOptions::new()).unwrap();
+        let (directory, table, web) = listening();
         let endpoints = open(&table, &directory, &[]).await;
         let path = endpoints.known()[0].path.clone();
         let mut client = UnixStream::connect(&path).await.unwrap();
@@ -272,9 +276,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_nobody_will_accept_is_sent_away() {
-        let (directory, table) = (TempDir::new().unwrap(), Arc::new(Table::default()));
-        let loopback = ["127.0.0.1:0".parse().unwrap()];
-        let web = table.tcp("web", &loopback, &ListenOptions::new()).unwrap();
+        let (directory, table, web) = listening();
         let endpoints = open(&table, &directory, &[]).await;
         drop(web);
         let mut client = UnixStream::connect(&endpoints.known()[0].path)

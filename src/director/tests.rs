@@ -42,6 +42,13 @@ struct Pair {
     end: Option<OwnedFd>,
 }
 
+/// Two generations that accept all the time, and answer each connection with `s` or `c`.
+struct Served {
+    stable: Table,
+    candidate: Table,
+    director: Director,
+}
+
 fn plan() -> Rollout {
     Rollout::canary([1]).by(By::Connection)
 }
@@ -75,6 +82,16 @@ fn pair(deadline: Duration, plan: &Rollout) -> Pair {
 }
 
 impl Pair {
+    fn serve_both(self) -> Served {
+        serve(self.ours, b"s");
+        serve(self.theirs, b"c");
+        Served {
+            stable: self.stable,
+            candidate: self.candidate,
+            director: self.director,
+        }
+    }
+
     fn adopter(&mut self) -> Adopter {
         Adopter::begin(self.end.take().unwrap(), &self.candidate).unwrap()
     }
@@ -442,16 +459,11 @@ async fn a_connection_is_never_served_by_both_sides_when_it_is_taken_back() {
         let adopter = pair.adopter();
         pair.director.set_share(Share::FULL);
         let clients: Vec<_> = (0..40).map(|_| connect(pair.address())).collect();
-        let Pair {
+        let Served {
             stable,
-            ours,
             candidate,
-            theirs,
             director,
-            ..
-        } = pair;
-        serve(ours, b"s");
-        serve(theirs, b"c");
+        } = pair.serve_both();
         let director = Arc::new(director);
         let revoking = Arc::clone(&director);
         let at = round as u64 % 40;
@@ -501,16 +513,9 @@ async fn of_50_000_connections_the_candidate_gets_its_share_within_binomial_erro
     let mut pair = pair(NEVER, &plan());
     let _adopter = pair.adopter();
     let address = pair.address();
-    let Pair {
-        ours,
-        theirs,
-        director,
-        ..
-    } = pair;
-    serve(ours, b"s");
-    serve(theirs, b"c");
+    let served = pair.serve_both();
     for percent in [1, 10, 50] {
-        director.set_share(Share::percent(percent));
+        served.director.set_share(Share::percent(percent));
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 std::thread::spawn(move || {
@@ -529,7 +534,7 @@ async fn of_50_000_connections_the_candidate_gets_its_share_within_binomial_erro
             f64::from(percent) / 100.0,
             by_candidate as f64 / CONNECTIONS as f64,
         );
-        let since = director.standing().since;
+        let since = served.director.standing().since;
         println!("{percent} %: {:.3} % of {CONNECTIONS}", observed * 100.0);
         assert_eq!(
             (since.accepted, since.kept, since.taken_back, since.lost),
@@ -545,17 +550,10 @@ async fn no_client_changes_side_while_the_share_grows() {
     let mut pair = pair(NEVER, &plan().by(By::Client));
     let _adopter = pair.adopter();
     let address = pair.address();
-    let Pair {
-        ours,
-        theirs,
-        director,
-        ..
-    } = pair;
-    serve(ours, b"s");
-    serve(theirs, b"c");
+    let served = pair.serve_both();
     let mut before: BTreeSet<u8> = BTreeSet::new();
     for percent in [1, 5, 10, 25, 50, 75, 100] {
-        director.set_share(Share::percent(percent));
+        served.director.set_share(Share::percent(percent));
         for _ in 0..3 {
             let asking = tokio::task::spawn_blocking(move || {
                 let of = |client: &u8| {

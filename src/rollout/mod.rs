@@ -52,4 +52,4 @@ pub use plan::{
 };
 pub use share::{Share, ShareError};
 pub use side::Side;
-pub use verdict::{Cause, Exit, Explanation, Outcome, Pause, PauseReason, Stage, Until, Verdict};
+pub use verdict::{Cause, Explanation, Outcome, Pause, PauseReason, Stage, Until, Verdict};

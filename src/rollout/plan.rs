@@ -19,7 +19,8 @@ pub const STEP_MIN: Duration = Duration::from_secs(2 * 60);
 pub const UNITS_MIN: u64 = 300;
 /// How long a step or a bake may wait for that many before the rollout is paused: 10 min.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(10 * 60);
-/// How long a candidate's first requests are kept from the guards, for cold caches: 30 s, or [`WARM_UP_UNITS`].
+/// How long a candidate's first requests, and its first after the flip, are kept from the guards, for cold caches: 30 s,
+/// or [`WARM_UP_UNITS`].
 pub const WARM_UP: Duration = Duration::from_secs(30);
 /// How many requests end the warm-up early: 50.
 pub const WARM_UP_UNITS: u64 = 50;

@@ -259,44 +259,6 @@ impl fmt::Display for PauseReason {
     }
 }
 
-/// What the operator's command ends with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// 0: what was asked for is so.
-    Reached = 0,
-    /// 1: the command was wrong, or failed by itself.
-    Usage = 1,
-    /// 2: refused; nothing has changed.
-    Refused = 2,
-    /// 3: undone; stable serves.
-    Aborted = 3,
-    /// 4: somebody has to look.
-    Degraded = 4,
-    /// 5: the wait has timed out; the rollout goes on.
-    TimedOut = 5,
-    /// 6: paused; somebody has to decide.
-    Paused = 6,
-}
-
-impl Exit {
-    /// The number for the shell.
-    pub const fn code(self) -> u8 {
-        self as u8
-    }
-}
-
-/// Of a command that waits for a rollout.
-impl From<Outcome> for Exit {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Promoted => Self::Reached,
-            Outcome::Aborted | Outcome::RolledBack => Self::Aborted,
-            Outcome::Degraded => Self::Degraded,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::guard::{Figure, Finding};
@@ -335,20 +297,5 @@ mod tests {
             "the guard \"errors\" found the candidate worse; shifting at 5 % with 208 of 300 requests; errors failed: \
              candidate 3/412"
         );
-    }
-
-    #[test]
-    fn exit_codes_are_those_that_scripts_know() {
-        let outcomes = [
-            (Outcome::Promoted, 0),
-            (Outcome::Aborted, 3),
-            (Outcome::RolledBack, 3),
-            (Outcome::Degraded, 4),
-        ];
-        for (outcome, code) in outcomes {
-            assert_eq!(Exit::from(outcome).code(), code);
-        }
-        let rest = [Exit::Usage, Exit::Refused, Exit::TimedOut, Exit::Paused];
-        assert_eq!(rest.map(Exit::code), [1, 2, 5, 6]);
     }
 }

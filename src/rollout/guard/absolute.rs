@@ -215,7 +215,7 @@ mod tests {
     fn a_tail_is_judged_by_how_well_stables_is_known() {
         let slow = |known| Absolute::slow(history(known, 0), Share::percent(5), 0.005);
         let seen = Counts {
-            slow: 30,
+            slow: 40,
             ..history(1_000, 0)
         };
         assert_eq!(slow(100_000).observe(seen), Finding::Failed);

@@ -33,11 +33,14 @@ impl fmt::Debug for OwnGuards {
 ///
 /// While both sides serve, errors and slow requests are compared; from the flip on they are judged by stable's history,
 /// for there is nothing left to compare with. The allowance for false aborts is divided among those that are armed at
-/// the same time. The first requests of a candidate are kept from all of them.
+/// the same time. The first requests of a candidate are kept from all of them, and so
+/// are the first after its flip.
 #[derive(Debug)]
 pub struct Guards {
     plan: Rollout,
     warm_up: WarmUp,
+    /// How many requests the candidate had answered when it began to warm up.
+    warm_from: u64,
     last: Sides,
     /// What had been counted when the guards that are armed now began to watch.
     base: Sides,
@@ -75,6 +78,7 @@ impl Guards {
         Self {
             plan: plan.clone(),
             warm_up: WarmUp::Ahead,
+            warm_from: 0,
             last: Sides::default(),
             base: Sides::default(),
             armed,
@@ -103,6 +107,10 @@ impl Guards {
         if let Armed::Shift(_) = self.armed {
             let (alpha, worst) = (alpha(&self.plan), self.plan.worst_rate);
             self.base = self.last;
+            if self.plan.warm_up_units > 0 {
+                // All of the traffic at once is more than it has seen so far, and it has it in the middle of a flip.
+                (self.warm_up, self.warm_from) = (WarmUp::Ahead, self.last.candidate.requests);
+            }
             self.armed = Armed::Bake(Box::new([
                 Absolute::errors(history, worst, alpha),
                 Absolute::slow(history, worst, alpha),
@@ -145,11 +153,11 @@ impl Guards {
     }
 
     fn is_warming(&mut self, now: Duration, sides: &Sides) -> bool {
-        let enough = sides.candidate.requests >= self.plan.warm_up_units;
+        let warming = sides.candidate.requests.saturating_sub(self.warm_from);
         match self.warm_up {
             WarmUp::Over => return false,
-            _ if enough => self.warm_up = WarmUp::Over,
-            WarmUp::Ahead if sides.candidate.requests > 0 => self.warm_up = WarmUp::Since(now),
+            _ if warming >= self.plan.warm_up_units => self.warm_up = WarmUp::Over,
+            WarmUp::Ahead if warming > 0 => self.warm_up = WarmUp::Since(now),
             WarmUp::Ahead => {}
             WarmUp::Since(begun) if now.saturating_sub(begun) >= self.plan.warm_up => {
                 self.warm_up = WarmUp::Over;
@@ -271,6 +279,22 @@ mod tests {
             let readings = guards.look(second * SECOND, &sides(counts(3, 0), counts(50, 0)));
             assert_eq!(!readings.is_empty(), is_warm, "{second}");
         }
+    }
+
+    #[test]
+    fn a_candidate_with_a_share_warms_up_once_more_when_it_gets_the_rest() {
+        let mut guards = Guards::new(&Rollout::canary([5]));
+        for (second, requests) in [(1, 10), (2, 60), (3, 100)] {
+            guards.look(second * SECOND, &sides(counts(requests, 0), counts(900, 0)));
+        }
+        guards.begin_bake(counts(100_000, 100));
+        let alone = |requests, errors| sides(counts(requests, errors), counts(900, 0));
+        assert_eq!(finding(&mut guards, 4, alone(140, 40)), None);
+        assert_eq!(finding(&mut guards, 5, alone(150, 50)), None);
+        let warm = finding(&mut guards, 6, alone(160, 50));
+        assert_eq!(warm, Some(Finding::Inconclusive));
+        let failing = finding(&mut guards, 7, alone(260, 90));
+        assert_eq!(failing, Some(Finding::Failed));
     }
 
     #[test]
