@@ -150,6 +150,12 @@ pub const FORWARDED_TOGETHER_MAX: usize = 32;
 /// and passes on no more: 1 s.
 pub const FORWARD_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long a request that was picked for the candidate may wait until a new connection has reached the candidate's
+/// application, before the stable generation answers it itself: 1 s.
+pub const CARRIER_DEADLINE: Duration = Duration::from_secs(1);
+/// How many connections that carry requests to the candidate each server keeps open while they are idle: 64.
+pub const CARRIERS_IDLE_MAX: usize = 64;
+
 /// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
 /// [`Builder::image`](crate::Builder::image).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -16,6 +16,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::check::Check;
 use crate::config::{Config, Image};
 use crate::control;
+#[cfg(feature = "http")]
+use crate::director::Splitter;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
 use crate::driver::manager::{KeptState, ServiceManager, shares_our_unit};
@@ -849,6 +851,12 @@ impl Serving {
     /// it; a service that is not HTTP does so itself, see [`observe`](crate::observe).
     pub fn observed(&self) -> &Observed {
         &self.shared.observed
+    }
+
+    /// Which of its requests another generation is to answer.
+    #[cfg(feature = "http")]
+    pub(crate) fn splitter(&self) -> &Splitter {
+        &self.shared.splitter
     }
 
     /// What happens to this generation from now on.

@@ -378,7 +378,7 @@ pub struct RolloutState {
     pub pause: Option<Pause>,
     /// Where it is, in numbers.
     pub explanation: Explanation,
-    /// What became of the connections of which the candidate has a share, if it knows to take one.
+    /// What became of the connections (or requests) of which the candidate has a share, if it knows to take one.
     #[serde(default)]
     pub forwarding: Option<ForwardingState>,
     /// How long the step or the bake takes at least, in milliseconds.
@@ -395,13 +395,13 @@ pub struct RolloutState {
     pub is_drill: bool,
 }
 
-/// Connections that one generation accepts and another one serves.
+/// Connections that one generation accepts and another one serves, or such requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ForwardingState {
     /// The share that the candidate is to have.
     pub desired: Share,
-    /// The part of the connections that was picked for it since then, from 0 to 1. Few clients, or clients that come
+    /// The part of the connections or requests that was picked for it since then, from 0 to 1. Few clients, or clients that come
     /// unequally often, keep it from the share.
     #[serde(default)]
     pub assigned: Option<f64>,
@@ -418,8 +418,8 @@ pub struct ForwardingState {
     pub on_the_way: u64,
 }
 
-/// What became of connections: each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
-/// is on its way.
+/// What became of connections, or of requests in a rollout [`By::Request`]: each picked one was forwarded or kept; each
+/// forwarded one was begun, taken back or lost, or is on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -432,11 +432,11 @@ pub struct ForwardedCounts {
     pub kept: u64,
     /// Passed to the candidate.
     pub forwarded: u64,
-    /// Accepted by the candidate's application.
+    /// Accepted by the candidate's application. Of requests: answered by it.
     pub begun: u64,
     /// Passed to the candidate, and served by the stable generation after all.
     pub taken_back: u64,
-    /// Taken back when nobody accepted any more.
+    /// Taken back when nobody accepted any more. Of requests: begun by the candidate and not answered, which is a 502.
     pub lost: u64,
 }
 

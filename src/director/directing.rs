@@ -15,13 +15,14 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::ON_THE_WAY_MAX;
+use super::requests::{Asker, Key, Splitter};
 use super::word::{WORD_MAX, Word};
 use crate::listen::{Adopted, Divert, Table};
-use crate::rollout::pick::Pick;
+use crate::rollout::pick::{Client, Pick};
 use crate::rollout::{Share, Side};
 use crate::sys::descriptors;
 
@@ -51,8 +52,8 @@ pub(crate) enum End {
     Released,
 }
 
-/// What became of connections. Each picked one was forwarded or kept; each forwarded one was begun, taken back or lost, or
-/// is on its way.
+/// What became of connections, or of requests if the share is one of requests. Each picked one was forwarded or kept; each
+/// forwarded one was begun, taken back or lost, or is on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Accepted while the candidate had a share.
@@ -63,11 +64,11 @@ pub(crate) struct Counts {
     pub(crate) kept: u64,
     /// Passed to the candidate.
     pub(crate) forwarded: u64,
-    /// Acknowledged: its application has them.
+    /// Acknowledged: its application has them. Of requests: answered by it.
     pub(crate) begun: u64,
     /// Served by stable after all.
     pub(crate) taken_back: u64,
-    /// Taken back when nobody accepted here any more.
+    /// Taken back when nobody accepted here any more. Of requests: without an answer.
     pub(crate) lost: u64,
 }
 
@@ -98,9 +99,10 @@ impl Watched {
 }
 
 #[derive(Debug)]
-struct Directing {
+pub(super) struct Directing {
     socket: AsyncFd<OwnedFd>,
     table: Table,
+    splitter: Splitter,
     deadline: Duration,
     state: Mutex<State>,
     /// Something is on its way, and the task does not watch the time.
@@ -138,6 +140,8 @@ struct Sent {
     listener: Arc<str>,
     connection: OwnedFd,
     at: Instant,
+    /// If it is no client's but carries requests: who waits for it to be acknowledged.
+    carrier_of: Option<oneshot::Sender<()>>,
 }
 
 impl Director {
@@ -145,6 +149,7 @@ impl Director {
     /// unacknowledged for `deadline` has stalled.
     pub(crate) fn new(
         table: &Table,
+        splitter: &Splitter,
         pick: Pick,
         deadline: Duration,
     ) -> io::Result<(Self, OwnedFd)> {
@@ -163,6 +168,7 @@ impl Director {
         let directing = Arc::new(Directing {
             socket: descriptors::watched(ours, Interest::READABLE)?,
             table: table.clone(),
+            splitter: splitter.clone(),
             deadline,
             state: Mutex::new(state),
             begun: Notify::new(),
@@ -172,7 +178,7 @@ impl Director {
         Ok((Self(directing), theirs))
     }
 
-    /// Gives the candidate this share of what is accepted from now on. When it returns, nothing is passed on by the share
+    /// Gives the candidate this share of what is accepted, or asked for, from now on. When it returns, nothing is passed on by the share
     /// before; with no share nothing is at all, though what is on its way arrives.
     pub(crate) fn set_share(&self, share: Share) {
         let mut state = self.0.lock();
@@ -180,11 +186,12 @@ impl Director {
         state.share = share;
         state.pick.set_share(share);
         let is_active = share != Share::NONE && !state.has_ended;
+        let is_of_requests = state.pick.is_of_requests();
         drop(state);
-        let diverter = self.0.table.diverter();
-        match is_active {
-            true => diverter.start(self.0.clone()),
-            false => diverter.stop(&*self.0),
+        match (is_active, is_of_requests) {
+            (true, false) => self.0.table.diverter().start(self.0.clone()),
+            (true, true) => self.0.splitter.start(&self.0),
+            (false, _) => self.0.stop_picking(),
         }
     }
 
@@ -261,7 +268,7 @@ impl Divert for Directing {
             false => 0,
         };
         let mut kept = connections.split_off(may_go.min(connections.len()));
-        if let Err(error) = self.send(&mut state, listener, &mut connections) {
+        if let Err(error) = self.pass_on(&mut state, listener, &mut connections) {
             tracing::debug!(%error, "the candidate takes no connections now");
             connections.append(&mut kept);
             kept = connections;
@@ -327,7 +334,7 @@ impl Directing {
         }
     }
 
-    fn send(
+    fn pass_on(
         &self,
         state: &mut State,
         listener: &str,
@@ -336,6 +343,19 @@ impl Directing {
         if connections.is_empty() {
             return Ok(());
         }
+        let count = connections.len() as u64;
+        self.send(state, listener, connections, None)?;
+        state.listener(listener).counts.forwarded += count;
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        state: &mut State,
+        listener: &str,
+        connections: &mut Vec<OwnedFd>,
+        mut carrier_of: Option<oneshot::Sender<()>>,
+    ) -> io::Result<()> {
         let (first, count) = (state.next_id, connections.len());
         let word = Word::Forward {
             listener: listener.to_owned(),
@@ -345,13 +365,12 @@ impl Directing {
         let borrowed: Vec<BorrowedFd<'_>> = connections.iter().map(AsFd::as_fd).collect();
         descriptors::send(self.socket.as_fd(), &word.to_bytes(), &borrowed)?;
         drop(borrowed);
-        let (listener, at) = (state.listener(listener), Instant::now());
-        listener.counts.forwarded += count as u64;
-        let listener = Arc::clone(&listener.name);
+        let (listener, at) = (Arc::clone(&state.listener(listener).name), Instant::now());
         let sent = connections.drain(..).map(|connection| Sent {
             listener: Arc::clone(&listener),
             connection,
             at,
+            carrier_of: carrier_of.take(),
         });
         state.on_the_way.extend((first..).zip(sent));
         state.next_id += count as u64;
@@ -371,7 +390,10 @@ impl Directing {
         }
         drop(state);
         // Closing takes its time, so nobody is kept waiting by it.
-        drop(settled.begun);
+        for Sent { carrier_of, .. } in settled.begun {
+            // Who waits no more has sent its request elsewhere.
+            let _ = carrier_of.map(|waiting| waiting.send(()));
+        }
         self.take_back(settled.declined);
         match heard {
             Heard::Word => return false,
@@ -410,16 +432,23 @@ impl Directing {
                 settled.declined.push(sent);
             }
             _ => {
-                state.listener(&sent.listener).counts.begun += 1;
+                if sent.carrier_of.is_none() {
+                    state.listener(&sent.listener).counts.begun += 1;
+                }
                 settled.begun.push(sent);
             }
         }
         Heard::Word
     }
 
+    fn stop_picking(&self) {
+        self.table.diverter().stop(self);
+        self.splitter.stop(self);
+    }
+
     /// The end: whatever the candidate has not begun is served here.
     fn end(&self, why: End) {
-        self.table.diverter().stop(self);
+        self.stop_picking();
         let mut state = self.lock();
         if mem::replace(&mut state.has_ended, true) {
             return;
@@ -452,7 +481,7 @@ impl Directing {
     }
 
     fn release(&self) {
-        self.table.diverter().stop(self);
+        self.stop_picking();
         let mut state = self.lock();
         if mem::replace(&mut state.has_ended, true) {
             return;
@@ -463,13 +492,13 @@ impl Directing {
         self.ended.send_replace(Some(End::Released));
     }
 
-    /// Has them accepted here, in order.
+    /// Has them accepted here, in order. Who waits for a carrier of requests sees that there is none, and has sent nothing.
     fn take_back(&self, back: Vec<Sent>) {
         for Sent {
             listener,
             connection,
             ..
-        } in back
+        } in back.into_iter().filter(|sent| sent.carrier_of.is_none())
         {
             let adopted = self
                 .table
@@ -488,6 +517,56 @@ impl Directing {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// For requests.
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "only HTTP has requests")
+)]
+impl Directing {
+    /// Whether the candidate is to answer a request.
+    pub(super) fn wants_request(&self, listener: &str, asker: Asker<'_>) -> bool {
+        let mut state = self.lock();
+        let coin = state.coin.toss();
+        let client = match asker.key {
+            Key::Peer => asker.peer.map(Client::Address),
+            Key::Named(name) => Some(Client::Named(name)),
+            Key::Coin => None,
+        };
+        let side = state.pick.request(asker.peer, client, coin);
+        let may_pass_on = state.may_pass_on();
+        let listener = state.listener(listener);
+        listener.counts.accepted += 1;
+        if side == Side::Stable || listener.is_declined || !may_pass_on {
+            return false;
+        }
+        listener.counts.picked += 1;
+        true
+    }
+
+    /// Passes on a connection that carries requests. Resolves when the candidate's application has it; an error says that
+    /// it never will.
+    pub(super) fn carry(
+        &self,
+        listener: &str,
+        connection: OwnedFd,
+    ) -> io::Result<oneshot::Receiver<()>> {
+        let mut state = self.lock();
+        if !state.has_room() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let (waiting, begun) = oneshot::channel();
+        self.send(&mut state, listener, &mut vec![connection], Some(waiting))?;
+        if !state.is_timed {
+            self.begun.notify_one();
+        }
+        Ok(begun)
+    }
+
+    pub(super) fn count(&self, listener: &str, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.lock().listener(listener).counts);
     }
 }
 

@@ -14,16 +14,27 @@
 //!
 //! So each connection has one server, whoever dies or stands still at whatever moment.
 //!
+//! Where the share is one of requests, stable's HTTP servers send the picked ones themselves, over connections of their own
+//! that go the same way. Such a connection is not used before it is acknowledged, and is dropped rather than taken back.
+//!
 //! Nobody waits for the candidate: what it has no room for is served by stable, and counted.
 
 mod adopter;
 mod directing;
+#[cfg_attr(
+    not(feature = "http"),
+    allow(dead_code, reason = "only HTTP has requests")
+)]
+mod requests;
 #[cfg(test)]
 mod tests;
 mod word;
 
 pub(crate) use self::adopter::adopt;
 pub(crate) use self::directing::{Counts, Director, End, Standing, Watched};
+pub(crate) use self::requests::Splitter;
+#[cfg(feature = "http")]
+pub(crate) use self::requests::{Asker, Fate, Key, Route};
 
 /// The slot in which the candidate is offered its end.
 pub(crate) const SLOT: &str = "handover.director";

@@ -69,7 +69,8 @@ fn pair(deadline: Duration, plan: &Rollout) -> Pair {
         .tcp("web", &[ours.local_addr()], &options())
         .unwrap();
     stable.open_all().unwrap();
-    let (director, end) = Director::new(&stable, Pick::new(1, plan), deadline).unwrap();
+    let (director, end) =
+        Director::new(&stable, &Splitter::default(), Pick::new(1, plan), deadline).unwrap();
     Pair {
         stable,
         ours,
@@ -722,7 +723,13 @@ fn share_half(
     deadline: Duration,
     test: &str,
 ) -> (Director, Candidate) {
-    let (director, end) = Director::new(stable, Pick::new(rollout, &plan()), deadline).unwrap();
+    let (director, end) = Director::new(
+        stable,
+        &Splitter::default(),
+        Pick::new(rollout, &plan()),
+        deadline,
+    )
+    .unwrap();
     let candidate = Candidate::start(test, end);
     director.set_share(Share::percent(50));
     (director, candidate)

@@ -433,7 +433,12 @@ impl Driver {
         let failed =
             |error| Error::new(ErrorKind::Io, "collecting what is to be passed").because(error);
         let mut table = self.shared.table.offer();
-        let (sharing, slot) = Sharing::begin(&self.shared.table, &self.config, down)?;
+        let (sharing, slot) = Sharing::begin(
+            &self.shared.table,
+            &self.shared.splitter,
+            &self.config,
+            down,
+        )?;
         table.extend(shareable([slot]));
         down.forwarding = Some(sharing.watched());
         down.director = Some(sharing);

@@ -12,6 +12,7 @@ use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
 use super::verify::Announced;
 use crate::control::{Asked, Drill, History, Upgrade, Verification};
+use crate::director::Splitter;
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Phase};
@@ -37,6 +38,7 @@ pub(crate) type Collected = Result<Offer, String>;
 /// One per process and start, behind an [`Arc`].
 pub(crate) struct Shared {
     pub(crate) table: Table,
+    pub(crate) splitter: Splitter,
     pub(crate) drain: Drain,
     pub(crate) health: Health,
     pub(crate) observed: Observed,
@@ -171,6 +173,7 @@ impl Shared {
         };
         Arc::new(Self {
             table,
+            splitter: Splitter::default(),
             drain,
             health: Health::default(),
             observed: Observed::new(),

@@ -7,7 +7,7 @@ use super::Driver;
 use super::downward::Downward;
 use crate::config::Config;
 use crate::control::{ForwardedCounts, ForwardingState};
-use crate::director::{Counts, Director, End, SLOT, Standing, Watched, adopt};
+use crate::director::{Counts, Director, End, SLOT, Splitter, Standing, Watched, adopt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::Table;
 use crate::protocol::message::{Slot, SlotKind};
@@ -31,14 +31,16 @@ impl Sharing {
     /// And what the successor is offered for it. One that does not know what a director is lets it lie.
     pub(super) fn begin(
         table: &Table,
+        splitter: &Splitter,
         config: &Config,
         upgrade: &Downward,
     ) -> Result<(Self, (Slot, OwnedFd))> {
         // No other rollout of the service was asked for in the same millisecond.
         let pick = Pick::new(upgrade.asked_at_ms, &upgrade.plan);
-        let (director, end) = Director::new(table, pick, config.forward).map_err(|error| {
-            Error::new(ErrorKind::Io, "preparing to pass connections to it").because(error)
-        })?;
+        let (director, end) =
+            Director::new(table, splitter, pick, config.forward).map_err(|error| {
+                Error::new(ErrorKind::Io, "preparing to pass connections to it").because(error)
+            })?;
         let slot = Slot {
             name: SLOT.to_owned(),
             kind: SlotKind::Descriptor,

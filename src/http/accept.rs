@@ -21,6 +21,19 @@ pub trait Accept: Send {
     ///
     /// Must lose no connection when it is dropped.
     fn accept(&mut self) -> impl Future<Output = io::Result<Incoming<Self::Stream>>> + Send;
+
+    /// The name of the TCP listener by which a candidate has it too, so that requests of its connections can be split
+    /// ([`By::Request`](crate::rollout::By::Request)). Default: none, and this generation answers them all.
+    fn name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether the connection is not a client's but carries requests that another generation was asked, which has added
+    /// its peer to `x-forwarded-for`. Default: it is not.
+    fn is_carrier(&self, stream: &Self::Stream) -> bool {
+        let _ = stream;
+        false
+    }
 }
 
 /// An accepted connection.

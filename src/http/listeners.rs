@@ -15,6 +15,19 @@ impl Accept for TcpListener {
         let (stream, peer) = Self::accept(self).await?;
         Ok(incoming(stream, peer.to_string()))
     }
+
+    fn name(&self) -> Option<&str> {
+        Some(Self::name(self))
+    }
+
+    /// Nobody who connects to the listener's port can have such a connection: its ports are both the kernel's choice.
+    fn is_carrier(&self, stream: &TcpStream) -> bool {
+        let Ok(local) = stream.local_addr() else {
+            return false;
+        };
+        let is_from_here = stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+        is_from_here && local.ip().is_loopback() && local.port() != Self::local_addr(self).port()
+    }
 }
 
 impl Accept for UnixListener {

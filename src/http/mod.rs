@@ -56,7 +56,9 @@ mod accept;
 #[cfg(feature = "axum")]
 mod axum_listener;
 mod body;
+mod carrier;
 mod connection;
+mod forward;
 mod health;
 mod http1;
 mod http2;
@@ -74,6 +76,7 @@ mod service;
 mod shed;
 mod sight;
 mod sniff;
+mod split;
 
 pub use self::accept::{Accept, Incoming};
 pub use self::body::Body;

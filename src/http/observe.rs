@@ -13,6 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::forward::forwarded_for;
 use super::health::is_probe;
 use crate::observe::{Client, Observation, Observed, Outcome};
 
@@ -105,20 +106,29 @@ impl ObserveLayer {
         }
     }
 
-    /// Around the service of one connection.
-    pub(super) fn on_connection<S>(&self, peer: &str, service: S) -> ObserveService<S> {
+    /// Around the service of one connection, whose requests may be of other clients than the peer.
+    pub(super) fn on_connection<S>(
+        &self,
+        peer: &str,
+        is_carrier: bool,
+        service: S,
+    ) -> ObserveService<S> {
         let number = self.connections.fetch_add(1, Relaxed);
         let client = peer
             .parse::<SocketAddr>()
             .map_or_else(|_| Client::from(peer), |peer| Client::from(peer.ip()));
-        self.around(client.on_connection(number), service)
+        self.around(client.on_connection(number), is_carrier, service)
     }
 
-    fn around<S>(&self, client: Client, service: S) -> ObserveService<S> {
+    fn around<S>(&self, client: Client, is_carrier: bool, service: S) -> ObserveService<S> {
         let layer = self.clone();
         ObserveService {
             service,
-            watch: Some(Arc::new(Watch { layer, client })),
+            watch: Some(Arc::new(Watch {
+                layer,
+                client,
+                is_carrier,
+            })),
         }
     }
 }
@@ -127,7 +137,7 @@ impl<S> Layer<S> for ObserveLayer {
     type Service = ObserveService<S>;
 
     fn layer(&self, service: S) -> ObserveService<S> {
-        self.around(Client::unknown(), service)
+        self.around(Client::unknown(), false, service)
     }
 }
 
@@ -145,6 +155,8 @@ pub struct ObserveService<S> {
 struct Watch {
     layer: ObserveLayer,
     client: Client,
+    /// Another generation was asked, and says by whom.
+    is_carrier: bool,
 }
 
 impl<S> ObserveService<S> {
@@ -196,7 +208,8 @@ impl Watch {
     fn client<B>(&self, request: &Request<B>) -> Client {
         let given = self.layer.client_by.as_ref();
         let given = given.and_then(|by| by(request.headers(), request.extensions()));
-        given.unwrap_or(self.client)
+        let carried = || self.is_carrier.then(|| forwarded_for(request.headers()));
+        given.or_else(|| carried().flatten()).unwrap_or(self.client)
     }
 }
 
@@ -336,7 +349,7 @@ mod tests {
         assert_eq!(counts(&observed), (3, 3));
         for port in [1, 2] {
             let service = tower::service_fn(|_| ready(Answer::Ok(status(500))));
-            let mut service = layer.on_connection(&format!("192.0.2.7:{port}"), service);
+            let mut service = layer.on_connection(&format!("192.0.2.7:{port}"), false, service);
             service.call(request("/")).await.unwrap();
         }
         assert_eq!(counts(&observed), (5, 4));

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +20,10 @@ use super::ledger::Classes;
 use super::observe::{ObserveLayer, ObserveService};
 use super::service::Serve;
 use super::sight::{Sight, peek_socket};
+use super::split::{Split, SplitService};
 use crate::config::{ACCEPT_PAUSE, HANDSHAKE_DEADLINE, IDLE_GRACE};
+#[cfg(test)]
+use crate::director::Splitter;
 use crate::drain::Drain;
 use crate::error::Result;
 use crate::generation::Serving;
@@ -35,6 +39,7 @@ pub struct Server {
     stream_deadline: Option<Duration>,
     upgrade_deadline: Option<Duration>,
     observe: Observe,
+    split: Split,
     injecting: Injecting,
 }
 
@@ -61,6 +66,7 @@ impl Server {
             stream_deadline: None,
             upgrade_deadline: None,
             observe: Observe::Default,
+            split: Split::default(),
             injecting: Injecting::default(),
         }
     }
@@ -100,6 +106,26 @@ impl Server {
         self
     }
 
+    /// What a request's client is known by, where a share of the *requests* goes to a candidate
+    /// ([`By::Request`](crate::rollout::By::Request)): requests with one key stay on one side. With `None` a request is
+    /// picked by itself. Default: the peer's address, which behind a proxy is the same for all, so that they would all be on
+    /// one side. Runs only while there is such a share.
+    ///
+    /// ```
+    /// # use handover::http::Server;
+    /// let server = Server::new().split_key(|request| {
+    ///     let user = request.headers.get("x-user")?.to_str().ok()?;
+    ///     Some(user.to_owned())
+    /// });
+    /// ```
+    pub fn split_key(
+        mut self,
+        key: impl Fn(&request::Parts) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.split = self.split.by(key);
+        self
+    }
+
     /// Counts no requests: the guards of a rollout will see none.
     pub fn unobserved(mut self) -> Self {
         self.observe = Observe::Not;
@@ -124,6 +150,11 @@ impl Server {
     /// Serves connections until this generation has handed over or stops, and returns when nothing of its work is left,
     /// or its time is up. Leave `main` then.
     ///
+    /// While a candidate has a share of the requests, the picked ones are forwarded to it as HTTP/1.1 and without their
+    /// hop-by-hop fields, and the peer is appended to `x-forwarded-for`. This generation answers itself what asks for an
+    /// upgrade, gRPC (whose trailers would be lost), `/livez` and `/readyz`, and what cannot reach the candidate; with 502 a
+    /// request that the candidate had begun and did not answer.
+    ///
     /// # Cancel safety
     ///
     /// Nothing more is accepted once this is dropped; accepted connections are served on.
@@ -133,7 +164,8 @@ impl Server {
             .await;
     }
 
-    /// As [`serve`](Self::serve), for what a handshake makes of each accepted stream, such as TLS.
+    /// As [`serve`](Self::serve), for what a handshake makes of each accepted stream, such as TLS. Requests are not split:
+    /// the candidate would expect a handshake.
     ///
     /// Handshakes run beside each other, each in its connection's task and within
     /// [`handshake_deadline`](Self::handshake_deadline).
@@ -163,6 +195,7 @@ impl Server {
     }
 
     fn observing(mut self, generation: &Serving) -> Self {
+        self.split = self.split.to(generation.splitter());
         self.injecting = Injecting::of(generation.injected());
         let layer = match &self.observe {
             Observe::Default => ObserveLayer::new(generation.observed()),
@@ -172,11 +205,21 @@ impl Server {
         self.observe(layer.or_generation(generation.number()))
     }
 
+    #[cfg(test)]
+    pub(super) fn splitting(mut self, splitter: &Splitter) -> Self {
+        self.split = self.split.to(splitter);
+        self
+    }
+
     pub(super) async fn serve_on<A: Accept, V: Serve>(self, drain: &Drain, source: A, service: V) {
         let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
+        let origin = self.split.clone().at(source.name());
         let settings = self.settings(drain);
-        accept(drain, source, |peer, stream| {
-            let service = observe.around(&peer, injecting.around(service.clone()));
+        accept(drain, source, |peer, is_carrier, stream| {
+            let service = injecting.around(service.clone());
+            let service = observe.around(&peer, is_carrier, service);
+            let origin = origin.as_ref().filter(|_| !is_carrier);
+            let service = SplitService::new(service, origin, &peer);
             let presence = settings.present(peer);
             let settings = Arc::clone(&settings);
             tokio::spawn(connection::serve(
@@ -205,8 +248,8 @@ impl Server {
     {
         let (observe, injecting) = (self.observe.clone(), self.injecting.clone());
         let settings = self.settings(drain);
-        accept(drain, source, |peer, mut stream| {
-            let service = observe.around(&peer, injecting.around(service.clone()));
+        accept(drain, source, |peer, _, mut stream| {
+            let service = observe.around(&peer, false, injecting.around(service.clone()));
             let guard = settings.classes.handshake.guard(peer.clone());
             let wire = stream.watched();
             let shaking = handshake(stream);
@@ -238,9 +281,9 @@ impl Server {
 
 impl Observe {
     /// Around the service of one connection.
-    fn around<V>(&self, peer: &str, service: V) -> ObserveService<V> {
+    fn around<V>(&self, peer: &str, is_carrier: bool, service: V) -> ObserveService<V> {
         match self {
-            Self::With(layer) => layer.on_connection(peer, service),
+            Self::With(layer) => layer.on_connection(peer, is_carrier, service),
             Self::Default | Self::Not => ObserveService::transparent(service),
         }
     }
@@ -273,7 +316,7 @@ impl Default for Server {
 async fn accept<A: Accept>(
     drain: &Drain,
     mut source: A,
-    mut begin: impl FnMut(String, Rewind<A::Stream>),
+    mut begin: impl FnMut(String, bool, Rewind<A::Stream>),
 ) {
     let signal = drain.signal();
     let mut draining = pin!(signal.draining());
@@ -282,7 +325,8 @@ async fn accept<A: Accept>(
             biased;
             () = &mut draining => break,
             Incoming { stream, peer, already_read } = next(&mut source) => {
-                begin(peer, Rewind::new(stream, already_read));
+                let is_carrier = source.is_carrier(&stream);
+                begin(peer, is_carrier, Rewind::new(stream, already_read));
             }
         }
     }

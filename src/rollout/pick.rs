@@ -59,6 +59,27 @@ impl Pick {
         }
     }
 
+    /// Whether the share is one of requests.
+    pub(crate) fn is_of_requests(&self) -> bool {
+        self.by == By::Request
+    }
+
+    /// Which side gets a request. The lists go by its peer, and the share by whom the request is of: `None` is nobody, and a
+    /// coin of 64 bits decides.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "only HTTP has requests")
+    )]
+    pub(crate) fn request(
+        &self,
+        peer: Option<IpAddr>,
+        client: Option<Client<'_>>,
+        coin: u64,
+    ) -> Side {
+        let place = place(client.map_or(coin, |client| client.hash(self.rollout)));
+        self.decide(peer.map_or(Client::Named(""), Client::Address), place)
+    }
+
     /// Always the same side for a client, until the share shrinks below its place.
     pub(crate) fn client(&self, client: Client<'_>) -> Side {
         self.decide(client, place(client.hash(self.rollout)))
@@ -297,6 +318,25 @@ mod tests {
         let client = by_client.client(address("192.0.2.1"));
         assert_eq!(sides(&by_client, peer), [client; 2]);
         assert_eq!(sides(&by_client, None), by_coin);
+    }
+
+    #[test]
+    fn a_request_goes_by_whom_it_is_of_and_the_lists_by_its_peer() {
+        let network = "192.0.2.0/24".parse().unwrap();
+        let of = |plan: Rollout| {
+            let mut pick = Pick::new(1, &plan.by(By::Request));
+            pick.set_share(Share::percent(50));
+            pick
+        };
+        let peer = Some(IpAddr::from([192, 0, 2, 1]));
+        let (half, ann) = (of(Rollout::canary([1])), Client::Named("ann"));
+        for coin in [0, 9_999] {
+            assert_eq!(half.request(peer, Some(ann), coin), half.client(ann));
+        }
+        assert_eq!(half.request(peer, None, 0), Side::Candidate);
+        assert_eq!(half.request(peer, None, 9_999), Side::Stable);
+        let excluding = of(Rollout::canary([1]).exclude(network));
+        assert_eq!(excluding.request(peer, None, 0), Side::Stable);
     }
 
     #[test]

@@ -357,8 +357,12 @@ pub enum By {
     /// Each client (IPv4 address, IPv6 /64, or a key that the application gives); who has met the candidate stays with
     /// it. Of no use behind a proxy that shows one address.
     Client,
-    /// Each request, for HTTP behind a proxy with pooled connections. This version splits no requests: the candidate gets
-    /// nothing before the flip, and a step that asks for requests ends in a pause.
+    /// Requests, for HTTP behind a proxy with pooled connections: the stable generation keeps the connections, and forwards
+    /// requests to the candidate's listener of the same name. By the client's address, which stays on its side, unless
+    /// `http::Server::split_key` says who a client is, as it has to behind a proxy that shows one address.
+    ///
+    /// Only `http::serve` and `Server::serve` do so, on this crate's TCP listeners and without TLS. WebSockets, CONNECT,
+    /// gRPC and health checks stay with stable. It adds a hop, and what the candidate had begun when it died is a 502.
     Request,
 }
 

@@ -14,6 +14,7 @@ mod listeners;
 mod load;
 mod manager;
 mod preview;
+mod requests;
 mod signals;
 mod start;
 mod state;

@@ -38,6 +38,39 @@ async fn five_canaries_in_a_row_under_mixed_load_go_through_all_steps_by_themsel
     assert_no_failure(&report);
 }
 
+#[tokio::test]
+async fn a_canary_by_request_under_mixed_load_goes_through_all_steps_by_itself_and_nobody_notices()
+{
+    let loaded = Loaded::with(Setup::new(), Mix::standard()).await;
+    let plan = [
+        "--strategy",
+        "canary",
+        "--by",
+        "request",
+        "--steps",
+        "5,50",
+        "--step-min",
+        "300ms",
+        "--units-min",
+        "50",
+        "--bake",
+        "500ms",
+    ];
+    let ran = loaded.upgrade(&plan).await;
+    ran.assert_code(0);
+    let explanation = &ran.json()["upgrade"]["explanation"];
+    assert_eq!(explanation["cause"], "baked", "{explanation}");
+    assert_eq!(
+        explanation["step"],
+        serde_json::json!([2, 2]),
+        "{explanation}"
+    );
+    more_answers(&loaded.load, 2).await;
+    let report = loaded.load.stop().await;
+    println!("{report}");
+    assert_no_failure(&report);
+}
+
 /// Every step, the flip and the bake.
 fn assert_went_through(explanation: &Value) {
     assert_eq!(explanation["cause"], "baked", "{explanation}");

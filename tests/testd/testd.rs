@@ -228,7 +228,10 @@ impl Sockets {
     /// Until this generation has drained.
     async fn serve(self, generation: &Serving, app: &Router) {
         let grace = millis("TESTD_IDLE_GRACE_MS").unwrap_or(handover::config::IDLE_GRACE);
-        let server = Server::new().idle_grace(grace);
+        let server = Server::new().idle_grace(grace).split_key(|request| {
+            let client = request.headers.get("x-client")?;
+            Some(client.to_str().ok()?.to_owned())
+        });
         let mut serving = JoinSet::new();
         for listener in self.tcp {
             let (server, generation, app) = (server.clone(), generation.clone(), app.clone());

@@ -87,10 +87,10 @@ fn rollback(rollback: &Rollback) -> String {
 /// Where a rollout is, and what the guards have read.
 pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
     let mut lines = explanation(&rollout.explanation);
-    let by = match rollout.by {
-        By::Connection => "connection",
-        By::Client => "client",
-        By::Request => "request",
+    let of = match rollout.by {
+        By::Connection => "connections by connection",
+        By::Client => "connections by client",
+        By::Request => "requests",
     };
     if let Some(first) = lines.first_mut() {
         first.push_str(match rollout.is_drill {
@@ -121,7 +121,7 @@ pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
         )
     });
     let forwarded = rollout.forwarding.as_ref();
-    let forwarded = forwarded.map(|forwarding| self::forwarded(forwarding, by));
+    let forwarded = forwarded.map(|forwarding| self::forwarded(forwarding, of));
     lines
         .into_iter()
         .chain(forwarded)
@@ -131,7 +131,7 @@ pub(crate) fn rollout(rollout: &RolloutState, paint: Paint) -> String {
 }
 
 /// What became of the candidate's share.
-fn forwarded(forwarding: &ForwardingState, by: &str) -> String {
+fn forwarded(forwarding: &ForwardingState, of: &str) -> String {
     let part = |part: Option<f64>| match part {
         Some(part) => format!("{:.2} %", part * 100.0),
         None => "nothing yet".to_owned(),
@@ -145,7 +145,7 @@ fn forwarded(forwarding: &ForwardingState, by: &str) -> String {
         ..
     } = forwarding.total;
     let mut line = format!(
-        "forwarded   {} of the connections by {by}, {} begun ({forwarded} so far: {begun} begun, {taken_back} taken back)",
+        "forwarded   {} of the {of}, {} begun ({forwarded} so far: {begun} begun, {taken_back} taken back)",
         part(forwarding.assigned),
         part(forwarding.begun)
     );

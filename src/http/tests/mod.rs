@@ -5,6 +5,7 @@ mod http2;
 mod long_lived;
 mod observed;
 mod server;
+mod split;
 mod tls;
 
 use std::convert::Infallible;
