@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, Expectation, Model, Property};
 
 use super::controller::{Controller, Output, Promote, Reverted, Trigger};
 use super::guard::{Finding, Reading};
@@ -23,6 +23,9 @@ fn now() -> Instant {
 struct Exploration {
     plan: Rollout,
     commands: u8,
+    begin: fn(Rollout) -> Controller,
+    /// What may happen, of all that may happen to a release.
+    reaches: fn(&str) -> bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Hash)]
@@ -93,7 +96,7 @@ enum Action {
 impl World {
     fn new(exploration: &Exploration) -> Self {
         let mut world = Self {
-            machine: Controller::new(exploration.plan.clone()),
+            machine: (exploration.begin)(exploration.plan.clone()),
             commands_left: exploration.commands,
             checking: false,
             verifying: [false; 2],
@@ -440,7 +443,14 @@ impl Model for Exploration {
                     Some(_) => world.share == Share::NONE,
                 },
             ),
-            Property::sometimes("promoted", |_, world: &World| {
+            Property::always(
+                "6: a rehearsal never commits",
+                |exploration: &Self, world: &World| {
+                    (exploration.reaches)(PROMOTED)
+                        || !world.committing && world.verdict != Some(Outcome::Promoted)
+                },
+            ),
+            Property::sometimes(PROMOTED, |_, world: &World| {
                 world.verdict == Some(Outcome::Promoted)
             }),
             Property::sometimes("aborted", |_, world: &World| {
@@ -493,6 +503,9 @@ impl Model for Exploration {
                 },
             ));
         }
+        properties.retain(|property| {
+            property.expectation != Expectation::Sometimes || (self.reaches)(property.name)
+        });
         properties
     }
 }
@@ -504,13 +517,20 @@ fn is_paused(world: &World, reason: PauseReason) -> bool {
         .is_some_and(|pause| pause.reason == reason)
 }
 
+const PROMOTED: &str = "promoted";
+
 /// Two commands of the operator in any two moments, and everything else without end.
 fn explore(plan: Rollout) {
-    let plan = plan.error_limit(2);
-    let checker = Exploration { plan, commands: 2 }
-        .checker()
-        .spawn_dfs()
-        .join();
+    explore_from(Exploration {
+        plan: plan.error_limit(2),
+        commands: 2,
+        begin: Controller::new,
+        reaches: |_| true,
+    });
+}
+
+fn explore_from(exploration: Exploration) {
+    let checker = exploration.checker().spawn_dfs().join();
     checker.assert_properties();
     assert!(checker.is_done());
     let states = checker.unique_state_count();
@@ -524,6 +544,16 @@ fn explore(plan: Rollout) {
 #[test]
 fn an_immediate_rollout_keeps_the_invariants_in_every_reachable_state() {
     explore(Rollout::immediate().guarded().units_min(1));
+}
+
+#[test]
+fn a_rehearsal_keeps_the_invariants_in_every_reachable_state() {
+    explore_from(Exploration {
+        plan: Rollout::blue_green().error_limit(2),
+        commands: 2,
+        begin: Controller::rehearsing,
+        reaches: |what| ["aborted", "rolled back", "degraded", "paused by hand"].contains(&what),
+    });
 }
 
 #[test]

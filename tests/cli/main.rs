@@ -15,4 +15,5 @@ mod rollouts;
 #[path = "../it/support.rs"]
 mod support;
 mod takeover;
+mod terminal;
 mod verify;
