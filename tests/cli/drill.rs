@@ -1,7 +1,5 @@
 //! Drills: flip and rollback on the real listeners, with and without a fault.
 
-use std::time::Duration;
-
 use handover::control::{Drill, RollbackKind};
 use handover_load::Signal;
 
@@ -147,6 +145,8 @@ async fn without_the_feature_a_fault_is_refused_with_2() {
 
 #[cfg(feature = "inject")]
 mod injected {
+    use std::time::Duration;
+
     use super::*;
     use crate::support::get;
 
