@@ -30,7 +30,7 @@ use crate::protocol::message::{
     self, Hello, Message, Preview, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
 };
 use crate::rollout::controller::Controller;
-use crate::rollout::{self, Explanation, Rollout};
+use crate::rollout::{self, Explanation, Rollout, Share};
 use crate::state::{self, Offer as Outgoing};
 use crate::sys::process::{Pidfd, discard};
 
@@ -482,8 +482,14 @@ impl Driver {
             .collect();
         down.flip_at = Some(Instant::now());
         self.shared.table.shut_all_except(&self.unclaimed);
-        down.hooks = activity::retire(&self.shared);
-        if down.hooks.is_none() {
+        // Not before: whoever is the candidate's already would meet this generation once more.
+        self.set_share(Share::NONE);
+        let hooks = activity::retire(&self.shared);
+        let has_none = hooks.is_none();
+        if let Some(down) = &mut self.down {
+            down.hooks = hooks;
+        }
+        if has_none {
             self.incumbent.handle_gates_shut(Instant::now());
         }
     }

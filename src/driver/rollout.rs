@@ -98,10 +98,7 @@ impl Driver {
         match output {
             Output::RunChecks => self.examine(Examination::Checks),
             Output::SetShare(share) => self.set_share(share),
-            Output::Flip => {
-                self.set_share(Share::NONE);
-                self.incumbent.handle_flip(now);
-            }
+            Output::Flip => self.incumbent.handle_flip(now),
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
