@@ -7,37 +7,15 @@ use std::time::{Duration, Instant};
 use handover::config::{CONTROL_CLIENTS_MAX, CONTROL_DEADLINE};
 use handover::control::{Client, Request};
 use handover_load::process::descriptors;
-use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::operated::{Operated, run};
+use crate::operated::{Operated, rest, run};
 use crate::support::{DEADLINE, Setup, Upload, eventually, until_descriptors};
 
 /// A user without any right.
 const NOBODY: u32 = 65_534;
-
-async fn connect(operated: &Operated) -> UnixStream {
-    UnixStream::connect(&operated.path).await.unwrap()
-}
-
-/// All that is said until the connection ends.
-async fn rest(stream: &mut UnixStream) -> Value {
-    let mut said = Vec::new();
-    match timeout(DEADLINE, stream.read_to_end(&mut said))
-        .await
-        .unwrap()
-    {
-        // What it was sent and has not read is no reason to say less.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-        read => drop(read.unwrap()),
-    }
-    let text = String::from_utf8(said).unwrap();
-    assert_eq!(text.matches('\n').count(), 1, "{text:?}");
-    serde_json::from_str(&text).unwrap()
-}
 
 /// How many sockets of a service belong to connections of its control socket.
 fn connections(operated: &Operated) -> usize {
@@ -69,8 +47,8 @@ async fn a_client_that_says_nothing_is_sent_away_and_holds_up_nobody() {
     // The generation that they are connected to stays until this is finished.
     let _upload = Upload::begin(operated.service.web).await;
     let since = Instant::now();
-    let mut silent = connect(&operated).await;
-    let mut half = connect(&operated).await;
+    let mut silent = operated.connect().await;
+    let mut half = operated.connect().await;
     half.write_all(br#"{"version":1,"#).await.unwrap();
     operated.run(&["upgrade"]).await.assert_code(0);
     assert_eq!(operated.status().await.generation, 2);
@@ -93,7 +71,7 @@ async fn garbage_is_answered_with_a_line_that_says_so() {
         b"{\"version\":1,\"request\":\"dance\"}\n",
         b"{\"version\":0,\"request\":\"status\"}\n",
     ] {
-        let mut stream = connect(&operated).await;
+        let mut stream = operated.connect().await;
         stream.write_all(garbage).await.unwrap();
         let refusal = rest(&mut stream).await;
         assert_eq!(refusal["reply"], "error", "{refusal}");
@@ -105,7 +83,7 @@ async fn garbage_is_answered_with_a_line_that_says_so() {
 #[tokio::test]
 async fn a_line_without_end_is_cut_off_with_a_line_that_says_so() {
     let operated = Operated::start(Setup::new()).await;
-    let (mut reader, mut writer) = connect(&operated).await.into_split();
+    let (mut reader, mut writer) = operated.connect().await.into_split();
     let writing = tokio::spawn(async move {
         loop {
             if let Err(error) = writer.write_all(&[b'a'; 4096]).await {
@@ -166,7 +144,7 @@ async fn a_hundred_clients_at_once_are_all_answered() {
     let operated = Operated::start(Setup::new()).await;
     let mut streams = Vec::new();
     for _ in 0..100 {
-        streams.push(connect(&operated).await);
+        streams.push(operated.connect().await);
     }
     let mut asking = JoinSet::new();
     for mut stream in streams {
@@ -188,9 +166,9 @@ async fn more_clients_than_there_are_places_are_told_so() {
     let operated = Operated::start(Setup::new()).await;
     let mut silent = Vec::new();
     for _ in 0..CONTROL_CLIENTS_MAX {
-        silent.push(connect(&operated).await);
+        silent.push(operated.connect().await);
     }
-    let refusal = rest(&mut connect(&operated).await).await;
+    let refusal = rest(&mut operated.connect().await).await;
     assert_eq!(refusal["kind"], "busy", "{refusal}");
     drop(silent);
     until_connections(&operated, 0).await;
@@ -221,10 +199,10 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_behind_and_its_upg
     until_connections(&operated, 0).await;
     let before = descriptors(operated.service.pid()).unwrap();
     for _ in 0..10 {
-        let mut stream = connect(&operated).await;
+        let mut stream = operated.connect().await;
         stream.write_all(b"{\"request\":\"sta").await.unwrap();
         drop(stream);
-        let mut stream = connect(&operated).await;
+        let mut stream = operated.connect().await;
         stream
             .write_all(b"{\"request\":\"history\"}\n")
             .await
@@ -234,7 +212,7 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_behind_and_its_upg
     }
     until_descriptors(operated.service.pid(), before).await;
 
-    let mut stream = connect(&operated).await;
+    let mut stream = operated.connect().await;
     let ask = b"{\"request\":\"upgrade\",\"wait\":true}\n";
     stream.write_all(ask).await.unwrap();
     operated.phase(1, 2, "launching").await;
@@ -247,7 +225,7 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nothing_behind_and_its_upg
 #[tokio::test]
 async fn a_client_that_reads_nothing_keeps_nobody_from_handing_over() {
     let operated = Operated::start(Setup::new()).await;
-    let mut deaf = connect(&operated).await;
+    let mut deaf = operated.connect().await;
     deaf.write_all(b"{\"request\":\"events\"}\n").await.unwrap();
     until_connections(&operated, 1).await;
     operated.run(&["upgrade"]).await.assert_code(0);

@@ -1,11 +1,14 @@
 //! A testd with a control socket, and the program that talks to it.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use handover::control::{Client, Reply, Request, Status};
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -58,6 +61,11 @@ impl Operated {
         self.program(arguments).spawn().unwrap()
     }
 
+    /// A connection of a client that is not ours.
+    pub(crate) async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.path).await.unwrap()
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::new(&self.path).deadline(DEADLINE)
     }
@@ -74,6 +82,22 @@ impl Operated {
         let line = format!("event {incumbent} phase {successor} {phase}");
         self.service.line(&line).await;
     }
+}
+
+/// All that is said until the connection ends.
+pub(crate) async fn rest(stream: &mut UnixStream) -> Value {
+    let mut said = Vec::new();
+    match timeout(DEADLINE, stream.read_to_end(&mut said))
+        .await
+        .unwrap()
+    {
+        // What it was sent and has not read is no reason to say less.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        read => drop(read.unwrap()),
+    }
+    let text = String::from_utf8(said).unwrap();
+    assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+    serde_json::from_str(&text).unwrap()
 }
 
 impl Ran {

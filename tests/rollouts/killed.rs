@@ -105,14 +105,7 @@ async fn a_candidate_that_is_killed_in_its_canary_ends_with_3_and_none_is_lost_t
     ran.assert_code(3);
     assert_eq!(ran.json()["upgrade"]["verdict"], "aborted");
     assert_stable_answers_all(asked).await;
-    let why = loaded.explained().await;
-    assert!(
-        why["cause"]["exited"]["how"]
-            .as_str()
-            .unwrap()
-            .contains("signal: 9"),
-        "{why}"
-    );
+    assert_killed(&loaded.explained().await);
     loaded.stable_serves_alone(assert_lost_to_a_kill).await;
 }
 
@@ -128,14 +121,7 @@ async fn a_candidate_that_is_killed_in_its_bake_ends_with_3_and_none_is_lost_tha
     ran.assert_code(3);
     assert_eq!(ran.json()["upgrade"]["verdict"], "rolled_back");
     assert_stable_answers_all(asked).await;
-    let why = loaded.explained().await;
-    assert!(
-        why["cause"]["exited"]["how"]
-            .as_str()
-            .unwrap()
-            .contains("signal: 9"),
-        "{why}"
-    );
+    assert_killed(&loaded.explained().await);
     loaded.stable_serves_alone(assert_lost_to_a_kill).await;
 }
 
@@ -182,3 +168,8 @@ async fn a_candidate_that_stands_still_in_its_canary_is_given_up_with_3_and_none
 
 /// Of one kind at most.
 const CLIENTS: u64 = 8;
+
+fn assert_killed(why: &serde_json::Value) {
+    let how = why["cause"]["exited"]["how"].as_str().unwrap();
+    assert!(how.contains("signal: 9"), "{why}");
+}

@@ -1,18 +1,16 @@
 //! Clients of the control socket that nobody wants, in the middle of a canary.
 
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use crate::loaded::{Loaded, canary_at};
-use crate::operated::{Operated, ended, run};
-use crate::support::{DEADLINE, Setup, assert_no_failure, more_answers};
+use crate::operated::{Operated, ended, rest, run};
+use crate::support::{Setup, assert_no_failure, more_answers};
 
 /// A user without any right.
 const NOBODY: u32 = 65_534;
@@ -27,7 +25,7 @@ async fn in_the_middle_of_a_canary_nobody_at_the_control_socket_holds_it_up_or_c
 
     let mut silent = Vec::new();
     for _ in 0..16 {
-        silent.push(connect(operated).await);
+        silent.push(operated.connect().await);
     }
     for garbage in [
         &b"\n"[..],
@@ -49,7 +47,7 @@ async fn in_the_middle_of_a_canary_nobody_at_the_control_socket_holds_it_up_or_c
     }
     let mut asking = JoinSet::new();
     for _ in 0..100 {
-        let stream = connect(operated).await;
+        let stream = operated.connect().await;
         asking.spawn(answered(stream, b"{\"request\":\"status\"}\n"));
     }
     let answers = asking.join_all().await;
@@ -78,27 +76,14 @@ async fn in_the_middle_of_a_canary_nobody_at_the_control_socket_holds_it_up_or_c
     assert_no_failure(&loaded.load.stop().await);
 }
 
-async fn connect(operated: &Operated) -> UnixStream {
-    UnixStream::connect(&operated.path).await.unwrap()
-}
-
 async fn said(operated: &Operated, line: &'static [u8]) -> Value {
-    answered(connect(operated).await, line).await
+    answered(operated.connect().await, line).await
 }
 
 /// The line that is answered.
 async fn answered(mut stream: UnixStream, line: &'static [u8]) -> Value {
     stream.write_all(line).await.unwrap();
-    let mut said = Vec::new();
-    match timeout(DEADLINE, stream.read_to_end(&mut said))
-        .await
-        .unwrap()
-    {
-        // What it was sent and has not read is no reason to say less.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-        read => drop(read.unwrap()),
-    }
-    serde_json::from_slice(&said).unwrap()
+    rest(&mut stream).await
 }
 
 async fn refused_as_another_user(operated: &Operated, command: &str) {
