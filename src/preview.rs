@@ -6,21 +6,21 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::unistd::geteuid;
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::config::{ACCEPT_PAUSE, PREVIEW_CLIENTS_MAX, PREVIEW_CONNECT};
-use crate::listen::{Address, Private, Public};
+use crate::listen::{Address, Private, Public, loopback_pair};
 use crate::protocol::message::Preview;
+use crate::sys::process::is_own_user_or_root;
 
 /// Puts a connection before the application, as one of the listener of this name. `false` if nobody will accept it.
 pub(crate) type Adopt = Arc<dyn Fn(&str, OwnedFd) -> bool + Send + Sync>;
@@ -156,28 +156,7 @@ impl Entrance {
 /// The user of this process, and root: the same as for the control socket.
 fn is_permitted(stream: &UnixStream) -> bool {
     let user = stream.peer_cred().map(|peer| peer.uid());
-    user.is_ok_and(|user| user == 0 || user == geteuid().as_raw())
-}
-
-/// Two ends of one connection. Others of this machine may connect meanwhile, and are left out.
-async fn loopback_pair() -> io::Result<(TcpStream, TcpStream)> {
-    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = TcpListener::bind(loopback).await?;
-    let near = TcpSocket::new_v4()?;
-    near.bind(loopback)?;
-    let own = near.local_addr()?;
-    let accepted = async {
-        loop {
-            match listener.accept().await? {
-                (far, peer) if peer == own => return Ok(far),
-                _ => {}
-            }
-        }
-    };
-    let (near, far) = tokio::try_join!(near.connect(listener.local_addr()?), accepted)?;
-    near.set_nodelay(true)?;
-    far.set_nodelay(true)?;
-    Ok((near, far))
+    user.is_ok_and(is_own_user_or_root)
 }
 
 fn file_name(generation: u64, listener: &str) -> String {
@@ -192,6 +171,8 @@ mod tests {
 
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::listen::{self, Adopted, ListenOptions, Table};

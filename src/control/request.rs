@@ -771,6 +771,11 @@ impl Reply {
         Self::error(RefusalKind::Refused, message)
     }
 
+    /// Whoever has handed over does not answer any more.
+    pub(crate) fn moved() -> Self {
+        Self::error(RefusalKind::Moved, "another generation answers by now")
+    }
+
     pub(crate) fn error(kind: RefusalKind, message: impl Into<String>) -> Self {
         Self::Error(Refusal {
             kind,

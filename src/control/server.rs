@@ -10,12 +10,11 @@ use std::os::unix;
 use std::pin::pin;
 use std::sync::Arc;
 
-use nix::unistd::geteuid;
 use serde::Serialize;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Interest,
 };
-use tokio::net::unix::{OwnedWriteHalf, UCred};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -27,7 +26,7 @@ use crate::config::{
 };
 use crate::drain::Guard;
 use crate::sys::descriptors;
-use crate::sys::process::Pidfd;
+use crate::sys::process::{Pidfd, is_own_user_or_root};
 
 /// Whether this generation is the one that operators are to talk to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,7 +175,7 @@ impl<A: Answering> House<A> {
         let peer = stream.peer_cred()?;
         let (reader, writer) = stream.into_split();
         let mut lines = Lines(writer);
-        if !may_ask(&peer) {
+        if !is_own_user_or_root(peer.uid()) {
             let text = format!("user {} is neither the service's nor root", peer.uid());
             return lines.say(&Reply::error(RefusalKind::Forbidden, text)).await;
         }
@@ -194,8 +193,7 @@ impl<A: Answering> House<A> {
             tracing::debug!(?request, uid = peer.uid(), pid = peer.pid(), "control");
         }
         if *self.answering.asked().borrow() != Asked::Yes {
-            let moved = Reply::error(RefusalKind::Moved, "another generation answers by now");
-            return lines.say(&moved).await;
+            return lines.say(&Reply::moved()).await;
         }
         // Whoever answers keeps it as long as the answer takes, and not longer than that.
         drop(kept);
@@ -215,10 +213,6 @@ impl<A: Answering> House<A> {
 async fn until_not_asked(asked: &mut watch::Receiver<Asked>) {
     // An error says that the generation is gone, which is never asked again.
     let _ = asked.wait_for(|asked| *asked != Asked::Yes).await;
-}
-
-fn may_ask(peer: &UCred) -> bool {
-    peer.uid() == 0 || peer.uid() == geteuid().as_raw()
 }
 
 fn takes_its_time(request: &Request) -> bool {

@@ -27,7 +27,7 @@ use crate::event::{Event, Phase};
 use crate::launch::{ColdRollback, Launched, Relay};
 use crate::protocol::incumbent::Output;
 use crate::protocol::message::{
-    self, Hello, Message, Preview, Slot, Tally, Timings, VERSION, VERSION_MIN, millis,
+    self, Hello, Message, Preview, Slot, Tally, Timings, VERSION, VERSION_MIN, micros, millis,
 };
 use crate::rollout::controller::Controller;
 use crate::rollout::{self, Explanation, Rollout, Share};
@@ -886,10 +886,6 @@ impl Link {
         };
         error.with_last_words(self.ended.take(), tail)
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The state that the history of upgrades is to a successor.

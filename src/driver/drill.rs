@@ -7,13 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Driver;
 use super::downward::Downward;
-use super::looks::micros;
 use super::operator::Done;
 use super::release::Release;
 use super::shared::{Shared, lock};
 use crate::config::{DRILL_BAKE, DRILL_FAULT_BAKE, DRILL_VERIFY, DRILL_WARM_UP};
 use crate::control::{Drill, Fault, Losses, Verification};
-use crate::protocol::message::{Slot, millis};
+use crate::protocol::message::{Slot, micros, millis};
 use crate::rollout::attempts::Origin;
 use crate::rollout::{Explanation, Outcome, Rollout, WARM_UP_UNITS};
 use crate::state::{State, own_blob};

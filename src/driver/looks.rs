@@ -10,7 +10,7 @@ use super::upward::Upward;
 use crate::config::{COUNTS_DEADLINE, LOOK_INTERVAL};
 use crate::control::SideState;
 use crate::observe::{Counted, History, Observed, Rules};
-use crate::protocol::message::{Message, Tally, Watch, millis};
+use crate::protocol::message::{Message, Tally, Watch, micros, millis};
 use crate::rollout::controller::Trigger;
 use crate::rollout::guard::{
     Counts, Expected, Fallen, Figure, Finding, Guards, OwnGuards, Queue, Reading, Sides, Stall,
@@ -471,10 +471,6 @@ fn shorten(reason: &mut String) {
     let end = (0..=REASON_MAX.min(reason.len())).rev();
     let end = end.into_iter().find(|end| reason.is_char_boundary(*end));
     reason.truncate(end.unwrap_or(0));
-}
-
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The first version of the protocol in which counts are exchanged.

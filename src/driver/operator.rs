@@ -11,7 +11,6 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use super::drill::Rehearsal;
-use super::looks::micros;
 use super::release::Release;
 use super::shared::{Command, Shared, lock};
 use super::sharing::{self, Sharing};
@@ -26,7 +25,7 @@ use crate::drain::Guard;
 use crate::error::ErrorKind;
 use crate::event::{Event, Phase};
 use crate::launch::Launched;
-use crate::protocol::message::{Timings, millis};
+use crate::protocol::message::{Timings, micros, millis};
 use crate::rollout::attempts::Origin;
 use crate::rollout::controller::Promote;
 use crate::rollout::{Pause, PauseReason, Share, Until};
@@ -369,7 +368,7 @@ impl Operator {
         loop {
             let is_alone = standing.borrow_and_update().elders.is_empty();
             if *self.shared.asked.borrow() == Asked::NeverAgain {
-                return moved();
+                return Reply::moved();
             }
             if is_alone {
                 return Reply::Drain(self.drain_state());
@@ -782,13 +781,6 @@ impl Standing {
 
 const NOT_INJECTED: &str = "this service was built without the feature \"inject\": its candidates have no faults but \
      their own";
-
-fn moved() -> Reply {
-    Reply::error(
-        control::RefusalKind::Moved,
-        "another generation answers by now",
-    )
-}
 
 #[cfg(test)]
 mod tests {

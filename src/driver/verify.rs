@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::looks::micros;
 use super::preview::to_speak_of;
 use super::rollout::Examined;
 use super::shared::{Command, Shared, lock};
@@ -14,7 +13,7 @@ use super::{Driver, Role};
 use crate::config::{PROBE_PATIENCE_MAX, VERIFY_BY_HAND};
 use crate::control::{self, Found, Verification, VerifiedAddress};
 use crate::listen::{Caller, answer};
-use crate::protocol::message::{Message, millis};
+use crate::protocol::message::{Message, micros, millis};
 use crate::rollout::{Side, Stage};
 use crate::verify::{Announcement, Asked, Skipped, Unverified, Verified, verify};
 

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,11 +13,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::config::{CARRIER_DEADLINE, CARRIERS_IDLE_MAX};
 use crate::director::Route;
+use crate::listen::loopback_pair;
 
 /// The idle ones of a server.
 #[derive(Clone, Debug, Default)]
@@ -72,8 +71,8 @@ impl Carriers {
     }
 
     async fn connect(&self, route: &Route) -> io::Result<Carrier> {
-        let (ours, theirs) = pair().await?;
-        route.carry(theirs).await?;
+        let (ours, theirs) = loopback_pair().await?;
+        route.carry(theirs.into_std()?.into()).await?;
         let socket = ours.as_fd().try_clone_to_owned()?;
         let handshake = http1::handshake(TokioIo::new(ours)).await;
         let (sender, connection) = handshake.map_err(io::Error::other)?;
@@ -143,20 +142,4 @@ impl Carrier {
         let is_quiet = peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         is_quiet && self.sender.is_ready()
     }
-}
-
-/// Our end, and the candidate's.
-async fn pair() -> io::Result<(TcpStream, OwnedFd)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let ours = TcpStream::connect(listener.local_addr()?).await?;
-    let theirs = loop {
-        let (stream, peer) = listener.accept().await?;
-        // Anybody on this host may have connected.
-        if peer == ours.local_addr()? {
-            break stream;
-        }
-    };
-    ours.set_nodelay(true)?;
-    theirs.set_nodelay(true)?;
-    Ok((ours, theirs.into_std()?.into()))
 }

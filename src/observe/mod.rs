@@ -27,6 +27,7 @@ use std::thread::{available_parallelism, panicking};
 use std::time::{Duration, Instant};
 
 use crate::config::{OBSERVED_REQUESTS_MIN, OBSERVED_WINDOW};
+use crate::protocol::message::micros;
 use crate::rollout::CLIENT_WINDOW;
 use crate::rollout::guard::{Clients, Counts, SAMPLES_MIN};
 
@@ -496,13 +497,6 @@ fn turn() -> usize {
             assigned
         }
     })
-}
-
-#[inline]
-fn micros(duration: Duration) -> u64 {
-    // `Duration::as_micros` would multiply 128 bits.
-    let seconds = duration.as_secs().saturating_mul(1_000_000);
-    seconds.saturating_add(u64::from(duration.subsec_micros()))
 }
 
 /// A request is slow if it takes longer than this part of stable's did.

@@ -327,6 +327,14 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The same in microseconds.
+#[inline]
+pub(crate) fn micros(duration: Duration) -> u64 {
+    // `Duration::as_micros` would multiply 128 bits.
+    let seconds = duration.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(u64::from(duration.subsec_micros()))
+}
+
 /// How many of these items, from the first on, go into one message; at least one, if there is any.
 pub(crate) fn fitting<'a, T: Serialize + 'a>(
     items: impl IntoIterator<Item = &'a T>,

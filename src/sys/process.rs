@@ -18,6 +18,7 @@ use std::process::ExitStatus;
 use std::ptr;
 use std::task::{Context, Poll};
 
+use nix::unistd::geteuid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -392,6 +393,11 @@ fn check_code(code: libc::c_int) -> io::Result<()> {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),
     }
+}
+
+/// Whether a user may tell this process what to do: its own, and root.
+pub(crate) fn is_own_user_or_root(user: u32) -> bool {
+    user == 0 || user == geteuid().as_raw()
 }
 
 #[cfg(test)]
