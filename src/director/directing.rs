@@ -297,7 +297,12 @@ impl Directing {
             tokio::select! {
                 _ = ended.wait_for(Option::is_some) => return,
                 readable = self.socket.readable() => match readable {
-                    Ok(mut ready) => if self.hear() { ready.clear_ready() },
+                    Ok(mut ready) => match self.hear() {
+                        Hearing::MoreToCome => {}
+                        Hearing::Everything => ready.clear_ready(),
+                        // A socket that is shut down for reading stays ready.
+                        Hearing::Over => return,
+                    },
                     Err(error) => self.end(End::Broken(error.to_string())),
                 },
                 () = self.begun.notified() => {}
@@ -319,7 +324,7 @@ impl Directing {
 
     fn look_for_overdue(&self) {
         // What was said in time counts, though this process may have been too busy to look.
-        while !self.hear() {}
+        while matches!(self.hear(), Hearing::MoreToCome) {}
         let mut state = self.lock();
         state.is_timed = false;
         let overdue = Instant::now() - self.deadline;
@@ -377,10 +382,13 @@ impl Directing {
         Ok(())
     }
 
-    /// Takes in some of what the candidate has said; `true` if that was all. Others get the lock in between.
-    fn hear(&self) -> bool {
+    /// Takes in some of what the candidate has said. Others get the lock in between.
+    fn hear(&self) -> Hearing {
         let mut settled = Settled::default();
         let mut state = self.lock();
+        if state.has_ended {
+            return Hearing::Over;
+        }
         let mut heard = Heard::Word;
         for _ in 0..HEARD_TOGETHER_MAX {
             heard = self.hear_one(&mut state, &mut settled);
@@ -395,14 +403,15 @@ impl Directing {
             let _ = carrier_of.map(|waiting| waiting.send(()));
         }
         self.take_back(settled.declined);
-        match heard {
-            Heard::Word => return false,
-            Heard::Nothing => {}
-            Heard::Closed => self.end(End::Gone),
-            Heard::Garbage(reason) => self.end(End::Broken(reason)),
-            Heard::Failed(error) => self.end(End::Broken(error.to_string())),
-        }
-        true
+        let end = match heard {
+            Heard::Word => return Hearing::MoreToCome,
+            Heard::Nothing => return Hearing::Everything,
+            Heard::Closed => End::Gone,
+            Heard::Garbage(reason) => End::Broken(reason),
+            Heard::Failed(error) => End::Broken(error.to_string()),
+        };
+        self.end(end);
+        Hearing::Over
     }
 
     fn hear_one(&self, state: &mut State, settled: &mut Settled) -> Heard {
@@ -651,6 +660,13 @@ impl fmt::Display for End {
             Self::Released => f.write_str("the candidate has them all"),
         }
     }
+}
+
+/// What a look at the socket leaves.
+enum Hearing {
+    MoreToCome,
+    Everything,
+    Over,
 }
 
 enum Heard {
