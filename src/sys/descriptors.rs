@@ -6,7 +6,7 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -192,15 +192,19 @@ fn descriptor_flags(number: RawFd) -> io::Result<libc::c_int> {
     check(unsafe { libc::fcntl(number, libc::F_GETFD) })
 }
 
+/// A duplicate with a number from `floor` on, close-on-exec.
+pub(super) fn duplicate_above(descriptor: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd> {
+    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+    // SAFETY: the call above succeeded, so this is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Moves a descriptor above the standard streams, whose numbers may be free in this process.
 fn lifted(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     if descriptor.as_raw_fd() > libc::STDERR_FILENO {
         return Ok(descriptor);
     }
-    let floor = libc::STDERR_FILENO + 1;
-    let number = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
-    // SAFETY: the call above succeeded, so this is a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    duplicate_above(descriptor.as_fd(), libc::STDERR_FILENO + 1)
 }
 
 fn header(part: &mut libc::iovec, control: &mut [u8]) -> libc::msghdr {

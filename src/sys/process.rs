@@ -143,7 +143,8 @@ impl Pidfd {
         }
     }
 
-    fn signal(&self, signal: libc::c_int) -> io::Result<()> {
+    /// Sends a signal to the process, if it is still there.
+    pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         let none = ptr::null::<libc::siginfo_t>();
         // SAFETY: a null pointer asks for the siginfo that kill(2) would send; nothing else points to memory.
         check(unsafe {
@@ -251,7 +252,7 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// As in the kernel's asm-generic/socket.h; libc has it for a short time only.
 const SO_PEERPIDFD: libc::c_int = 77;
 
-fn assignment((name, value): &(OsString, OsString)) -> OsString {
+pub(super) fn assignment((name, value): &(OsString, OsString)) -> OsString {
     let mut text = name.clone();
     text.push("=");
     text.push(value);
@@ -272,13 +273,13 @@ fn ending(info: &libc::siginfo_t) -> ExitStatus {
 const CORE_DUMPED: libc::c_int = 0x80;
 
 /// A null-terminated list of C strings. The pointers lead into `_owned`, whose buffers stay where they are.
-struct Strings {
+pub(super) struct Strings {
     _owned: Vec<CString>,
-    pointers: Vec<*mut libc::c_char>,
+    pub(super) pointers: Vec<*mut libc::c_char>,
 }
 
 impl Strings {
-    fn new(texts: impl Iterator<Item = OsString>) -> io::Result<Self> {
+    pub(super) fn new(texts: impl Iterator<Item = OsString>) -> io::Result<Self> {
         let owned = texts
             .map(|text| CString::new(OsStr::as_bytes(&text)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -380,7 +381,7 @@ impl Drop for Attributes {
     }
 }
 
-fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+pub(super) fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
