@@ -130,6 +130,9 @@ mod driver;
 
 mod generation;
 
+#[cfg(feature = "pool")]
+pub mod pool;
+
 #[cfg(feature = "http")]
 pub mod http;
 

@@ -19,6 +19,7 @@ mod request;
 mod server;
 mod takeover;
 mod verification;
+mod workers;
 
 pub use self::client::{Client, EventStream};
 pub use self::counts::SideState;
@@ -33,3 +34,4 @@ pub use self::request::{
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;
 pub use self::verification::{Found, Verification, VerifiedAddress};
+pub use self::workers::{PoolState, UpdateState, WorkerState};

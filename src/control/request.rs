@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::counts::SideState;
 use super::drill::{Drill, Fault};
 use super::verification::Verification;
+use super::workers::PoolState;
 use crate::event::Event;
 use crate::protocol::message::millis;
 use crate::rollout::{By, Explanation, Pause, Share, Stage};
@@ -120,6 +121,12 @@ pub enum Request {
         #[serde(default = "yes")]
         wait: bool,
     },
+    /// Have another number of workers from now on; for a [pool](crate::control::PoolState). Answered with
+    /// [`Reply::Done`].
+    Scale {
+        /// How many.
+        workers: usize,
+    },
     /// What happens from now on. Answered with [`Reply::Events`] and one [`Happened`] in each line after it, until this
     /// generation has handed over or is gone.
     Events,
@@ -163,6 +170,13 @@ pub enum Reply {
         generation: u64,
         /// How the rollout stands.
         rollout: Box<RolloutState>,
+    },
+    /// The rolling update of a pool does not go on by itself: somebody has to resume it or to abort.
+    Held {
+        /// The candidate's number.
+        generation: u64,
+        /// Why.
+        reason: String,
     },
     /// It is done; the upgrade that it is about goes on.
     Done {
@@ -307,6 +321,9 @@ pub struct Status {
     /// The last drill of the service, as far as this generation knows.
     #[serde(default)]
     pub drill: Option<Drill>,
+    /// Its workers, if the one that answers is the supervisor of a pool. Generations are releases then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolState>,
 }
 
 /// How a service is, in one word.
@@ -343,6 +360,8 @@ pub enum Role {
     LameDuck,
     /// It finishes what it has begun.
     Draining,
+    /// It keeps the workers of a pool, and serves nobody itself.
+    Supervisor,
     /// Something that a newer build knows.
     #[serde(other)]
     Unknown,
@@ -708,6 +727,33 @@ pub enum What {
     Warning {
         message: String,
     },
+    /// Something happened to a worker of a pool.
+    Worker {
+        /// Its number.
+        worker: u64,
+        /// Its process, if it has one.
+        pid: Option<u32>,
+        /// The release that it runs.
+        release: u64,
+        /// `started`, `ready`, `stopping`, `killed`, or `ended`.
+        now: String,
+        /// Why, or how.
+        reason: String,
+        /// How many workers are ready by now.
+        ready: usize,
+        /// How many are wanted.
+        wanted: usize,
+    },
+    /// The rolling update of a pool does not go on by itself.
+    Held {
+        successor: u64,
+        reason: String,
+    },
+    /// It is being undone.
+    Reverting {
+        successor: u64,
+        reason: String,
+    },
     /// The reader was too slow for this many events.
     Missed {
         count: u64,
@@ -939,6 +985,7 @@ mod tests {
                 inject: Some(Fault::NeverReady),
                 wait: false,
             },
+            Request::Scale { workers: 6 },
             Request::Events,
         ]
     }

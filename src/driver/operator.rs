@@ -452,6 +452,7 @@ impl Operator {
             counts: Some(self.counts()),
             verification: self.shared.verified.borrow().clone(),
             drill: self.shared.drill.borrow().clone(),
+            pool: None,
         }
     }
 
@@ -689,6 +690,7 @@ impl Answering for Operator {
                 .map(|verification| Reply::Verified { verification }),
             Request::Drill { inject, wait } => self.drill(inject, wait).await,
             Request::Stop { now } => Ok(self.stop(now)),
+            Request::Scale { .. } => Err(Reply::refused("this service is no pool of workers")),
             Request::Events | Request::Takeover => Ok(Reply::Events),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal);

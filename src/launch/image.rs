@@ -68,7 +68,7 @@ pub(crate) struct Release {
 
 /// Which file, and whether its bytes are still the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
     size: i64,
@@ -297,7 +297,7 @@ impl Image {
     }
 }
 
-fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
+pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
     let found = fstat(file)?;
     Ok(Identity {
         device: found.st_dev,

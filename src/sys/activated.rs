@@ -18,13 +18,14 @@
 use std::ffi::{CString, OsString, c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering::Relaxed};
 
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::process::{Strings, assignment, check, discard};
 use super::{descriptors, signals};
@@ -82,12 +83,24 @@ pub(crate) fn spawn_activated(activated: &Activated<'_>) -> io::Result<u32> {
     }
 }
 
-/// Ends every process of a group at once, by the number of its first one.
+/// What every process of a group is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Finish, and leave.
+    Terminate,
+    /// End at once.
+    Kill,
+}
+
+/// Signals a process that was started here and all that it has started, by the number of the first one.
 ///
 /// The caller has not collected that one, so that the number still means this group.
-pub(crate) fn kill_group(pid: u32) -> io::Result<()> {
-    let group = nix::unistd::Pid::from_raw(pid.cast_signed());
-    Ok(nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL)?)
+pub(crate) fn signal_group(pid: u32, what: Group) -> io::Result<()> {
+    let signal = match what {
+        Group::Terminate => Signal::SIGTERM,
+        Group::Kill => Signal::SIGKILL,
+    };
+    Ok(killpg(Pid::from_raw(pid.cast_signed()), signal)?)
 }
 
 /// All that the child needs, in memory that it finds at the same place.
@@ -306,6 +319,7 @@ mod tests {
     use std::fs::{self, File};
     use std::io::Read;
     use std::net::TcpListener;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
