@@ -474,6 +474,14 @@ impl Controller {
         Ok(())
     }
 
+    /// Lets an update stay where it is for good, since the pool is about to stop. Nobody is told.
+    pub(crate) fn stand_still(&mut self) {
+        if let Some(update) = &mut self.update {
+            let left = update.plan.progress_deadline;
+            update.phase = Phase::Paused { left };
+        }
+    }
+
     /// Stops all workers: the first time by telling them, the second time by killing them.
     pub(crate) fn stop(&mut self, now: Instant) {
         if self.stop == Stop::No {

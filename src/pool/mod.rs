@@ -51,6 +51,7 @@
 
 mod controller;
 mod desk;
+mod judge;
 #[cfg(test)]
 mod model;
 mod plan;
@@ -58,6 +59,7 @@ mod readiness;
 mod release;
 mod sockets;
 mod supervisor;
+
 mod worker;
 
 use std::ffi::OsString;

@@ -170,7 +170,7 @@ mod tests {
         let all = sockets.all();
         assert_eq!(all.len(), 1);
         let (_, _, address) = &sockets.table().describe()[0];
-        let waiting = std::net::TcpStream::connect(address).unwrap();
+        let waiting = net::TcpStream::connect(address).unwrap();
         assert_eq!(all[0].0, "web");
         drop(waiting);
     }

@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 
 use super::controller::{Controller, Ended, Output, ReleaseId, Stage, UpdateStage, WorkerId};
+use super::judge::{Counted, Judge};
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
 use super::release::{Command, Release};
@@ -28,6 +29,7 @@ use crate::control::{
 use crate::error::Result;
 use crate::protocol::message::{Tally, millis};
 use crate::sys::environment::WORKER;
+use crate::systemd::notify::COUNTS;
 use crate::trigger::{Signals, Trigger};
 
 /// What a pool is, beside the machine's numbers.
@@ -64,6 +66,8 @@ pub(super) struct Supervisor {
     workers: BTreeMap<WorkerId, Worker>,
     probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
     update: Option<Underwent>,
+    counted: Counted,
+    judge: Option<Judge>,
     history: History,
     waiting: Vec<oneshot::Sender<Reply>>,
     giving_up: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
@@ -107,6 +111,8 @@ impl Supervisor {
             workers: BTreeMap::new(),
             probed: mpsc::channel(PROBED_MAX),
             update: None,
+            counted: Counted::default(),
+            judge: None,
             history: History::default(),
             waiting: Vec::new(),
             giving_up: None,
@@ -138,7 +144,7 @@ impl Supervisor {
                 Input::Triggered(Trigger::Upgrade) => self.roll_by_signal(),
                 Input::Triggered(Trigger::Stop) => self.stop(),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
-                Input::TimedOut => self.parts.machine.handle_timeout(Instant::now()),
+                Input::TimedOut => self.time_passed(),
             }
             self.perform();
         }
@@ -154,7 +160,14 @@ impl Supervisor {
     }
 
     async fn next(&mut self) -> Input {
-        let deadline = self.parts.machine.poll_timeout();
+        let looks = self.judge.as_ref().map(Judge::poll_timeout);
+        let deadline = self
+            .parts
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(looks)
+            .min();
         let until = deadline.unwrap_or_else(Instant::now);
         let workers = &self.workers;
         let exited = poll_fn(|context| {
@@ -178,6 +191,18 @@ impl Supervisor {
             cut_off = given_up => Input::GivenUp(cut_off),
             () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
+        }
+    }
+
+    fn time_passed(&mut self) {
+        let now = Instant::now();
+        self.parts.machine.handle_timeout(now);
+        let found = self
+            .judge
+            .as_mut()
+            .and_then(|judge| judge.look(&self.counted, now));
+        if let Some(reason) = found {
+            self.parts.machine.handle_unfit(reason, now);
         }
     }
 
@@ -287,10 +312,12 @@ impl Supervisor {
         let Some((&id, worker)) = workers.find(|(_, worker)| worker.pid == word.pid) else {
             return;
         };
-        if let Some(tally) = word.value(COUNTS) {
-            worker.tally = serde_json::from_str::<Tally>(tally)
-                .ok()
-                .or(worker.tally.take());
+        let tally = word.value(COUNTS).map(serde_json::from_str::<Tally>);
+        // What cannot be understood is no count.
+        if let Some(Ok(tally)) = tally {
+            let (release, before) = (worker.release, worker.tally.as_ref());
+            self.counted.add(release, before, &tally);
+            worker.tally = Some(tally);
         }
         if word.value("READY") == Some("1") && self.parts.readiness == Readiness::Notify {
             self.is_ready(id);
@@ -368,10 +395,12 @@ impl Supervisor {
         let number = release.number;
         let plan = plan.unwrap_or_else(|| self.parts.machine.plan().clone());
         let (from, now) = (self.parts.machine.stable(), Instant::now());
+        let is_guarded = plan.guards;
         let begun = self.parts.machine.update(number, plan, now);
         begun.map_err(|refusal| Reply::refused(refusal.to_string()))?;
         self.last_release = number;
         self.releases.insert(number, release);
+        self.judge = is_guarded.then(|| Judge::begin(number, from, &self.counted, now));
         self.update = Some(Underwent {
             from,
             since: now,
@@ -393,6 +422,7 @@ impl Supervisor {
         let Some(underwent) = self.update.take() else {
             return;
         };
+        self.judge = None;
         let after_ms = millis(underwent.since.elapsed());
         let (successor, pid) = (release, std::process::id());
         let (verdict, what) = match ended {
@@ -479,6 +509,10 @@ impl Supervisor {
     fn stop(&mut self) {
         if self.stopping_since.is_none() {
             self.stopping_since = Some(Instant::now());
+            self.judge = None;
+            self.update = None;
+            self.parts.machine.stand_still();
+            self.resolve(&Reply::refused("the pool is stopping"));
             self.giving_up = Some(Box::pin(self.parts.sockets.give_up()));
             self.tell(What::Draining {
                 in_flight: self.workers.len(),
@@ -501,10 +535,6 @@ impl Supervisor {
             self.tell(What::Warning { message });
         }
         self.parts.machine.stop(Instant::now());
-        if let Some(update) = self.update.take() {
-            tracing::debug!(?update, "given up for the stop");
-        }
-        self.resolve(&Reply::refused("the pool is stopping"));
     }
 }
 
@@ -786,7 +816,5 @@ fn reason_of(refusal: &Reply) -> String {
     }
 }
 
-/// The variable in which a worker says what it has counted.
-pub(crate) const COUNTS: &str = "X_HANDOVER_COUNTS";
 /// Probes that have succeeded and not been looked at.
 const PROBED_MAX: usize = 16;
