@@ -66,7 +66,7 @@
 //! # Features
 //!
 //! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
-//! which asks a service over its [control socket](control).
+//! which asks a service over its [control socket](control). `pool`: workers of one program under a supervisor.
 //!
 //! # Where to read next
 //!

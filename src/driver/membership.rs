@@ -3,8 +3,10 @@
 use std::time::Instant;
 
 use super::Driver;
-use crate::config::{COUNTS_REPORT, Config};
+use crate::config::{COUNTS_REPORT, Config, Image};
+use crate::observe::{Counted, Observed, Rules};
 use crate::protocol::message::Tally;
+use crate::rollout::CLIENT_WINDOW;
 use crate::sys::environment::{Snapshot, WORKER};
 use crate::systemd::notify::Notice;
 
@@ -16,8 +18,17 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    pub(super) fn of(config: &Config) -> Option<Self> {
-        config.is_worker.then(|| Self {
+    /// Of this process, if it is a worker. It counts by connection then: which worker gets one is chance, whoever comes.
+    pub(super) fn of(config: &Config, observed: &Observed) -> Option<Self> {
+        if !config.is_worker {
+            return None;
+        }
+        observed.apply(Rules {
+            slow_above: None,
+            window: CLIENT_WINDOW,
+            by: Counted::Connection,
+        });
+        Some(Self {
             next: Instant::now() + COUNTS_REPORT,
             told: Tally::default(),
         })
@@ -36,7 +47,7 @@ pub(crate) fn join_pool(config: &mut Config, snapshot: &Snapshot) {
     config.preview_ports.clear();
     config.fd_store = Some(false);
     config.takeover = false;
-    config.image = crate::config::Image::Nothing;
+    config.image = Image::Nothing;
 }
 
 impl Driver {

@@ -165,7 +165,7 @@ impl Driver {
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
         let has_adopted = shared.table.has_adopted();
-        let membership = Membership::of(&config);
+        let membership = Membership::of(&config, &shared.observed);
         Self {
             shared,
             config,
