@@ -595,10 +595,15 @@ impl Controller {
         let counting = self.count(candidate, |state| state == State::Serving);
         let batch = if counting == 0 { 1 } else { plan.batch() };
         let planned = (counting + batch).min(self.wanted.saturating_sub(failures));
-        let stable_max = self.wanted - planned;
-        while self.count(self.stable, State::is_live) > stable_max
-            && self.retire_one(self.stable, now)
-        {
+        let others_max = self.wanted - planned;
+        while self.others(candidate).count() > others_max {
+            // Of a release that could not be undone in time, before those of the stable one.
+            let left_over = self
+                .others(candidate)
+                .find(|release| *release != self.stable);
+            if !self.retire_one(left_over.unwrap_or(self.stable), now) {
+                break;
+            }
             if let Some(update) = &mut self.update {
                 update.has_replaced = true;
             }
@@ -616,8 +621,7 @@ impl Controller {
         let stable = self.count(self.stable, State::is_live);
         let room = (self.wanted + self.plan_now().surge).saturating_sub(self.live().count());
         self.fill(self.wanted.saturating_sub(stable).min(room), now);
-        let others = self.live().map(|(_, worker)| worker.release);
-        let others: Vec<ReleaseId> = others.filter(|release| *release != self.stable).collect();
+        let others: Vec<ReleaseId> = self.others(self.stable).collect();
         for release in others {
             if !self.retire_one(release, now) {
                 break;
@@ -744,7 +748,7 @@ impl Controller {
         match &update.phase {
             Phase::Rolling { .. } => {
                 // As many as have failed are the stable release's until then.
-                let others = self.count(self.stable, State::is_live);
+                let others = self.others(candidate).count();
                 if !self.is_all_there(update) || others > update.failures {
                     return;
                 }
@@ -756,7 +760,7 @@ impl Controller {
             }
             Phase::Reverting { reason, .. } => {
                 let stable = self.count(self.stable, State::is_ready);
-                if self.count(candidate, State::is_live) > 0 || stable < self.wanted {
+                if self.others(self.stable).next().is_some() || stable < self.wanted {
                     return;
                 }
                 let ended = match update.has_replaced {
@@ -943,6 +947,12 @@ impl Controller {
             .map_or(&self.plan, |update| &update.plan)
     }
 
+    /// The releases of all live workers that are not of this one, one for each worker.
+    fn others(&self, than: ReleaseId) -> impl Iterator<Item = ReleaseId> {
+        let live = self.live().map(|(_, worker)| worker.release);
+        live.filter(move |release| *release != than)
+    }
+
     fn live(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
         let workers = self.workers.iter().map(|(id, worker)| (*id, worker));
         workers.filter(|(_, worker)| worker.state.is_live())
@@ -1022,6 +1032,14 @@ impl Controller {
     pub(super) fn renumbered(mut self) -> (Self, BTreeMap<WorkerId, WorkerId>) {
         let numbers: BTreeMap<WorkerId, WorkerId> = self.workers.keys().copied().zip(1..).collect();
         self.last_worker = numbers.len() as u64;
+        // More of them make no difference any more where the backoff has reached its limit.
+        let crashes_max = self.care.loop_after;
+        for worker in self.workers.values_mut() {
+            worker.crashes = worker.crashes.min(crashes_max);
+        }
+        for vacancy in &mut self.vacancies {
+            vacancy.crashes = vacancy.crashes.min(crashes_max);
+        }
         self.workers = self
             .workers
             .into_iter()

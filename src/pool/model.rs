@@ -59,7 +59,7 @@ enum Action {
 impl World {
     fn new(exploration: &Exploration) -> Self {
         let care = Care {
-            // Two of the four waits are the same, so that there are fewer orders of them.
+            // Waits are as much alike as they may be, so that there are fewer orders of them.
             backoff: Duration::from_secs(1),
             backoff_max: Duration::from_secs(1),
             backoff_alone: Duration::from_secs(1),
@@ -67,7 +67,7 @@ impl World {
             forgiven_after: Duration::from_secs(1),
         };
         let plan = exploration.plan.clone();
-        let stop = Duration::from_secs(20);
+        let stop = Duration::from_secs(1);
         let machine = Controller::new(exploration.workers, 1, plan, care, stop, now());
         let mut world = Self {
             machine: machine.expect("a plan that can be carried out"),
@@ -94,6 +94,11 @@ impl World {
         let found = |id| before.iter().find(|(worker, ..)| *worker == id).copied();
         let candidate = self.machine.progress();
         let is_candidate = |release| candidate.as_ref().is_some_and(|it| it.candidate == release);
+        let is_on_trial = |release| {
+            let stage = candidate.as_ref().map(|it| &it.stage);
+            let trial = matches!(stage, Some(UpdateStage::Rolling | UpdateStage::Paused));
+            trial && is_candidate(release)
+        };
         match action {
             Action::Ready(id) => self.machine.handle_ready(id, now()),
             Action::Leaves(id) => self.machine.handle_exited(id, "told to", 0.0, now()),
@@ -102,7 +107,7 @@ impl World {
                 let (_, release, stage) = found(id).expect("it is there");
                 let counted = match stage {
                     Stage::Starting => false,
-                    Stage::Settling => !is_candidate(release),
+                    Stage::Settling => !is_on_trial(release),
                     _ => true,
                 };
                 self.is_disturbed |= counted;
@@ -299,6 +304,11 @@ impl Model for Exploration {
         if world.broken.is_some() {
             return;
         }
+        // The kernel promises that SIGKILL ends a process, and nothing else has to happen before.
+        let killed = |it: &(WorkerId, ReleaseId, Stage)| it.2 == Stage::Killed;
+        if let Some((id, ..)) = world.machine.ids().into_iter().find(killed) {
+            return actions.push(Action::Leaves(id));
+        }
         for (id, _, stage) in world.machine.ids() {
             match stage {
                 Stage::Starting => actions.push(Action::Ready(id)),
@@ -372,18 +382,18 @@ fn plan() -> Plan {
     let second = Duration::from_secs(1);
     Plan {
         min_healthy: second,
-        healthy_deadline: 10 * second,
-        progress_deadline: 60 * second,
+        healthy_deadline: 2 * second,
+        progress_deadline: 3 * second,
         ..Plan::default()
     }
 }
 
 #[test]
-fn two_workers_with_a_fault_deadlines_and_an_operator() {
+fn two_workers_with_faults_deadlines_and_an_operator() {
     explore(Exploration {
         workers: 2,
         plan: plan(),
-        faults: 1,
+        faults: 2,
         commands: 1,
         allowed: |_| true,
         is_up: false,
@@ -391,11 +401,11 @@ fn two_workers_with_a_fault_deadlines_and_an_operator() {
 }
 
 #[test]
-fn an_update_of_two_workers_with_a_fault_and_an_operator_who_looks_on() {
+fn updates_of_two_workers_with_faults_and_an_operator_who_looks_on() {
     explore(Exploration {
         workers: 2,
         plan: plan(),
-        faults: 1,
+        faults: 2,
         commands: 2,
         allowed: |action| !matches!(action, Action::Stop | Action::Scale(_)),
         is_up: true,
@@ -410,7 +420,7 @@ fn three_workers_in_batches_with_one_missing() {
             unavailable: 1,
             ..plan()
         },
-        faults: 1,
+        faults: 2,
         commands: 1,
         allowed: |action| !matches!(action, Action::Stop | Action::Scale(_)),
         is_up: true,
@@ -427,7 +437,7 @@ fn without_surge_and_with_the_mix_left_as_it_is() {
             on_failure: OnFailure::Halt,
             ..plan()
         },
-        faults: 1,
+        faults: 2,
         commands: 2,
         allowed: |action| !matches!(action, Action::Stop | Action::Scale(_)),
         is_up: true,

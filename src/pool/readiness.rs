@@ -3,20 +3,20 @@
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use crate::sys::descriptors::watched;
+use crate::sys::descriptors::{recv, watched};
 use crate::sys::queue::accept_queue;
 
 /// When a worker counts as ready.
@@ -93,28 +93,16 @@ impl Notification {
     }
 }
 
+/// What is sent along is closed at once, which whoever waits for a barrier takes for an answer (sd_notify(3)).
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
     let mut buffer = [0; WORD_MAX];
-    // Room for the credentials and for nothing else: the kernel closes descriptors that somebody sends along.
-    let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
-    let mut parts = [IoSliceMut::new(&mut buffer)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let (length, pid, is_cut) = {
-        let message =
-            recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        let mut words = message.cmsgs().map_err(io::Error::from)?;
-        let pid = words.find_map(|word| match word {
-            ControlMessageOwned::ScmCredentials(sender) => Some(sender.pid()),
-            _ => None,
-        });
-        let is_cut = message.flags.contains(MsgFlags::MSG_TRUNC);
-        (message.bytes, pid, is_cut)
-    };
-    // 0 is a process that cannot be seen from here: another PID namespace.
-    let pid = pid.filter(|pid| *pid > 0 && !is_cut);
-    Ok(pid.map(|pid| Notification {
-        pid: pid.unsigned_abs(),
-        text: String::from_utf8_lossy(&buffer[..length]).into_owned(),
+    let received = recv(socket, &mut buffer)?.filter(|received| !received.body_cut);
+    Ok(received.and_then(|received| {
+        let text = String::from_utf8_lossy(&buffer[..received.length]);
+        Some(Notification {
+            pid: received.sender?,
+            text: text.into_owned(),
+        })
     }))
 }
 
