@@ -50,7 +50,7 @@ impl Release {
             ..Snapshot::default()
         };
         let path = resolve(None, &snapshot);
-        let place = command.cwd.as_deref().unwrap_or(Path::new(""));
+        let place = command.cwd.clone().unwrap_or_default();
         let path = place.join(path);
         let file = point_to(&path)?;
         Ok(Self {

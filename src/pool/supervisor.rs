@@ -640,7 +640,7 @@ impl Supervisor {
         let machine = &mut self.parts.machine;
         let about = machine
             .progress()
-            .map_or(machine.stable(), |update| update.candidate);
+            .map_or_else(|| machine.stable(), |update| update.candidate);
         match command(machine, Instant::now()) {
             Ok(()) => Ok(about),
             Err(refusal) => Err(Reply::refused(refusal.to_string())),

@@ -31,6 +31,10 @@ pub(crate) struct Received {
     /// More descriptors were sent than arrived; the kernel has closed the rest (facts: MSG_CTRUNC).
     pub(crate) descriptors_cut: bool,
     /// The process that has sent it, where the socket asks the kernel for that (SO_PASSCRED, unix(7)).
+    #[cfg_attr(
+        not(feature = "pool"),
+        expect(dead_code, reason = "supervisors alone ask for it")
+    )]
     pub(crate) sender: Option<u32>,
 }
 
