@@ -108,6 +108,7 @@ mod sys;
 mod channel;
 mod listen;
 mod pid_file;
+pub mod schema;
 pub mod state;
 #[cfg_attr(
     not(test),

@@ -17,6 +17,7 @@ const RANKS: &[(&str, u32)] = &[
     ("channel", 20),
     ("listen", 20),
     ("pid_file", 20),
+    ("schema", 20),
     ("state", 20),
     ("systemd", 20),
     ("control", 30),

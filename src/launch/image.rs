@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Image as Wanted};
 use crate::protocol::message::{Slot, SlotKind};
+use crate::schema::Declared;
 use crate::state::{self, State};
 use crate::sys::environment::Snapshot;
 use crate::sys::memory;
@@ -56,6 +57,9 @@ pub(crate) struct Release {
     /// What that one called its build.
     #[serde(default)]
     pub(crate) build: String,
+    /// What it says of its schema, if it declares one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) schema: Option<Declared>,
     /// How that one was started.
     argv: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
@@ -177,6 +181,13 @@ impl Images {
         about.cold_rollback
     }
 
+    /// What this generation's release says of its schema goes with its image.
+    pub(crate) fn declare(&mut self, schema: Declared) {
+        if let Ok(own) = &mut self.own {
+            own.release.schema = Some(schema);
+        }
+    }
+
     /// The release that serves, or why it cannot be started again.
     pub(crate) fn own(&self) -> Result<&Image, String> {
         let image = self.own.as_ref().map_err(Clone::clone)?;
@@ -209,6 +220,7 @@ impl Image {
         let release = Release {
             generation: 0,
             build: config.build.clone(),
+            schema: None,
             argv: snapshot.argv.clone(),
             env: snapshot.env.clone(),
             cwd: snapshot.cwd.clone().map(PathBuf::into_os_string),

@@ -7,6 +7,7 @@ mod exit;
 mod following;
 mod output;
 mod progress;
+mod schema;
 mod text;
 mod view;
 mod watch;
