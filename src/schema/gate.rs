@@ -160,7 +160,7 @@ impl Record {
                 self.generations.retain(|other| !other.is(entered));
                 self.generations.push(entered.clone());
                 self.generations
-                    .sort_by_key(|it| (it.host.clone(), it.generation));
+                    .sort_by_key(|it| (it.host.clone(), it.generation, it.process.clone()));
             }
             Change::Left { host, process } => self.remove(host, process),
         }

@@ -39,12 +39,14 @@ mod memory;
 #[cfg(test)]
 mod model;
 mod registry;
-#[cfg(any(feature = "schema-sqlite", feature = "schema-postgres"))]
+#[cfg(feature = "schema-sqlite")]
 mod rows;
 #[cfg(feature = "schema-sqlite")]
 mod sqlite;
 mod step;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use self::declaration::Schema;
 pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};

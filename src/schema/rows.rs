@@ -39,7 +39,7 @@ pub(super) const READ_SCHEMA: &str =
 
 pub(super) const READ_GENERATIONS: &str =
     "SELECT generation, knows, needs, heard, lease_ms, reads, writes_from, writes_to, host, process, state
-    FROM handover_generations ORDER BY host, generation";
+    FROM handover_generations ORDER BY host, generation, process";
 
 pub(super) const READ_DEPARTURES: &str =
     "SELECT knows, at_ms FROM handover_departures ORDER BY knows";

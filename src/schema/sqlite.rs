@@ -260,3 +260,124 @@ fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gate::{Declared, Forms, Generation, State};
+    use super::*;
+
+    /// Nothing a test waits for takes longer than this.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn generation() -> Generation {
+        Generation {
+            host: "here".to_owned(),
+            process: "1 2 3".to_owned(),
+            generation: 7,
+            declared: Declared {
+                knows: 3,
+                needs: 2,
+                forms: Some(Forms {
+                    reads: 2,
+                    writes_from: 1,
+                    writes_to: 2,
+                }),
+            },
+            state: State::Draining,
+            heard: 1,
+            lease_ms: 1_234,
+        }
+    }
+
+    fn changes() -> Vec<Change> {
+        let other = Generation {
+            process: "4 5 6".to_owned(),
+            declared: Declared::default(),
+            state: State::NotYet,
+            ..generation()
+        };
+        vec![
+            Change::Expanding(1),
+            Change::Expanded(1),
+            Change::Expanding(2),
+            Change::Activated(1),
+            Change::Contracting(1),
+            Change::Contracted,
+            Change::Contracting(2),
+            Change::Entered(generation()),
+            Change::Entered(other.clone()),
+            Change::Entered(Generation {
+                state: State::Warm,
+                lease_ms: 5_678,
+                ..generation()
+            }),
+            Change::Left {
+                host: other.host,
+                process: other.process,
+            },
+        ]
+    }
+
+    #[tokio::test]
+    async fn a_record_is_read_as_it_was_written_in_and_behind_the_transaction() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let mut expected = store.read().await.unwrap();
+        assert_eq!(expected.version, 0);
+        assert!(!store.path.exists());
+        let mut transaction = store.begin(DEADLINE).await.unwrap();
+        for change in changes() {
+            transaction.write(&change).await.unwrap();
+            expected.apply(&change);
+            let mut read = transaction.read().await.unwrap();
+            (expected.now_ms, read.departures) = (read.now_ms, expected.departures.clone());
+            assert_eq!(read, expected, "{change:?}");
+        }
+        transaction.commit().await.unwrap();
+        let mut read = store.read().await.unwrap();
+        assert_eq!(read.departures.len(), 1);
+        (read.now_ms, read.departures) = (expected.now_ms, expected.departures.clone());
+        assert_eq!(read, expected);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_committed_is_gone_and_others_wait_for_it_until_their_patience_is_over() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let mut transaction = store.begin(DEADLINE).await.unwrap();
+        transaction.execute("CREATE TABLE t (x)").await.unwrap();
+        transaction.write(&Change::Expanded(1)).await.unwrap();
+        let impatient = store.begin(Duration::from_millis(10)).await;
+        let error = impatient.err().unwrap();
+        assert!(error.to_string().contains("locked"), "{error}");
+        assert_eq!(store.read().await.unwrap().version, 0);
+        drop(transaction);
+        let mut transaction = store.begin(DEADLINE).await.unwrap();
+        assert_eq!(transaction.read().await.unwrap().version, 0);
+        transaction.execute("CREATE TABLE t (x)").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn statements_that_end_their_transaction_are_an_error() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let mut transaction = store.begin(DEADLINE).await.unwrap();
+        let ended = transaction.execute("CREATE TABLE t (x); COMMIT").await;
+        assert!(
+            ended
+                .unwrap_err()
+                .to_string()
+                .contains("ended the transaction")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_one_s_until_it_is_dropped() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let claim = store.claim(DEADLINE).await.unwrap();
+        assert!(store.claim(Duration::from_millis(50)).await.is_err());
+        drop(claim);
+        store.claim(DEADLINE).await.unwrap();
+    }
+}

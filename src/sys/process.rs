@@ -540,7 +540,7 @@ mod tests {
             return;
         }
         set_name(OsStr::new("a-name-that-is-too-long")).unwrap();
-        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let comm = fs::read_to_string("/proc/self/comm").unwrap();
         assert_eq!(comm, "a-name-that-is-\n");
     }
 

@@ -1,0 +1,100 @@
+//! Two hosts share one store, and the gate holds across both.
+
+use handover_load::Signal;
+
+use crate::operated::Operated;
+use crate::rig::{Database, assert_refused, contract, on, release, remove, state, until};
+use crate::support::{freeze, gone, signal, thaw};
+
+/// Where the record is kept.
+async fn across_two_hosts(store: &str) {
+    let start = async |host| Operated::start(on(store, host)).await;
+    let [web1, web2] = [start("web1").await, start("web2").await];
+    release(&web1, 1, "2:2").await;
+    until(&web1, "generation 1 of web1 has left", |state| {
+        state.generations.len() == 2
+    })
+    .await;
+    assert_refused(
+        &contract(&web1, 2).await,
+        &["web2 generation 1 (active) knows schema 1 only"],
+    );
+
+    // It may be frozen, it may be gone: nobody here can know.
+    freeze(web2.service.pid()).await;
+    let lapsed = |state: &handover::control::SchemaState| {
+        state.generations.iter().any(|it| it.lapsed_ms.is_some())
+    };
+    until(&web1, "the lease of web2 has lapsed", lapsed).await;
+    let refused = contract(&web1, 2).await;
+    assert_refused(&refused, &["has not been heard of", "expunge \"web2\""]);
+    thaw(web2.service.pid());
+    until(&web1, "web2 is heard of again", |state| !lapsed(state)).await;
+
+    // The candidate of the other host is part of a rollout, whatever it knows.
+    web2.service.plan("schema=2:2\nbefore-ready=hold");
+    assert_eq!(web2.run(&["upgrade", "--no-wait"]).await.code, 0);
+    let candidate = web2.service.held("before-ready").await;
+    assert_refused(
+        &contract(&web1, 2).await,
+        &[
+            "web2 generation 2 (not yet) is part of a rollout",
+            "web2 generation 1 (active) knows",
+        ],
+    );
+    signal(candidate, Signal::USR1);
+    web2.service.line("event 1 committed 2 ").await;
+    until(&web1, "generation 1 of web2 has left", |state| {
+        state.generations.len() == 2
+    })
+    .await;
+    let [first, second] = tokio::join!(contract(&web1, 2), contract(&web2, 2)).into();
+    assert_eq!([first.code, second.code], [0, 0], "{first:?} {second:?}");
+    assert_eq!(state(&web2).await.floor, 2);
+
+    // What has died on another host is for somebody who knows.
+    let three = release(&web1, 2, "3:2").await;
+    until(&web1, "generation 2 of web1 has left", |state| {
+        state.generations.len() == 2
+    })
+    .await;
+    assert!(three > 0);
+    let killed = web2.service.ready(2).await;
+    signal(killed, Signal::KILL);
+    gone(killed).await;
+    until(&web1, "the lease of web2 has lapsed", lapsed).await;
+    assert_refused(
+        &web1.run(&["schema", "activate", "3"]).await,
+        &[
+            "web2 generation 2 (active) knows schema 2 only",
+            "has not been heard of",
+        ],
+    );
+    let dry = web1.run(&["schema", "expunge", "web2"]).await;
+    assert!(dry.stdout.contains("would be expunged"), "{dry:?}");
+    assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 2);
+    assert_refused(
+        &web1.run(&["schema", "expunge", "web1", "--confirm"]).await,
+        &["this host"],
+    );
+    assert_eq!(
+        web1.run(&["schema", "expunge", "web2", "--confirm"])
+            .await
+            .code,
+        0
+    );
+    assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 0);
+    until(&web1, "web1 has heard of it", |state| {
+        let gate = state.contractions.iter().find(|gate| gate.version == 3);
+        gate.is_some_and(|gate| gate.blockers.is_empty())
+    })
+    .await;
+    assert_eq!(contract(&web1, 3).await.code, 0);
+}
+
+#[tokio::test]
+async fn the_gate_holds_across_two_instances_with_one_sqlite_file() {
+    let database = Database::new();
+    across_two_hosts(&database.path().display().to_string()).await;
+    remove(&database.path());
+}
