@@ -3,7 +3,7 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, release, state, until, until_locked};
+use crate::rig::{Database, release, state, until, until_locked_by};
 use crate::support::{gone, signal};
 
 #[tokio::test]
@@ -66,13 +66,14 @@ async fn an_expansion_that_was_killed_in_its_transaction_has_left_nothing() {
     assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
     let expanding = of.service.held("after-start").await;
     signal(expanding, Signal::USR1);
-    until_locked(&database).await;
+    until_locked_by(expanding).await;
     signal(expanding, Signal::KILL);
     of.service.line("event 1 aborted 2 ").await;
     assert_eq!(database.record(), (1, 0, None, None));
     assert_eq!(database.columns(), ["before", "id"]);
-    of.service.heal();
-    release(&of, 1, "2:2").await;
+    of.service.plan("schema=2:2");
+    of.service.upgrade(1, 3).await;
+    assert_eq!(database.columns(), ["after", "before", "id"]);
 }
 
 #[tokio::test]

@@ -142,7 +142,8 @@ async fn without_its_store_a_service_serves_and_nothing_is_changed() {
     })
     .await;
     assert_eq!(database.record(), (2, 0, None, None));
-    assert_eq!(contract(&of, 2).await.code, 0);
+    let contracted = contract(&of, 2).await;
+    assert_eq!(contracted.code, 0, "{contracted:?}");
 }
 
 #[tokio::test]

@@ -45,11 +45,11 @@ async fn a_release_that_does_not_know_the_floor_never_serves_and_a_rollback_to_o
     assert_eq!(json["rollback"]["kind"], "blocked");
     let refused = of.run(&["rollback", "--cold"]).await;
     assert_refused(&refused, &["the release of generation 1", sentence]);
-    // Nothing was begun: no generation has had the number.
+    // Nothing was begun: the number is the next one's.
     let failed = fails(&of, "schema=1:1").await;
     assert_eq!(failed.code, 3, "{failed:?}");
     let told = of.run(&["explain"]).await;
-    assert!(told.stdout.contains("generation 3"), "{told:?}");
+    assert!(told.stdout.contains("2 -> 3 aborted"), "{told:?}");
     assert!(told.stdout.contains(sentence), "{told:?}");
     of.service.assert_serving(2).await;
 }

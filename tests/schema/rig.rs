@@ -1,5 +1,6 @@
 //! A service with a schema in a SQLite file, and what is in that file.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use handover::control::{Reply, Request, SchemaState, SchemaWish};
@@ -48,12 +49,6 @@ impl Database {
         let row =
             |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
         self.connection().query_one(sql, [], row).unwrap()
-    }
-
-    pub(crate) fn is_locked(&self) -> bool {
-        let connection = self.connection();
-        connection.busy_timeout(std::time::Duration::ZERO).unwrap();
-        connection.execute_batch("BEGIN IMMEDIATE").is_err()
     }
 }
 
@@ -118,10 +113,13 @@ pub(crate) fn assert_refused(ran: &Ran, words: &[&str]) {
     }
 }
 
-pub(crate) async fn until_locked(database: &Database) {
-    eventually("the lock", || database.is_locked(), true).await;
+/// Until a process has the right to write to its file (proc_locks(5)).
+pub(crate) async fn until_locked_by(pid: u32) {
+    let holder = format!(" WRITE {pid} ");
+    let is_locked = || fs::read_to_string("/proc/locks").unwrap().contains(&holder);
+    eventually("the lock", is_locked, true).await;
 }
 
 pub(crate) fn remove(path: &Path) {
-    std::fs::remove_file(path).unwrap();
+    fs::remove_file(path).unwrap();
 }
