@@ -1,11 +1,10 @@
 //! The schema of this generation: its entry in the record follows what happens to it, and nothing is flipped to, or gone
 //! back to, that does not fit.
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Driver;
@@ -41,13 +40,7 @@ impl Declared {
         };
         let is_first = self.0.set(entered).is_ok();
         if is_first {
-            let events = shared.events.subscribe();
-            tokio::spawn(follow(
-                Arc::clone(shared),
-                registration.clone(),
-                events,
-                left,
-            ));
+            tokio::spawn(follow(Arc::clone(shared), registration.clone(), left));
         }
         is_first
     }
@@ -56,21 +49,25 @@ impl Declared {
         self.0.get().map(|entered| &entered.registration)
     }
 
+    /// What happens to a generation says what it is to the store.
+    pub(crate) fn follow(&self, event: &Event) {
+        let state = match event {
+            Event::Serving { .. } | Event::RolledBack { .. } => State::Active,
+            Event::Phase {
+                phase: Phase::Baking,
+                ..
+            } => State::Warm,
+            Event::Draining { .. } => State::Draining,
+            _ => return,
+        };
+        if let Some(registration) = self.registration() {
+            registration.become_now(state);
+        }
+    }
+
     /// Why this generation must not serve, if that is so, as far as is known.
     pub(crate) fn misfit(&self) -> Option<String> {
         self.registration()?.misfit(None)
-    }
-}
-
-/// What a generation is to the store after this.
-fn state_after(event: &Event) -> Option<State> {
-    match event {
-        Event::Serving { .. } | Event::RolledBack { .. } => Some(State::Active),
-        Event::Phase {
-            phase: Phase::Baking,
-            ..
-        } => Some(State::Warm),
-        _ => None,
     }
 }
 
@@ -78,53 +75,37 @@ fn state_after(event: &Event) -> Option<State> {
 async fn follow(
     shared: Arc<Shared>,
     registration: Registration,
-    mut events: broadcast::Receiver<Event>,
     leaving: oneshot::Receiver<Guard>,
 ) {
-    let mut telling = Telling::new(&shared, &registration);
-    let serving = async {
+    let mut telling = Telling::new(&shared);
+    let renewing = async {
         let mut renewal = renewals(registration.renewal_interval());
-        let mut state = State::NotYet;
+        let mut state = registration.state();
         loop {
             tokio::select! {
-                event = events.recv() => match event {
-                    Ok(event) => match state_after(&event) {
-                        Some(after) if after != state => state = after,
-                        _ => continue,
-                    },
-                    Err(broadcast::error::RecvError::Lagged(_)) => continue,
-                    Err(broadcast::error::RecvError::Closed) => return,
-                },
+                // The sender lives as long as the registration.
+                _ = state.changed() => {}
                 _ = renewal.tick() => {}
             }
-            telling.tell(registration.renew(state).await);
+            telling.tell(registration.renew().await);
         }
+    };
+    let drained = async {
+        // Without anybody who could leave, nothing does.
+        let guard = leaving.await.ok()?;
+        shared.drain.drained_beside(&guard).await;
+        Some(guard)
     };
     let guard = tokio::select! {
-        biased;
-        guard = leaving => guard,
-        () = serving => return,
+        guard = drained => guard,
+        () = renewing => return,
     };
-    // A runtime that is gone leaves nobody to write anything.
-    let Ok(guard) = guard else { return };
-    let mut telling = Telling::new(&shared, &registration);
-    let draining = async {
-        let mut renewal = renewals(registration.renewal_interval());
-        loop {
-            renewal.tick().await;
-            telling.tell(registration.renew(State::Draining).await);
-        }
-    };
-    let drained = pin!(shared.drain.drained_beside(&guard));
-    tokio::select! {
-        () = drained => {}
-        () = draining => {}
-    }
     if let Err(error) = registration.leave().await {
         shared.warn(format!(
             "the record of the schema has this generation still: {error:?}"
         ));
     }
+    drop(guard);
 }
 
 fn renewals(every: Duration) -> tokio::time::Interval {
@@ -137,15 +118,13 @@ fn renewals(every: Duration) -> tokio::time::Interval {
 /// Says once that the store cannot be asked, and once that it can be again.
 struct Telling<'a> {
     shared: &'a Shared,
-    registration: &'a Registration,
     is_lost: bool,
 }
 
 impl<'a> Telling<'a> {
-    fn new(shared: &'a Shared, registration: &'a Registration) -> Self {
+    fn new(shared: &'a Shared) -> Self {
         Self {
             shared,
-            registration,
             is_lost: false,
         }
     }
@@ -161,7 +140,7 @@ impl<'a> Telling<'a> {
             }
             Ok(()) if self.is_lost => {
                 self.is_lost = false;
-                tracing::info!(registration = ?self.registration, "the store of the schema answers again");
+                tracing::info!("the store of the schema answers again");
             }
             _ => {}
         }

@@ -210,6 +210,7 @@ impl Shared {
             Event::Phase { .. } => tracing::debug!(?event, "handover"),
             _ => tracing::info!(?event, "handover"),
         }
+        self.schema.follow(&event);
         // Nobody listening is no loss: the log has it.
         let _ = self.events.send(event);
     }

@@ -26,6 +26,8 @@ struct Inner {
     schema: Schema,
     identity: Identity,
     own: Mutex<Generation>,
+    /// What the generation is, before the store has heard of it.
+    state: watch::Sender<State>,
     /// What the store said last.
     known: watch::Sender<Record>,
     /// What is under way on this host that a contraction must not meet, in words.
@@ -110,6 +112,7 @@ impl Registration {
             schema,
             identity,
             own: Mutex::new(own),
+            state: watch::Sender::new(State::NotYet),
             known: watch::Sender::new(Record::default()),
             rollout: Mutex::default(),
         }));
@@ -282,11 +285,13 @@ impl Registration {
         let doing = format!("contracting to schema {version}");
         let step = self.0.schema.contract.get(&version);
         let asked = self.contraction(version);
-        let answer = self.transact(&doing, |record| match record.may_contract(&asked) {
-            Ok(Todo::Begin) if confirmed == Confirmed::Yes => {
-                Decision::of(Ok(Todo::Begin), [Change::Contracting(version)])
+        let answer = self.transact(&doing, |record| {
+            match self.now(record).may_contract(&asked) {
+                Ok(Todo::Begin) if confirmed == Confirmed::Yes => {
+                    Decision::of(Ok(Todo::Begin), [Change::Contracting(version)])
+                }
+                other => Decision::none(other),
             }
-            other => Decision::none(other),
         });
         let todo = answer
             .await?
@@ -299,6 +304,17 @@ impl Registration {
                 Ok(Changed::Done)
             }
         }
+    }
+
+    /// The record with what this generation is now, which it may not have been told yet.
+    fn now(&self, record: &Record) -> Record {
+        let own = self.own().clone();
+        let mut now = record.clone();
+        let entries = now.generations.iter_mut();
+        for entry in entries.filter(|it| it.is(&own)) {
+            entry.state = *self.0.state.borrow();
+        }
+        now
     }
 
     fn contraction(&self, version: Version) -> Contraction {
@@ -390,17 +406,31 @@ impl Registration {
         self.transact(doing, finish).await
     }
 
+    /// This generation is something else from now on. The store hears of it with the next renewal.
+    pub(crate) fn become_now(&self, state: State) {
+        self.0.state.send_if_modified(|now| {
+            let is_another = *now != state;
+            *now = state;
+            is_another
+        });
+    }
+
+    /// What this generation is, and when that changes.
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
+        self.0.state.subscribe()
+    }
+
     /// Says that this generation is alive and what it is, and hears what others have done.
     ///
     /// # Cancel safety
     ///
     /// It may be said or not.
-    pub(crate) async fn renew(&self, state: State) -> Result<()> {
+    pub(crate) async fn renew(&self) -> Result<()> {
         let entry = {
             // Whoever has just heard of an activation may still be at what was begun before.
             let heard = self.0.known.borrow().active;
             let mut own = self.own();
-            (own.state, own.heard) = (state, heard);
+            (own.state, own.heard) = (*self.0.state.borrow(), heard);
             own.clone()
         };
         let said = self.say("renewing the lease", |record| {
@@ -475,7 +505,10 @@ impl Registration {
         let open = versions
             .filter(|version| **version > record.floor || record.contracting == Some(**version));
         let blockers = |version: &Version| {
-            let blockers = record.may_contract(&self.contraction(*version)).err();
+            let blockers = self
+                .now(record)
+                .may_contract(&self.contraction(*version))
+                .err();
             let blockers = blockers.unwrap_or_default();
             (*version, blockers.iter().map(ToString::to_string).collect())
         };

@@ -57,6 +57,11 @@ fn remove(store: &Memory, generation: &Generation) {
     store.with(|content| content.record.apply(&left));
 }
 
+async fn serve(registration: &Registration) {
+    registration.become_now(State::Active);
+    registration.renew().await.unwrap();
+}
+
 async fn refused(registration: &Registration, version: Version) -> String {
     let before = registration.look().await.unwrap();
     let refused = registration.contract(version, Confirmed::Yes).await;
@@ -145,7 +150,7 @@ async fn what_does_not_fit_is_refused_and_has_changed_nothing() {
 async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_runs_once() {
     let store = Memory::default();
     let registration = enter(schema(&store, 2, 2)).await.unwrap();
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     for (state, words) in [
         (
             State::Active,
@@ -207,12 +212,12 @@ async fn a_contraction_waits_until_whoever_knew_less_has_been_gone_for_long_enou
     let age = Duration::from_secs(60);
     let patient = schema(&store, 2, 2).contract_after(age);
     let registration = enter(patient).await.unwrap();
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     let before = add(&store, "there", 1, State::Active);
     store.with(|content| content.record.now_ms = 10_000);
     remove(&store, &before);
     store.with(|content| content.record.now_ms = 69_999);
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("gone for 59s only, of 60s"), "{reason}");
     store.with(|content| content.record.now_ms = 70_000);
@@ -225,7 +230,7 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         let store = Memory::default();
         let failing = schema(&store, 2, 2).contract(2, Step::sql("fail"));
         let registration = enter(failing).await.unwrap();
-        registration.renew(State::Active).await.unwrap();
+        serve(&registration).await;
         let error = registration.contract(2, Confirmed::Yes).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Schema);
         assert!(registration.has_begun());
@@ -235,7 +240,7 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
 
         let next = enter(schema(&store, 2, 2)).await.unwrap();
         if !by_start {
-            next.renew(State::Active).await.unwrap();
+            serve(&next).await;
             next.contract(2, Confirmed::Yes).await.unwrap();
         }
         assert_eq!(record(&store).contracting, None);
@@ -260,7 +265,7 @@ async fn whoever_starts_later_is_measured_against_the_floor_before_anything_is_d
         })
     };
     let registration = enter(schema(&store, 2, 2).contract(2, step)).await.unwrap();
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     registration.contract(2, Confirmed::Yes).await.unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
@@ -269,7 +274,7 @@ async fn whoever_starts_later_is_measured_against_the_floor_before_anything_is_d
 async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_heard() {
     let store = Memory::default();
     let registration = enter(schema(&store, 2, 1).activated(2)).await.unwrap();
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     let other = add(&store, "there", 1, State::Active);
     let error = registration.activate(2).await.unwrap_err();
     assert!(
@@ -286,7 +291,7 @@ async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_
     assert!(registration.is_active(2));
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("has not heard yet"), "{reason}");
-    registration.renew(State::Active).await.unwrap();
+    serve(&registration).await;
     registration.contract(2, Confirmed::Yes).await.unwrap();
 }
 
@@ -343,7 +348,7 @@ async fn without_its_store_nothing_starts_or_changes_and_a_rollback_goes_by_what
     store.with(|content| content.gone = Some("gone fishing".to_owned()));
     let starting = enter(schema(&store, 2, 2)).await.unwrap_err();
     let contracting = registration.contract(2, Confirmed::Yes).await.unwrap_err();
-    let renewing = registration.renew(State::Active).await.unwrap_err();
+    let renewing = registration.renew().await.unwrap_err();
     for error in [starting, contracting, renewing] {
         assert_eq!(error.kind(), ErrorKind::Schema);
         assert!(format!("{error:?}").contains("gone fishing"), "{error:?}");

@@ -14,6 +14,10 @@ async fn a_contraction_waits_for_a_download_of_an_older_generation_and_runs_once
     let of = database.start("web1").await;
     let upload = Upload::begin(of.service.web).await;
     release(&of, 1, "2:2").await;
+    until(&of, "generation 1 drains", |state| {
+        state.generations.iter().any(|it| it.state == "draining")
+    })
+    .await;
     let refused = contract(&of, 2).await;
     assert_refused(
         &refused,

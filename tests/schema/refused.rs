@@ -82,13 +82,8 @@ async fn what_an_operator_has_contracted_in_spite_of_a_candidate_in_standby_is_f
  {
     let database = Database::new();
     let of = database.start("web1").await;
-    assert_eq!(
-        of.run(&["upgrade", "--no-wait", "--strategy", "blue-green"])
-            .await
-            .code,
-        0
-    );
-    of.service.line("phase 2 standby").await;
+    let stands_by = of.run(&["upgrade", "--strategy", "blue-green"]).await;
+    assert_eq!(stands_by.code, 6, "{stands_by:?}");
     let by_hand = "UPDATE handover_schema SET version = 7, floor = 7";
     database.connection().execute_batch(by_hand).unwrap();
     let promoted = of.run(&["promote"]).await;

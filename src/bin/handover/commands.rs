@@ -100,7 +100,10 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         Command::Drain { .. } => answer(output, &client, &Request::Drain { wait: false }).await,
         Command::Schema(command) => {
             let (request, timeout) = command.request();
-            let client = timeout.map_or(client.clone(), |timeout| client.deadline(timeout));
+            let client = match timeout {
+                Some(timeout) => client.deadline(timeout),
+                None => client,
+            };
             answer(output, &client, &request).await
         }
         Command::Stop { now } => answer(output, &client, &Request::Stop { now }).await,
