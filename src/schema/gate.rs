@@ -58,10 +58,6 @@ pub enum State {
 
 /// One generation that may be alive, as it has entered itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "whoever implements a store makes these"
-)]
 pub struct Generation {
     /// The host that it runs on, as that was named.
     pub host: String,
@@ -81,10 +77,6 @@ pub struct Generation {
 
 /// When the last generation left that knew no more than this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "whoever implements a store makes these"
-)]
 pub struct Departure {
     /// What it knew.
     pub knows: Version,
@@ -94,10 +86,6 @@ pub struct Departure {
 
 /// All that a store keeps about its schema.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "whoever implements a store makes these"
-)]
 pub struct Record {
     /// The newest version that has been expanded to.
     pub version: Version,
@@ -119,10 +107,6 @@ pub struct Record {
 
 /// One change of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[allow(
-    clippy::exhaustive_enums,
-    reason = "whoever implements a store makes all of them so"
-)]
 pub enum Change {
     /// Something was written in the form of this version, or is about to be, for the first time.
     Activated(Version),

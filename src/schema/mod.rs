@@ -38,8 +38,10 @@ mod identity;
 mod memory;
 #[cfg(test)]
 mod model;
+#[cfg(feature = "schema-postgres")]
+mod postgres;
 mod registry;
-#[cfg(feature = "schema-sqlite")]
+#[cfg(any(feature = "schema-sqlite", feature = "schema-postgres"))]
 mod rows;
 #[cfg(feature = "schema-sqlite")]
 mod sqlite;
@@ -50,6 +52,8 @@ mod tests;
 
 pub use self::declaration::Schema;
 pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
+#[cfg(feature = "schema-postgres")]
+pub use self::postgres::Postgres;
 pub use self::registry::{Changed, Confirmed, Registration};
 #[cfg(feature = "schema-sqlite")]
 pub use self::sqlite::Sqlite;

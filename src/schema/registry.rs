@@ -36,7 +36,6 @@ struct Inner {
 
 /// Whether what destroys something is to be done, or only looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "there is no third way")]
 pub enum Confirmed {
     /// Somebody means it.
     Yes,

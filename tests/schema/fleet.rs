@@ -1,10 +1,13 @@
 //! Two hosts share one store, and the gate holds across both.
 
+use handover::control::{Reply, Request};
 use handover_load::Signal;
+use tokio::time::timeout;
 
 use crate::operated::Operated;
+use crate::postgres::Server;
 use crate::rig::{Database, assert_refused, contract, on, release, remove, state, until};
-use crate::support::{freeze, gone, signal, thaw};
+use crate::support::{DEADLINE, freeze, gone, signal, thaw};
 
 /// Where the record is kept.
 async fn across_two_hosts(store: &str) {
@@ -112,4 +115,87 @@ async fn the_gate_holds_across_two_instances_with_one_sqlite_file() {
     let database = Database::new();
     across_two_hosts(&database.path().display().to_string()).await;
     remove(&database.path());
+}
+
+#[tokio::test]
+async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    across_two_hosts(&server.database("app").await).await;
+    let client = server.connect("app").await;
+    let sql = "SELECT column_name::text FROM information_schema.columns WHERE table_name = 'thing'";
+    assert!(client.query(sql, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_step_that_is_killed_in_the_middle_of_a_postgresql_transaction_has_left_nothing() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    of.service.plan("schema=2:2\nexpand=endless");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    let client = server.connect("app").await;
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%ADD COLUMN%' AND state = 'active' AND pid <> pg_backend_pid()";
+    let count = async || -> i64 { client.query_one(running, &[]).await.unwrap().get(0) };
+    let is_running = async {
+        while count().await == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, is_running).await.unwrap();
+    let expanding = of.client().ask(&Request::Status).await.unwrap();
+    let Reply::Status(status) = expanding else {
+        panic!("{expanding:?}");
+    };
+    let pid = status.upgrade.unwrap().pid.unwrap();
+    signal(pid, Signal::KILL);
+    of.service.line("event 1 aborted 2 ").await;
+    // The server finds out that its client has gone when it has something to say to it.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%ADD COLUMN%' AND pid <> pg_backend_pid()";
+    client.execute(end, &[]).await.unwrap();
+    of.service.plan("schema=2:2");
+    of.service.upgrade(1, 3).await;
+    let sql = "SELECT version, floor, expanding FROM handover_schema";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    let found: (i64, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(found, (2, 0, None));
+}
+
+#[tokio::test]
+async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_back() {
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    release(&of, 1, "2:2").await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    server.stop();
+    let refused = contract(&of, 2).await;
+    assert_refused(&refused, &["contracting to schema 2"]);
+    of.service
+        .line("the store of the schema cannot be asked")
+        .await;
+    of.service.assert_serving(2).await;
+    assert_eq!(of.run(&["upgrade"]).await.code, 3);
+    of.service.assert_serving(2).await;
+    server.restart().await;
+    until_asked(&of).await;
+    let contracted = contract(&of, 2).await;
+    assert_eq!(contracted.code, 0, "{contracted:?}");
+}
+
+async fn until_asked(of: &Operated) {
+    let asked = async {
+        while of.run(&["schema", "status"]).await.code != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.unwrap();
 }

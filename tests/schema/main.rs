@@ -8,6 +8,7 @@ mod gates;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
 mod operated;
+mod postgres;
 mod refused;
 #[allow(dead_code, reason = "the tests of cold rollbacks need more of it")]
 #[path = "../cli/releases.rs"]

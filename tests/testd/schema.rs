@@ -53,6 +53,10 @@ pub(crate) async fn declare(starting: &mut Starting, plan: &Plan) -> Outcome {
 }
 
 fn schema_in(store: &str) -> Schema {
+    #[cfg(feature = "schema-postgres")]
+    if store.starts_with("host=") {
+        return Schema::new(handover::schema::Postgres::new(store));
+    }
     Schema::new(Sqlite::new(store))
 }
 
