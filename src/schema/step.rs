@@ -49,6 +49,11 @@ impl Step {
         Self::new(How::Sql(statements.into()))
     }
 
+    /// Nothing has to be done: a version that only says that its releases live without what those before it need.
+    pub fn nothing() -> Self {
+        Self::sql("")
+    }
+
     /// Code of the application, such as `refinery` or `sqlx::migrate!`, on connections of its own.
     ///
     /// It runs outside of a transaction, one process at a time. After a crash it runs once more, so it must find what it
