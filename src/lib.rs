@@ -66,7 +66,8 @@
 //! # Features
 //!
 //! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
-//! which asks a service over its [control socket](control).
+//! which asks a service over its [control socket](control). `schema-sqlite` and `schema-postgres`: where the record of a
+//! [`schema`] can be kept.
 //!
 //! # Where to read next
 //!
@@ -79,6 +80,7 @@
 //! | what travels to the successor | [`state`] |
 //! | what runs in one generation only | [`Serving::on_activate`] |
 //! | trying a release before everybody meets it | [`rollout`] |
+//! | a database that both releases share | [`schema`] |
 //! | counting what is not HTTP | [`observe`] |
 //! | operators | [`control`], [`event`] |
 //!
@@ -142,7 +144,7 @@ pub use crate::generation::{Builder, Events, Serving, Starting, builder, start};
 pub use crate::health::{Health, Readiness};
 pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 
-#[cfg(all(doctest, feature = "http"))]
+#[cfg(all(doctest, feature = "http", feature = "schema-sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

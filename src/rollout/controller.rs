@@ -1350,6 +1350,32 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_no_way_back_a_guard_pauses_and_a_death_undoes_it_all_the_same() {
+        let mut run = Run::flipped(Rollout::blue_green());
+        run.controller.handle_way_back(false);
+        assert!(matches!(
+            run.look(1, Finding::Failed)[..],
+            [Output::Paused(..)]
+        ));
+        assert_eq!(
+            run.paused(),
+            Some((PauseReason::NoWayBack, Until::Operator))
+        );
+        assert_eq!(run.look(1, Finding::Failed), []);
+        run.controller.handle_way_back(true);
+        let outputs = run.look(1, Finding::Failed);
+        assert!(matches!(outputs[1], Output::RollBack { .. }), "{outputs:?}");
+
+        let mut run = Run::flipped(Rollout::blue_green());
+        run.controller.handle_way_back(false);
+        let how = "signal: 9 (SIGKILL)".to_owned();
+        run.controller
+            .handle_trigger(run.now, Trigger::Exited { how });
+        let outputs = run.outputs();
+        assert!(matches!(outputs[1], Output::RollBack { .. }), "{outputs:?}");
+    }
+
+    #[test]
     fn what_stable_is_asked_after_a_rollback_is_not_answered_by_what_the_candidate_was_asked() {
         let mut run = Run::checked(Rollout::immediate());
         run.controller.handle_flipped(run.now);
