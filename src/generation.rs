@@ -673,13 +673,18 @@ impl Starting {
     /// # Errors
     ///
     /// [`ErrorKind::Aborted`] if the incumbent has given this successor up or its gates could not be opened; leave
-    /// `main` with it. [`ErrorKind::Listen`] in a fresh generation whose sockets cannot be watched.
+    /// `main` with it. [`ErrorKind::Listen`] in a fresh generation whose sockets cannot be watched. [`ErrorKind::Schema`] if
+    /// a [schema](Self::schema) was declared that does not fit any more, or the store cannot be asked.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives the handover up, like dropping a [`Starting`].
     pub async fn ready(mut self) -> Result<Serving> {
         self.shared.injected.until_ready().await;
+        if let Some(schema) = self.shared.schema.registration() {
+            // It may have taken its time to warm up.
+            schema.check_own().await?;
+        }
         if let Some(driver) = &mut self.driver {
             let driver = driver.get_mut().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = driver.ready().await {

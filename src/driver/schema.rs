@@ -87,7 +87,7 @@ async fn follow(
                 _ = state.changed() => {}
                 _ = renewal.tick() => {}
             }
-            telling.tell(registration.renew().await);
+            telling.tell(registration.renew().await, registration.misfit(None));
         }
     };
     let drained = async {
@@ -115,10 +115,12 @@ fn renewals(every: Duration) -> tokio::time::Interval {
     renewals
 }
 
-/// Says once that the store cannot be asked, and once that it can be again.
+/// Says once that the store cannot be asked, and once that it can be again; and once that it does not fit any more, which
+/// somebody has brought about who went past the gates.
 struct Telling<'a> {
     shared: &'a Shared,
     is_lost: bool,
+    is_misfit: bool,
 }
 
 impl<'a> Telling<'a> {
@@ -126,10 +128,16 @@ impl<'a> Telling<'a> {
         Self {
             shared,
             is_lost: false,
+            is_misfit: false,
         }
     }
 
-    fn tell(&mut self, renewed: Result<()>) {
+    fn tell(&mut self, renewed: Result<()>, misfit: Option<String>) {
+        let was_misfit = std::mem::replace(&mut self.is_misfit, misfit.is_some());
+        if let Some(misfit) = misfit.filter(|_| !was_misfit) {
+            self.shared
+                .warn(format!("this generation serves on, but {misfit}"));
+        }
         match renewed {
             Err(error) if !self.is_lost => {
                 self.is_lost = true;

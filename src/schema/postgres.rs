@@ -101,11 +101,10 @@ impl Store for Postgres {
                 ))
                 .await?;
             if !has_tables(&client).await? {
-                // Of those who come at the same time one makes them; the others see them then.
+                // Of those who come at the same time one makes them, and the others find them. Asked once more, a server
+                // may answer from what it remembers.
                 client.execute(LOCK_TRANSACTION, &[&KEY_TABLES]).await?;
-                if !has_tables(&client).await? {
-                    client.batch_execute(rows::TABLES).await?;
-                }
+                client.batch_execute(rows::TABLES).await?;
             }
             client
                 .execute("SELECT 1 FROM handover_schema WHERE id = 1 FOR UPDATE", &[])

@@ -462,6 +462,12 @@ impl Registration {
             .map_err(|misfit| format!("{who} {misfit}"))
     }
 
+    /// Whether this generation could run now, beside whoever is alive.
+    pub(crate) async fn check_own(&self) -> Result<()> {
+        let (record, own) = (self.look().await?, self.own().clone());
+        self.refuse_misfit(record.fits(&own.declared, Some(&own)))
+    }
+
     /// Whether the candidate of this number could serve now, as it has entered itself.
     pub(crate) async fn check_candidate(&self, number: u64) -> std::result::Result<(), String> {
         let record = self.look().await.map_err(unknown)?;
@@ -541,7 +547,7 @@ impl Registration {
         let schema = &self.0.schema;
         let read = in_time(schema.limits.answer, schema.store.read()).await;
         let record = read.map_err(|error| trouble("asking the store").because(error))?;
-        self.0.known.send_replace(record.clone());
+        self.hear(record.clone());
         Ok(record)
     }
 
@@ -584,8 +590,24 @@ impl Registration {
     ) -> Result<T> {
         let done = in_time(limit, self.in_transaction(patience, decide)).await;
         let (answer, record) = done.map_err(|error| trouble(doing).because(error))?;
-        self.0.known.send_replace(record);
+        self.hear(record);
         Ok(answer)
+    }
+
+    /// What was read before something else was heard is not news, unless the store was taken back by somebody: then it
+    /// stays so.
+    fn hear(&self, record: Record) {
+        let lease_ms = u64::try_from(self.0.schema.limits.lease.as_millis()).unwrap_or(u64::MAX);
+        self.0.known.send_if_modified(|known| {
+            let is_older = record.version < known.version
+                || record.floor < known.floor
+                || record.active < known.active;
+            let is_news = !is_older || record.now_ms > known.now_ms.saturating_add(lease_ms);
+            if is_news {
+                *known = record;
+            }
+            is_news
+        });
     }
 
     async fn in_transaction<T>(

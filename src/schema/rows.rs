@@ -3,9 +3,9 @@
 use super::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
 use super::store::StoreError;
 
-/// The tables of a record. One row of `handover_schema` is what transactions lock.
+/// The tables of a record, made if they are not there. One row of `handover_schema` is what transactions lock.
 pub(super) const TABLES: &str = "
-CREATE TABLE handover_schema (
+CREATE TABLE IF NOT EXISTS handover_schema (
     id BIGINT PRIMARY KEY CHECK (id = 1),
     version BIGINT NOT NULL,
     floor BIGINT NOT NULL,
@@ -13,7 +13,7 @@ CREATE TABLE handover_schema (
     expanding BIGINT,
     contracting BIGINT
 );
-CREATE TABLE handover_generations (
+CREATE TABLE IF NOT EXISTS handover_generations (
     host TEXT NOT NULL,
     process TEXT NOT NULL,
     generation BIGINT NOT NULL,
@@ -27,11 +27,11 @@ CREATE TABLE handover_generations (
     lease_ms BIGINT NOT NULL,
     PRIMARY KEY (host, process)
 );
-CREATE TABLE handover_departures (
+CREATE TABLE IF NOT EXISTS handover_departures (
     knows BIGINT PRIMARY KEY,
     at_ms BIGINT NOT NULL
 );
-INSERT INTO handover_schema (id, version, floor, active) VALUES (1, 0, 0, 0);
+INSERT INTO handover_schema (id, version, floor, active) VALUES (1, 0, 0, 0) ON CONFLICT (id) DO NOTHING;
 ";
 
 pub(super) const READ_SCHEMA: &str =

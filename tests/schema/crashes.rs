@@ -3,7 +3,7 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, release, state, until, until_locked_by};
+use crate::rig::{Database, contract, release, state, until, until_locked_by};
 use crate::support::{gone, signal};
 
 #[tokio::test]
@@ -87,6 +87,35 @@ async fn an_expansion_that_fails_aborts_the_start_and_has_left_nothing() {
     assert_eq!(database.record(), (1, 0, None, None));
     assert_eq!(database.columns(), ["before", "id"]);
     of.service.assert_serving(1).await;
+}
+
+#[tokio::test]
+async fn a_contraction_whose_step_fails_ends_with_4_and_is_finished_when_that_is_repaired() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    release(&of, 1, "2:2").await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    // What uses the column keeps it from being dropped.
+    let index = "CREATE INDEX busy ON thing (before)";
+    database.connection().execute_batch(index).unwrap();
+    let failed = contract(&of, 2).await;
+    assert_eq!(failed.code, 4, "{failed:?}");
+    assert!(failed.stderr.contains("dropping what lies below schema 2"));
+    assert_eq!(database.record(), (2, 2, None, Some(2)));
+    let status = of.run(&["schema", "status"]).await;
+    let unfinished = "the contraction to schema 2 has not been finished";
+    assert!(status.stdout.contains(unfinished), "{status:?}");
+
+    database
+        .connection()
+        .execute_batch("DROP INDEX busy")
+        .unwrap();
+    assert_eq!(contract(&of, 2).await.code, 0);
+    assert_eq!(database.record(), (2, 2, None, None));
+    assert_eq!(database.columns(), ["after", "id"]);
 }
 
 /// A testd that does not come up.

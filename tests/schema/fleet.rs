@@ -48,7 +48,10 @@ async fn across_two_hosts(store: &str) {
     signal(candidate, Signal::USR1);
     web2.service.line("event 1 committed 2 ").await;
     until(&web1, "generation 1 of web2 has left", |state| {
-        state.generations.len() == 2
+        let [_, of_web2] = &state.generations[..] else {
+            return false;
+        };
+        of_web2.generation == 2 && of_web2.state == "active"
     })
     .await;
     let [first, second] = tokio::join!(contract(&web1, 2), contract(&web2, 2)).into();
@@ -126,6 +129,27 @@ async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
     let client = server.connect("app").await;
     let sql = "SELECT column_name::text FROM information_schema.columns WHERE table_name = 'thing'";
     assert!(client.query(sql, &[]).await.unwrap().is_empty());
+}
+
+/// The statements of a step fail if they run twice.
+async fn six_start_at_once(store: &str) {
+    let starting = (0..6).map(|number| on(store, &format!("web{number}")));
+    let starting = starting.map(|setup| tokio::spawn(Operated::start(setup)));
+    let mut all = Vec::new();
+    for started in starting.collect::<Vec<_>>() {
+        all.push(started.await.unwrap());
+    }
+    let state = state(&all[0]).await;
+    assert_eq!((state.version, state.generations.len()), (1, 6));
+}
+
+#[tokio::test]
+async fn a_store_is_expanded_once_though_six_hosts_start_at_the_same_time() {
+    let database = Database::new();
+    six_start_at_once(&database.path().display().to_string()).await;
+    if let Some(server) = Server::start().await {
+        six_start_at_once(&server.database("app").await).await;
+    }
 }
 
 #[tokio::test]
