@@ -13,7 +13,7 @@ const RANKS: &[(&str, u32)] = &[
     ("sys", 10),
     ("drain", 10),
     ("health", 10),
-    ("observe", 10),
+    ("observe", 11),
     ("channel", 20),
     ("listen", 20),
     ("pid_file", 20),
