@@ -6,23 +6,31 @@
 //! which a forwarded one does once the candidate has begun it and stable has heard so: the processor time of stable's
 //! one thread until then is what accepting and forwarding take in all. Shares take turns round by round, so that the
 //! machine's moods meet all of them, and what is reported is the median of the ratios within one cycle of turns; a second
-//! contender without a share shows how much of it is noise.
+//! contender without a share shows how much of it is noise. Each cycle also passes single descriptors to somebody who
+//! sleeps until then and answers with a byte: the bare operation that a single forwarded connection consists of.
 //!
 //! `cargo bench --bench canary`
 
 use std::error::Error;
+use std::fs::File;
 use std::future::poll_fn;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpStream as Client};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram as Blocking;
 use std::path::PathBuf;
 use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use handover::control::{self, Reply, Request};
 use handover::rollout::{By, Rollout, Share, Stage};
 use handover::{ListenOptions, Serving, TcpListener};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, send, sendmsg};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::close;
 use socket2::SockRef;
+use tokio::net::UnixDatagram;
 use tokio::task::{spawn_blocking, unconstrained};
 
 /// Connections in the queue when a round's clock starts.
@@ -31,6 +39,8 @@ const QUEUE: usize = 250;
 const BUDGET: Duration = Duration::from_secs(40);
 /// In percent; the first is what the others are compared with.
 const SHARES: [u8; 5] = [0, 0, 1, 10, 50];
+/// Descriptors that are passed one by one in each cycle: about as many as are at 1 %.
+const SINGLES: u32 = 3;
 /// Where the candidate finds the control socket.
 const CONTROL: &str = "HANDOVER_BENCH_CONTROL";
 /// How long the upgrade may take to be a canary.
@@ -101,6 +111,7 @@ async fn measure(
     });
     tokio::time::timeout(DEADLINE, until_shifting(&client)).await??;
     let mut cycles: Vec<[Round; SHARES.len()]> = Vec::new();
+    let (bare, mut singles) = (Bare::begin()?, Vec::new());
     let begin = Instant::now();
     while begin.elapsed() < BUDGET {
         let mut cycle = [Round::default(); SHARES.len()];
@@ -113,13 +124,68 @@ async fn measure(
             cycle[index] = round(web).await?;
         }
         cycles.push(cycle);
+        singles.push(bare.pass_singles().await?);
     }
     let reason = "measured".to_owned();
     client.ask(&Request::Abort { reason }).await?;
     // Undone as it was asked for.
     let _ = upgrade.await?;
     report(&cycles);
+    println!(
+        "bare: {:.2} us for one descriptor passed to who sleeps, and its answer",
+        median(singles.into_iter().map(micros))
+    );
     Ok(())
+}
+
+/// Passes descriptors to a thread that closes and acknowledges each.
+struct Bare {
+    socket: UnixDatagram,
+    passed: File,
+}
+
+impl Bare {
+    fn begin() -> io::Result<Self> {
+        let (ours, theirs) = Blocking::pair()?;
+        thread::spawn(move || acknowledge(&theirs));
+        ours.set_nonblocking(true)?;
+        Ok(Self {
+            socket: UnixDatagram::from_std(ours)?,
+            passed: File::open("/dev/null")?,
+        })
+    }
+
+    /// The processor time of this thread that each takes.
+    async fn pass_singles(&self) -> io::Result<Duration> {
+        let begin = thread_time()?;
+        for _ in 0..SINGLES {
+            let (socket, passed) = (self.socket.as_raw_fd(), [self.passed.as_raw_fd()]);
+            let rights = [ControlMessage::ScmRights(&passed)];
+            let body = [IoSlice::new(b"f")];
+            sendmsg::<()>(socket, &body, &rights, MsgFlags::empty(), None)?;
+            self.socket.recv(&mut [0]).await?;
+        }
+        Ok((thread_time()? - begin) / SINGLES)
+    }
+}
+
+fn acknowledge(socket: &Blocking) -> nix::Result<()> {
+    let mut rights = nix::cmsg_space!([i32; 1]);
+    loop {
+        let mut byte = [0];
+        let mut body = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::empty();
+        let received = recvmsg::<()>(socket.as_raw_fd(), &mut body, Some(&mut rights), flags)?;
+        for message in received.cmsgs()? {
+            let ControlMessageOwned::ScmRights(passed) = message else {
+                continue;
+            };
+            for descriptor in passed {
+                close(descriptor)?;
+            }
+        }
+        send(socket.as_raw_fd(), b"b", flags)?;
+    }
 }
 
 async fn until_shifting(client: &control::Client) -> Result<(), Box<dyn Error>> {

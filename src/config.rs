@@ -158,6 +158,21 @@ pub const CARRIER_DEADLINE: Duration = Duration::from_secs(1);
 /// How many connections that carry requests to the candidate each server keeps open while they are idle: 64.
 pub const CARRIERS_IDLE_MAX: usize = 64;
 
+/// How long a question to the store of a schema may take: 5 s.
+pub const SCHEMA_DEADLINE: Duration = Duration::from_secs(5);
+/// How long another transaction on the record of a schema, or another process's step, is waited for: 10 s.
+pub const SCHEMA_LOCK_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one step of a migration may take: 10 min.
+pub const SCHEMA_STEP_DEADLINE: Duration = Duration::from_secs(10 * 60);
+/// For how long a generation says to the store of its schema that it is alive, each time: 30 s.
+pub const SCHEMA_LEASE: Duration = Duration::from_secs(30);
+/// How often it does: every 10 s.
+pub const SCHEMA_RENEW: Duration = Duration::from_secs(10);
+/// How long whoever needs what a contraction drops must have been gone: 24 h.
+pub const SCHEMA_CONTRACT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long until a claim on a SQLite file that somebody else has is tried again: 20 ms.
+pub const SCHEMA_CLAIM_RETRY: Duration = Duration::from_millis(20);
+
 /// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
 /// [`Builder::image`](crate::Builder::image).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

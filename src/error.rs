@@ -39,6 +39,8 @@ pub enum ErrorKind {
     Aborted,
     /// The successor had taken over and the accept right went back to the incumbent.
     RolledBack,
+    /// The schema of the store does not fit this release, or the store cannot be asked.
+    Schema,
     /// This generation is stopping, or was told to leave.
     Stopping,
     /// A system call failed outside the cases above.

@@ -34,6 +34,7 @@ use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
 use crate::rollout::guard::Guard;
 use crate::rollout::{Promotion, Rollout};
+use crate::schema::{Registration, Schema};
 use crate::state::{Offer, State};
 use crate::sys::descriptors;
 use crate::sys::environment::Snapshot;
@@ -627,6 +628,44 @@ impl Starting {
         self.shared.activity.on_deactivate(Arc::new(hook));
     }
 
+    /// Declares the schema of this release: [expands](Schema::expand) the store as far as this release can, checks that
+    /// this release and what is alive beside it fit, and enters this generation in the record until nothing of it is left.
+    /// Call it before [`ready`](Self::ready), once, and before anything that needs the schema. The deadline of the start
+    /// is [extended](Self::extend) by what the steps may take.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Schema`] if this release does not fit, with the reason, if a step fails, or if the store cannot be asked:
+    /// leave `main` with it. A release that does not fit has changed nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Steps that were done stay done. Call it again.
+    pub async fn schema(&mut self, schema: Schema) -> Result<Registration> {
+        let doing = "declaring the schema";
+        if self.shared.schema.registration().is_some() {
+            let reason = "it has been declared already";
+            return Err(Error::new(ErrorKind::Schema, doing).because(reason));
+        }
+        let number = self.shared.status.borrow().generation;
+        let declared = schema.declared();
+        let entered = Registration::enter(schema, number, |by| self.extend(by)).await;
+        let is_successor = self.is_successor();
+        let registration = entered.map_err(|error| match is_successor {
+            true => error.while_incumbent_serves(),
+            false => error,
+        })?;
+        self.shared.schema.set(&self.shared, &registration);
+        lock(&self.shared.images).declare(declared);
+        Ok(registration)
+    }
+
+    fn is_successor(&self) -> bool {
+        let driver = self.driver.as_ref();
+        let driver = driver.map(|driver| driver.lock().unwrap_or_else(PoisonError::into_inner));
+        driver.is_some_and(|driver| driver.has_incumbent())
+    }
+
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
     ///
     /// Returns when this generation has the accept right: its gates are open. As the candidate of a canary it returns with
@@ -636,16 +675,27 @@ impl Starting {
     /// # Errors
     ///
     /// [`ErrorKind::Aborted`] if the incumbent has given this successor up or its gates could not be opened; leave
-    /// `main` with it. [`ErrorKind::Listen`] in a fresh generation whose sockets cannot be watched.
+    /// `main` with it. [`ErrorKind::Listen`] in a fresh generation whose sockets cannot be watched. [`ErrorKind::Schema`] if
+    /// a [schema](Self::schema) was declared that does not fit any more, or the store cannot be asked.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives the handover up, like dropping a [`Starting`].
     pub async fn ready(mut self) -> Result<Serving> {
         self.shared.injected.until_ready().await;
+        if let Some(schema) = self.shared.schema.registration() {
+            // It may have taken its time to warm up.
+            schema.check_own().await?;
+        }
         if let Some(driver) = &mut self.driver {
             let driver = driver.get_mut().unwrap_or_else(PoisonError::into_inner);
-            driver.ready().await?;
+            if let Err(error) = driver.ready().await {
+                if let Some(schema) = self.shared.schema.registration() {
+                    // Nobody is told twice: whoever looks finds that the process is gone.
+                    let _ = schema.leave().await;
+                }
+                return Err(error);
+            }
         }
         if let Some(driver) = self.driver.take() {
             let driver = driver.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -859,6 +909,11 @@ impl Serving {
     #[cfg(feature = "http")]
     pub(crate) fn splitter(&self) -> &Splitter {
         &self.shared.splitter
+    }
+
+    /// What this generation has to do with its [schema](Starting::schema), if it has declared one.
+    pub fn schema(&self) -> Option<Registration> {
+        self.shared.schema.registration().cloned()
     }
 
     /// What happens to this generation from now on.

@@ -67,6 +67,7 @@
 //!
 //! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
 //! which asks a service over its [control socket](control). `pool`: workers of one program under a supervisor.
+//! `schema-sqlite` and `schema-postgres`: where the record of a [`schema`] can be kept.
 //!
 //! # Where to read next
 //!
@@ -79,6 +80,7 @@
 //! | what travels to the successor | [`state`] |
 //! | what runs in one generation only | [`Serving::on_activate`] |
 //! | trying a release before everybody meets it | [`rollout`] |
+//! | a database that both releases share | [`schema`] |
 //! | counting what is not HTTP | [`observe`] |
 //! | operators | [`control`], [`event`] |
 //!
@@ -108,6 +110,7 @@ mod sys;
 mod channel;
 mod listen;
 mod pid_file;
+pub mod schema;
 pub mod state;
 #[cfg_attr(
     not(test),
@@ -144,7 +147,7 @@ pub use crate::generation::{Builder, Events, Serving, Starting, builder, start};
 pub use crate::health::{Health, Readiness};
 pub use crate::listen::{ListenOptions, TcpListener, UdpSocket, UnixListener};
 
-#[cfg(all(doctest, feature = "http"))]
+#[cfg(all(doctest, feature = "http", feature = "schema-sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

@@ -69,7 +69,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Refused`] if the service said that it would not, in its words. [`ErrorKind::Protocol`] if one did
+    /// [`ErrorKind::Refused`] if the service said that it would not, in its words. [`ErrorKind::Schema`] if a step of a
+    /// migration was begun and has failed. [`ErrorKind::Protocol`] if one did
     /// not understand the other. [`ErrorKind::Io`] if nobody answers: its source is an [`io::Error`],
     /// [`TimedOut`](io::ErrorKind::TimedOut) after the [deadline](Self::deadline), and
     /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the generation that was asked went away without an answer.
@@ -215,6 +216,7 @@ impl Connection {
 pub(super) fn refused(refusal: Refusal) -> Error {
     let kind = match refusal.kind {
         RefusalKind::Malformed => ErrorKind::Protocol,
+        RefusalKind::Failed => ErrorKind::Schema,
         _ => ErrorKind::Refused,
     };
     Error::new(kind, "asking the service").because(refusal.message)

@@ -16,6 +16,7 @@ mod counts;
 mod drill;
 mod history;
 mod request;
+mod schema;
 mod server;
 mod takeover;
 mod verification;
@@ -31,6 +32,7 @@ pub use self::request::{
     Happened, Refusal, RefusalKind, Reply, Request, Role, Rollback, RollbackKind, RolloutState,
     Socket, Status, Strategy, Underway, Upgrade, VERSION, VERSION_MIN, Verdict, What,
 };
+pub use self::schema::{SchemaGate, SchemaGeneration, SchemaState, SchemaWish};
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;
 pub use self::verification::{Found, Verification, VerifiedAddress};

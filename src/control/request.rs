@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::counts::SideState;
 use super::drill::{Drill, Fault};
+use super::schema::{SchemaState, SchemaWish};
 use super::verification::Verification;
 use super::workers::PoolState;
 use crate::event::Event;
@@ -127,6 +128,11 @@ pub enum Request {
         /// How many.
         workers: usize,
     },
+    /// Look at the schema of a service that declares one, or change it. Answered with [`Reply::Schema`].
+    Schema {
+        /// What is asked.
+        wish: SchemaWish,
+    },
     /// What happens from now on. Answered with [`Reply::Events`] and one [`Happened`] in each line after it, until this
     /// generation has handed over or is gone.
     Events,
@@ -225,6 +231,11 @@ pub enum Reply {
         /// All about it.
         drill: Box<Drill>,
     },
+    /// How the schema stands, and what came of the wish.
+    Schema {
+        /// All about it.
+        schema: Box<SchemaState>,
+    },
     /// The service stops.
     Stopping,
     /// Events follow.
@@ -256,6 +267,8 @@ pub enum RefusalKind {
     Busy,
     /// The request cannot be understood, or did not come in time.
     Malformed,
+    /// It was begun, and did not come to its end: somebody has to look.
+    Failed,
     /// Another generation answers by now: connect again.
     Moved,
     /// Something that a newer build knows.
@@ -471,7 +484,7 @@ pub struct Rollback {
     /// What that one calls its build.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub build: String,
-    /// Why there is none; empty if there is one.
+    /// Why there is none, or it is blocked; empty if there is one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
 }
@@ -485,6 +498,8 @@ pub enum RollbackKind {
     Instant,
     /// The release before is started again and takes over, by an upgrade of its own.
     Cold,
+    /// There would be one, but the schema does not fit it any more.
+    Blocked,
     /// None.
     None,
     /// Something that a newer build knows.
@@ -837,6 +852,18 @@ impl Rollback {
             generation: Some(generation),
             build,
             why: String::new(),
+        }
+    }
+
+    /// Unless this speaks against it.
+    pub(crate) fn unless(self, misfit: Option<String>) -> Self {
+        match misfit {
+            None => self,
+            Some(why) => Self {
+                kind: RollbackKind::Blocked,
+                why,
+                ..self
+            },
         }
     }
 

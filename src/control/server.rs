@@ -224,7 +224,7 @@ fn takes_its_time(request: &Request) -> bool {
         | Request::Rollback {
             cold: true, wait, ..
         } => *wait,
-        Request::Events | Request::Verify => true,
+        Request::Events | Request::Verify | Request::Schema { .. } => true,
         _ => false,
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use super::ON_THE_WAY_MAX;
 use super::requests::{Asker, Key, Splitter};
 use super::word::{WORD_MAX, Word};
+use crate::config::FORWARDED_TOGETHER_MAX;
 use crate::listen::{Adopted, Divert, Table};
 use crate::rollout::pick::{Client, Pick};
 use crate::rollout::{Share, Side};
@@ -83,7 +84,7 @@ pub(crate) struct Standing {
     pub(crate) total: Counts,
     /// The same, listener by listener.
     pub(crate) listeners: BTreeMap<String, Counts>,
-    /// Passed on and not acknowledged.
+    /// The candidate's, and not acknowledged.
     pub(crate) on_the_way: usize,
 }
 
@@ -105,7 +106,7 @@ pub(super) struct Directing {
     splitter: Splitter,
     deadline: Duration,
     state: Mutex<State>,
-    /// Something is on its way, and the task does not watch the time.
+    /// Something is held, or on its way while the task does not watch the time.
     begun: Notify,
     ended: watch::Sender<Option<End>>,
 }
@@ -116,6 +117,8 @@ struct State {
     share: Share,
     coin: Coin,
     next_id: u64,
+    /// Picked, and not sent yet.
+    held: Vec<Held>,
     on_the_way: BTreeMap<u64, Sent>,
     /// So few that looking through them is the fastest way.
     listeners: Vec<Listener>,
@@ -132,6 +135,13 @@ struct Listener {
     counts: Counts,
     /// The candidate does not have it.
     is_declined: bool,
+}
+
+/// A connection for the candidate.
+#[derive(Debug)]
+struct Held {
+    listener: Arc<str>,
+    connection: OwnedFd,
 }
 
 /// A connection on its way.
@@ -159,6 +169,7 @@ impl Director {
             share: Share::NONE,
             coin: Coin::new(),
             next_id: 0,
+            held: Vec::new(),
             on_the_way: BTreeMap::new(),
             listeners: Vec::new(),
             before: Counts::default(),
@@ -182,12 +193,14 @@ impl Director {
     /// before; with no share nothing is at all, though what is on its way arrives.
     pub(crate) fn set_share(&self, share: Share) {
         let mut state = self.0.lock();
+        let unsent = self.0.send_off(&mut state);
         state.before = state.total();
         state.share = share;
         state.pick.set_share(share);
         let is_active = share != Share::NONE && !state.has_ended;
         let is_of_requests = state.pick.is_of_requests();
         drop(state);
+        self.0.serve_here(unsent);
         match (is_active, is_of_requests) {
             (true, false) => self.0.table.diverter().start(self.0.clone()),
             (true, true) => self.0.splitter.start(&self.0),
@@ -261,23 +274,25 @@ impl Divert for Directing {
         has_room
     }
 
-    fn take(&self, listener: &str, mut connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    /// Sending wakes the candidate, which costs more than all the rest. So it waits until whoever accepts here has nothing
+    /// more to accept, or much is held.
+    fn take(&self, listener: &str, connection: OwnedFd) {
         let mut state = self.lock();
-        let may_go = match state.may_pass_on() {
-            true => ON_THE_WAY_MAX.saturating_sub(state.on_the_way.len()),
-            false => 0,
+        let listener = Arc::clone(&state.listener(listener).name);
+        state.held.push(Held {
+            listener,
+            connection,
+        });
+        let unsent = match state.may_pass_on() && state.held.len() < FORWARDED_TOGETHER_MAX {
+            true => Vec::new(),
+            false => self.send_off(&mut state),
         };
-        let mut kept = connections.split_off(may_go.min(connections.len()));
-        if let Err(error) = self.pass_on(&mut state, listener, &mut connections) {
-            tracing::debug!(%error, "the candidate takes no connections now");
-            connections.append(&mut kept);
-            kept = connections;
-        }
-        state.listener(listener).counts.kept += kept.len() as u64;
-        if !state.is_timed && !state.on_the_way.is_empty() {
+        let is_first = state.held.len() == 1;
+        drop(state);
+        if is_first {
             self.begun.notify_one();
         }
-        kept
+        self.serve_here(unsent);
     }
 }
 
@@ -288,6 +303,7 @@ impl Directing {
         let mut timer = pin!(sleep_until(Instant::now()));
         let mut is_timed = false;
         loop {
+            self.send_off_held();
             // A timer for one that has been begun meanwhile is early for the others. Most often there are none, and
             // setting it anew for each would cost more than forwarding does.
             if !is_timed && let Some(overdue_at) = self.watch_time() {
@@ -339,19 +355,37 @@ impl Directing {
         }
     }
 
-    fn pass_on(
-        &self,
-        state: &mut State,
-        listener: &str,
-        connections: &mut Vec<OwnedFd>,
-    ) -> io::Result<()> {
-        if connections.is_empty() {
-            return Ok(());
+    fn send_off_held(&self) {
+        let mut state = self.lock();
+        let unsent = self.send_off(&mut state);
+        drop(state);
+        self.serve_here(unsent);
+    }
+
+    /// Sends what is held, in order, and all that one listener has got in a row together. Returns what the candidate does
+    /// not take now.
+    fn send_off(&self, state: &mut State) -> Vec<Held> {
+        let mut held = mem::take(&mut state.held).into_iter().peekable();
+        while state.may_pass_on()
+            && let Some(Held { listener, .. }) = held.peek()
+        {
+            let listener = Arc::clone(listener);
+            let mut connections = Vec::new();
+            while let Some(next) = held.next_if(|next| next.listener == listener) {
+                connections.push(next.connection);
+            }
+            let count = connections.len() as u64;
+            if let Err(error) = self.send(state, &listener, &mut connections, None) {
+                tracing::debug!(%error, "the candidate takes no connections now");
+                let unsent = connections.into_iter().map(|connection| Held {
+                    listener: Arc::clone(&listener),
+                    connection,
+                });
+                return unsent.chain(held).collect();
+            }
+            state.listener(&listener).counts.forwarded += count;
         }
-        let count = connections.len() as u64;
-        self.send(state, listener, connections, None)?;
-        state.listener(listener).counts.forwarded += count;
-        Ok(())
+        held.collect()
     }
 
     fn send(
@@ -483,43 +517,59 @@ impl Directing {
             }
         }
         let unbegun = mem::take(&mut state.on_the_way);
+        let unsent = mem::take(&mut state.held);
         drop(state);
         settled.declined.extend(unbegun.into_values());
         self.take_back(settled.declined);
+        self.serve_here(unsent);
         self.ended.send_replace(Some(why));
     }
 
     fn release(&self) {
         self.stop_picking();
         let mut state = self.lock();
+        let unsent = self.send_off(&mut state);
         if mem::replace(&mut state.has_ended, true) {
             return;
         }
         let left = mem::take(&mut state.on_the_way);
         drop(state);
         drop(left);
+        self.serve_here(unsent);
         self.ended.send_replace(Some(End::Released));
     }
 
     /// Has them accepted here, in order. Who waits for a carrier of requests sees that there is none, and has sent nothing.
     fn take_back(&self, back: Vec<Sent>) {
-        for Sent {
+        for sent in back.into_iter().filter(|sent| sent.carrier_of.is_none()) {
+            self.adopt(&sent.listener, sent.connection, |counts| {
+                counts.taken_back += 1;
+            });
+        }
+    }
+
+    /// The same with what has never been sent.
+    fn serve_here(&self, unsent: Vec<Held>) {
+        for Held {
             listener,
             connection,
-            ..
-        } in back.into_iter().filter(|sent| sent.carrier_of.is_none())
+        } in unsent
         {
-            let adopted = self
-                .table
-                .adopt_connection(&listener, Adopted::new(connection));
-            let mut state = self.lock();
-            let counts = &mut state.listener(&listener).counts;
-            match adopted {
-                Ok(()) => counts.taken_back += 1,
-                Err(_) => {
-                    counts.lost += 1;
-                    tracing::warn!(%listener, "a connection was dropped: nobody accepts any more");
-                }
+            self.adopt(&listener, connection, |counts| counts.kept += 1);
+        }
+    }
+
+    fn adopt(&self, listener: &str, connection: OwnedFd, count: impl FnOnce(&mut Counts)) {
+        let adopted = self
+            .table
+            .adopt_connection(listener, Adopted::new(connection));
+        let mut state = self.lock();
+        let counts = &mut state.listener(listener).counts;
+        match adopted {
+            Ok(()) => count(counts),
+            Err(_) => {
+                counts.lost += 1;
+                tracing::warn!(%listener, "a connection was dropped: nobody accepts any more");
             }
         }
     }
@@ -585,7 +635,7 @@ impl State {
     }
 
     fn has_room(&self) -> bool {
-        self.may_pass_on() && self.on_the_way.len() < ON_THE_WAY_MAX
+        self.may_pass_on() && self.held.len() + self.on_the_way.len() < ON_THE_WAY_MAX
     }
 
     fn listener(&mut self, name: &str) -> &mut Listener {
@@ -612,7 +662,7 @@ impl State {
                 .iter()
                 .map(|it| (it.name.to_string(), it.counts))
                 .collect(),
-            on_the_way: self.on_the_way.len(),
+            on_the_way: self.held.len() + self.on_the_way.len(),
         }
     }
 

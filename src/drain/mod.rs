@@ -144,6 +144,15 @@ impl Drain {
     ///
     /// Nothing is lost; any number of tasks may wait.
     pub async fn drained(&self) -> Report {
+        self.drained_but(None).await
+    }
+
+    /// The same for whoever leaves last: waits until nothing is left but the class of its own unit.
+    pub(crate) async fn drained_beside(&self, last: &Guard) {
+        self.drained_but(Some(last.class.index)).await;
+    }
+
+    async fn drained_but(&self, class: Option<usize>) -> Report {
         let mut stage = self.shared.stage.subscribe();
         loop {
             let changed = self.shared.changed.notified();
@@ -151,10 +160,12 @@ impl Drain {
             changed.as_mut().enable();
             let until = match *stage.borrow_and_update() {
                 Stage::Serving | Stage::Quiesced { .. } => None,
-                Stage::Draining { since, until } => match self.shared.last_cut((since, until)) {
-                    Some(cut_at) if cut_at > Instant::now() => Some(cut_at),
-                    _ => return self.shared.report(since),
-                },
+                Stage::Draining { since, until } => {
+                    match self.shared.last_cut((since, until), class) {
+                        Some(cut_at) if cut_at > Instant::now() => Some(cut_at),
+                        _ => return self.shared.report(since),
+                    }
+                }
                 Stage::Cut { since } => return self.shared.report(since),
             };
             tokio::select! {
@@ -346,10 +357,12 @@ impl Shared {
     }
 
     /// When the last class that has something in flight is cut; `None` if nothing is.
-    fn last_cut(&self, begun: (Instant, Instant)) -> Option<Instant> {
+    fn last_cut(&self, begun: (Instant, Instant), except: Option<usize>) -> Option<Instant> {
         let work = self.lock();
-        let busy = work.classes.iter().filter(|class| !class.units.is_empty());
-        busy.map(|class| self.cut_at(class, begun)).max()
+        let others = work.classes.iter().enumerate();
+        let others = others.filter(|(index, _)| Some(*index) != except);
+        let busy = others.filter(|(_, class)| !class.units.is_empty());
+        busy.map(|(_, class)| self.cut_at(class, begun)).max()
     }
 
     fn report(&self, since: Instant) -> Report {

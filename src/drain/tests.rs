@@ -52,6 +52,27 @@ async fn the_last_guard_of_any_class_ends_the_drain() {
     assert!(poll(drained.as_mut()).is_ready());
 }
 
+#[tokio::test]
+async fn whoever_leaves_last_is_waited_for_and_waits_for_everybody_else() {
+    let drain = drain();
+    let (request, last) = (
+        drain.class("http").guard("1"),
+        drain.class("last").guard("2"),
+    );
+    let mut drained = pin!(drain.drained());
+    {
+        let mut alone = pin!(drain.drained_beside(&last));
+        assert!(poll(alone.as_mut()).is_pending());
+        drain.begin();
+        assert!(poll(alone.as_mut()).is_pending());
+        drop(request);
+        assert!(poll(alone.as_mut()).is_ready());
+    }
+    assert!(poll(drained.as_mut()).is_pending());
+    drop(last);
+    assert!(poll(drained.as_mut()).is_ready());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_waiting_task_is_woken_by_the_last_guard_and_not_by_a_deadline() {
     let drain = drain();

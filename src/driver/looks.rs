@@ -345,6 +345,7 @@ impl Driver {
         let (table, unclaimed) = (&self.shared.table, &self.unclaimed);
         let looks = self.down.as_mut().and_then(|down| down.looks.as_mut());
         let found = looks.map(|looks| looks.handle_timeout(now, || table.waiting(unclaimed)));
+        self.tell_way_back();
         self.tell_found(now, found.unwrap_or_default());
     }
 

@@ -16,6 +16,8 @@ mod parts;
 mod preview;
 mod release;
 mod rollout;
+pub(crate) mod schema;
+mod schema_wishes;
 pub(crate) mod shared;
 mod sharing;
 mod stop;
@@ -282,6 +284,11 @@ impl Driver {
             let input = self.next().await;
             self.handle(input);
         }
+    }
+
+    /// Whether somebody serves whom this generation is to take over from.
+    pub(crate) fn has_incumbent(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| up.process.is_some())
     }
 
     /// The application needs longer to warm up.
@@ -692,6 +699,7 @@ impl Driver {
         // Whoever hears of it finds that it is so.
         self.publish();
         let in_flight = self.shared.drain.in_flight();
+        self.leave_schema();
         self.shared.emit(Event::Draining { in_flight, reason });
     }
 

@@ -15,10 +15,11 @@ use super::release::Release;
 use super::shared::{Command, Shared, lock};
 use super::sharing::{self, Sharing};
 use super::{Driver, Role};
+use super::{schema, schema_wishes};
 use crate::config::{CONTROL_DEADLINE, Config};
 use crate::control::{
     self, Answering, Asked, Condition, Fault, Happened, Lines, Reply, Request, RollbackKind,
-    RolloutState, SideState, Strategy, Underway, Upgrade, Verdict, Verification, What,
+    RolloutState, SchemaWish, SideState, Strategy, Underway, Upgrade, Verdict, Verification, What,
 };
 use crate::director::Watched;
 use crate::drain::Guard;
@@ -152,6 +153,18 @@ impl Driver {
             *now = asked;
             changes
         });
+        if let Some(schema) = self.shared.schema.registration() {
+            let rollout = upgrade.as_ref().map(|upgrade| {
+                let phase = upgrade
+                    .phase
+                    .map_or_else(|| "waiting".to_owned(), |it| it.to_string());
+                format!(
+                    "an upgrade to generation {} is under way here ({phase})",
+                    upgrade.generation
+                )
+            });
+            schema.set_rollout(rollout);
+        }
         let elders = self.elders.iter();
         self.shared.standing.send_replace(Standing {
             role: Some(self.role),
@@ -340,6 +353,41 @@ impl Operator {
         }
     }
 
+    /// What the store has now is asked before anything is changed. The incumbent that is warm is not kept waiting for a
+    /// store that is not there: nothing can have been contracted that it needs.
+    async fn may_go_back(&self, cold: bool) -> Result<(), Reply> {
+        let Some(schema) = self.shared.schema.registration() else {
+            return Ok(());
+        };
+        if !cold {
+            // What is known by now, the driver looks at.
+            let _ = schema.look().await;
+            return Ok(());
+        }
+        let release = lock(&self.shared.images)
+            .before()
+            .map(|it| it.release().clone());
+        // Why there is none is for the driver to say.
+        let Ok(release) = release else { return Ok(()) };
+        let who = format!("the release of generation {}", release.generation);
+        let fits = schema.check(&who, release.schema).await;
+        fits.map_err(Reply::refused)
+    }
+
+    /// What has begun goes on without whoever asked.
+    async fn schema(&self, wish: SchemaWish) -> Result<Reply, Reply> {
+        let Some(schema) = self.shared.schema.registration().cloned() else {
+            return Err(Reply::refused("this service declares no schema"));
+        };
+        let granting = tokio::spawn(schema_wishes::grant(schema, wish));
+        granting
+            .await
+            .map_err(|_| gone())?
+            .map(|schema| Reply::Schema {
+                schema: Box::new(schema),
+            })
+    }
+
     async fn until_verdict(&self, generation: u64) -> Upgrade {
         let mut history = self.shared.history.subscribe();
         loop {
@@ -507,13 +555,19 @@ impl Operator {
                 control::Rollback::none(format!("the upgrade under way is {phase}"))
             }
             Some(_) => {
-                control::Rollback::to(RollbackKind::Instant, self.generation(), self.build.clone())
+                let (generation, build) = (self.generation(), self.build.clone());
+                control::Rollback::to(RollbackKind::Instant, generation, build)
+                    .unless(self.shared.schema.misfit())
             }
             None => match lock(&self.shared.images).before() {
                 Ok(image) => {
                     let release = image.release();
                     let (generation, build) = (release.generation, release.build.clone());
+                    let schema = self.shared.schema.registration();
+                    // Whoever declares nothing knows nothing.
+                    let declared = Some(release.schema.unwrap_or_default());
                     control::Rollback::to(RollbackKind::Cold, generation, build)
+                        .unless(schema.and_then(|schema| schema.misfit(declared)))
                 }
                 Err(why) => control::Rollback::none(why),
             },
@@ -558,7 +612,7 @@ impl Operator {
 
     fn classes(&self) -> Vec<control::ClassWork> {
         let classes = self.shared.drain.progress().classes.into_iter();
-        let shown = classes.filter(|class| class.name != CLASS);
+        let shown = classes.filter(|class| class.name != CLASS && class.name != schema::CLASS);
         shown
             .map(|class| control::ClassWork {
                 name: class.name.to_owned(),
@@ -635,6 +689,11 @@ impl Answering for Operator {
         if request == Request::Takeover {
             return self.hand_over(lines).await;
         }
+        if let Request::Rollback { cold, .. } = request
+            && let Err(refusal) = self.may_go_back(cold).await
+        {
+            return lines.say(&refusal).await;
+        }
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Upgrade {
@@ -689,6 +748,7 @@ impl Answering for Operator {
                 .await
                 .map(|verification| Reply::Verified { verification }),
             Request::Drill { inject, wait } => self.drill(inject, wait).await,
+            Request::Schema { wish } => self.schema(wish).await,
             Request::Stop { now } => Ok(self.stop(now)),
             Request::Scale { .. } => Err(Reply::refused("this service is no pool of workers")),
             Request::Events | Request::Takeover => Ok(Reply::Events),

@@ -55,12 +55,13 @@ impl Driver {
         }
     }
 
-    /// Runs the checks of the candidate. `None` if there are none.
+    /// Runs the checks of the candidate, that of its schema first. `None` if there are none.
     ///
     /// They end when nobody waits for the result any more.
     pub(super) fn check_candidate(&self) -> Option<oneshot::Receiver<Examined>> {
         let down = self.down.as_ref()?;
-        if self.checks.is_empty() {
+        let schema = self.shared.schema.registration().cloned();
+        if self.checks.is_empty() && schema.is_none() {
             return None;
         }
         let candidate = Candidate {
@@ -70,8 +71,14 @@ impl Driver {
         let (limit, checks) = (to_speak_of(down.plan.checks_limit()), self.checks.clone());
         let (mut examined, result) = oneshot::channel();
         tokio::spawn(async move {
+            let passing = async {
+                if let Some(schema) = schema {
+                    schema.check_candidate(candidate.generation).await?;
+                }
+                check::run(&checks, &candidate, limit).await
+            };
             let passed = tokio::select! {
-                passed = check::run(&checks, &candidate, limit) => passed,
+                passed = passing => passed,
                 () = examined.closed() => return,
             };
             // Whoever waited may have stopped just now.

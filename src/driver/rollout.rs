@@ -12,7 +12,7 @@ use crate::event::{Event, Phase};
 use crate::protocol::incumbent;
 use crate::rollout::attempts::Origin;
 use crate::rollout::controller::{Output, Promote, Reverted, Trigger};
-use crate::rollout::{Cause, Outcome, Promotion, Rollout, STEPS, Share, Side, Verdict};
+use crate::rollout::{Cause, Outcome, Promotion, Rollout, STEPS, Share, Side, Stage, Verdict};
 
 /// What comes of checks or of a verification: nothing, or what speaks against it.
 pub(super) type Examined = Result<(), String>;
@@ -29,6 +29,8 @@ pub(super) struct Examining {
 pub(super) enum Examination {
     /// Of a candidate in preview.
     Checks,
+    /// Whether the candidate fits what the store has, before it is flipped to.
+    Schema,
     /// Whether fresh connections are answered by this side.
     Verification(Side),
 }
@@ -98,7 +100,7 @@ impl Driver {
         match output {
             Output::RunChecks => self.examine(Examination::Checks),
             Output::SetShare(share) => self.set_share(share),
-            Output::Flip => self.incumbent.handle_flip(now),
+            Output::Flip => self.examine(Examination::Schema),
             Output::Verify(side) => self.examine(Examination::Verification(side)),
             Output::Commit => self.incumbent.handle_commit(now),
             Output::Abort { reason } | Output::RollBack { reason } => {
@@ -192,6 +194,15 @@ impl Driver {
             let reason = format!("after a rollback it was not found to serve: {unverified}");
             self.degraded = Some(reason);
         }
+        if outcome == Outcome::RolledBack
+            && let Some(misfit) = self.shared.schema.misfit()
+        {
+            // Somebody has to answer, and the candidate could not.
+            let generation = self.generation;
+            self.degraded = Some(format!(
+                "generation {generation} serves again, and {misfit}"
+            ));
+        }
         match outcome {
             Outcome::Promoted => self.committed(explanation),
             Outcome::Aborted | Outcome::RolledBack | Outcome::Degraded => {
@@ -203,6 +214,7 @@ impl Driver {
     fn examine(&mut self, what: Examination) {
         let result = match what {
             Examination::Checks => self.check_candidate(),
+            Examination::Schema => self.check_schema(),
             // Nobody is to be found any more.
             Examination::Verification(_) if self.incumbent.is_leaving() => None,
             Examination::Verification(side) => self.verify(side),
@@ -220,6 +232,14 @@ impl Driver {
         down.examining = None;
         match what {
             Examination::Checks => down.controller.handle_checked(now, result),
+            Examination::Schema if down.controller.stage() != Stage::Flipping => {}
+            Examination::Schema => match result {
+                Ok(()) => self.incumbent.handle_flip(now),
+                Err(reason) => {
+                    let trigger = Trigger::CheckFailed { reason };
+                    down.controller.handle_trigger(now, trigger);
+                }
+            },
             Examination::Verification(side) => {
                 down.controller.handle_verified(now, side, result);
             }
@@ -280,6 +300,9 @@ impl Driver {
 
     /// An abort before the flip, a rollback after it.
     pub(super) fn undo(&mut self, reason: String) -> Done {
+        if let Some(blocked) = self.no_way_back() {
+            return Err(blocked);
+        }
         match self.refuse_who_waits(&reason) {
             Some(generation) => Ok(generation),
             None => self.decide(|controller, now| {

@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::activity::Activity;
 use super::manager::KeptState;
 use super::operator::{Done, Standing, Wanted};
+use super::schema::Declared;
 use super::verify::Announced;
 use crate::control::{Asked, Drill, History, Upgrade, Verification};
 use crate::director::Splitter;
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) at_flip: Hooks,
     /// What runs in the active generation only.
     pub(crate) activity: Activity,
+    /// What this generation has to do with a schema.
+    pub(crate) schema: Declared,
     /// What the incumbent passed at the offer.
     pub(crate) offered: Mutex<State>,
     /// What the incumbent passed at the flip.
@@ -190,6 +193,7 @@ impl Shared {
             at_offer: Hooks::default(),
             at_flip: Hooks::default(),
             activity: Activity::default(),
+            schema: Declared::default(),
             offered: Mutex::default(),
             flipped: Mutex::default(),
             images: Mutex::default(),
@@ -206,6 +210,7 @@ impl Shared {
             Event::Phase { .. } => tracing::debug!(?event, "handover"),
             _ => tracing::info!(?event, "handover"),
         }
+        self.schema.follow(&event);
         // Nobody listening is no loss: the log has it.
         let _ = self.events.send(event);
     }

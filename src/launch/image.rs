@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Image as Wanted};
 use crate::protocol::message::{Slot, SlotKind};
+use crate::schema::Declared;
 use crate::state::{self, State};
 use crate::sys::environment::Snapshot;
 use crate::sys::memory;
@@ -56,14 +58,26 @@ pub(crate) struct Release {
     /// What that one called its build.
     #[serde(default)]
     pub(crate) build: String,
+    /// What it says of its schema, if it declares one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) schema: Option<Declared>,
     /// How that one was started.
-    argv: Vec<OsString>,
-    env: Vec<(OsString, OsString)>,
-    cwd: Option<OsString>,
+    argv: Vec<Text>,
+    env: Vec<(Text, Text)>,
+    cwd: Option<Text>,
     /// The file that is held, as it was then.
     held: Identity,
     /// The file that the copy was made of, if one was made, however often it was started since.
     origin: Identity,
+}
+
+/// What need not be text but nearly always is, and then takes a fourth of the room and of the time: a successor reads an
+/// environment of these before it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Utf8(String),
+    Bytes(Vec<u8>),
 }
 
 /// Which file, and whether its bytes are still the same.
@@ -92,6 +106,24 @@ struct About {
     before: Option<Release>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cold_rollback: Option<ColdRollback>,
+}
+
+impl From<OsString> for Text {
+    fn from(value: OsString) -> Self {
+        match value.into_string() {
+            Ok(text) => Self::Utf8(text),
+            Err(value) => Self::Bytes(value.into_vec()),
+        }
+    }
+}
+
+impl From<Text> for OsString {
+    fn from(text: Text) -> Self {
+        match text {
+            Text::Utf8(text) => text.into(),
+            Text::Bytes(bytes) => Self::from_vec(bytes),
+        }
+    }
 }
 
 impl Default for Images {
@@ -177,6 +209,13 @@ impl Images {
         about.cold_rollback
     }
 
+    /// What this generation's release says of its schema goes with its image.
+    pub(crate) fn declare(&mut self, schema: Declared) {
+        if let Ok(own) = &mut self.own {
+            own.release.schema = Some(schema);
+        }
+    }
+
     /// The release that serves, or why it cannot be started again.
     pub(crate) fn own(&self) -> Result<&Image, String> {
         let image = self.own.as_ref().map_err(Clone::clone)?;
@@ -196,11 +235,10 @@ impl Image {
     fn of_this_process(
         snapshot: &Snapshot,
         config: &Config,
-        hold: impl FnOnce() -> io::Result<OwnedFd>,
+        hold: impl FnOnce() -> io::Result<(OwnedFd, Identity)>,
     ) -> Result<Self, String> {
         let held = || {
-            let origin = identity(Self::descriptor()?.as_fd())?;
-            let file = hold()?;
+            let (file, origin) = hold()?;
             let held = identity(file.as_fd())?;
             Ok((file, held, origin))
         };
@@ -209,9 +247,10 @@ impl Image {
         let release = Release {
             generation: 0,
             build: config.build.clone(),
-            argv: snapshot.argv.clone(),
-            env: snapshot.env.clone(),
-            cwd: snapshot.cwd.clone().map(PathBuf::into_os_string),
+            schema: None,
+            argv: snapshot.argv.iter().cloned().map(Text::from).collect(),
+            env: snapshot.env.iter().cloned().map(pair).collect(),
+            cwd: snapshot.cwd.clone().map(|cwd| cwd.into_os_string().into()),
             held,
             origin,
         };
@@ -223,26 +262,30 @@ impl Image {
     pub(super) fn of_file(path: &Path, snapshot: &Snapshot) -> Self {
         let file: OwnedFd = File::open(path).unwrap().into();
         let held = identity(file.as_fd()).unwrap();
-        let open = || Ok(file);
-        let mut image = Self::of_this_process(snapshot, &Config::default(), open).unwrap();
-        image.release.origin = held;
-        image
+        let open = || Ok((file, held));
+        Self::of_this_process(snapshot, &Config::default(), open).unwrap()
     }
 
     /// By O_PATH, which needs no permission to read the file (open(2)).
-    fn descriptor() -> io::Result<OwnedFd> {
+    fn descriptor() -> io::Result<(OwnedFd, Identity)> {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_PATH);
-        Ok(options.open(OWN_FILE)?.into())
+        let file: OwnedFd = options.open(OWN_FILE)?.into();
+        let origin = identity(file.as_fd())?;
+        Ok((file, origin))
     }
 
     /// One that was started from such a copy needs no other.
-    fn copy() -> io::Result<OwnedFd> {
+    fn copy() -> io::Result<(OwnedFd, Identity)> {
         let mut file = File::open(OWN_FILE)?;
+        let origin = identity(file.as_fd())?;
         if memory::is_sealed(file.as_fd()) {
-            return Ok(file.into());
+            return Ok((file.into(), origin));
         }
-        memory::sealed_program(c"handover-image", &mut file)
+        Ok((
+            memory::sealed_program(c"handover-image", &mut file)?,
+            origin,
+        ))
     }
 
     pub(crate) fn release(&self) -> &Release {
@@ -257,9 +300,19 @@ impl Image {
     /// As the generation that ran it was started, with what the service manager tells the service by now.
     pub(super) fn snapshot(&self, current: &Snapshot) -> Snapshot {
         Snapshot {
-            argv: self.release.argv.clone(),
-            env: self.release.env.clone(),
-            cwd: self.release.cwd.clone().map(PathBuf::from),
+            argv: self
+                .release
+                .argv
+                .iter()
+                .cloned()
+                .map(OsString::from)
+                .collect(),
+            env: self.release.env.iter().cloned().map(pair).collect(),
+            cwd: self
+                .release
+                .cwd
+                .clone()
+                .map(|cwd| OsString::from(cwd).into()),
             service_manager: current.service_manager.clone(),
             ..Snapshot::default()
         }
@@ -295,6 +348,10 @@ impl Image {
     fn is_same_release(&self, other: &Self) -> bool {
         self.release.origin == other.release.origin
     }
+}
+
+fn pair<T, U: From<T>>((name, value): (T, T)) -> (U, U) {
+    (name.into(), value.into())
 }
 
 pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
@@ -469,7 +526,7 @@ mod tests {
     }
 
     fn not_text() -> OsString {
-        std::os::unix::ffi::OsStringExt::from_vec(vec![0xff, b'a'])
+        OsString::from_vec(vec![0xff, b'a'])
     }
 
     fn image_of(path: &Path, generation: u64) -> Image {

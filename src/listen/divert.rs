@@ -3,21 +3,18 @@
 //! While nothing is diverted, a gate finds that out by reading one flag.
 
 use std::fmt;
-use std::mem;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::FORWARDED_TOGETHER_MAX;
-
 /// Takes some of the connections of a generation elsewhere.
 pub(crate) trait Divert: fmt::Debug + Send + Sync {
     /// Whether a connection of this listener is to go elsewhere; `None` if its peer has no address.
     fn wants(&self, listener: &str, peer: Option<IpAddr>) -> bool;
-    /// Takes those that it wanted, in order, without blocking. What it cannot take now comes back.
-    fn take(&self, listener: &str, connections: Vec<OwnedFd>) -> Vec<OwnedFd>;
+    /// Takes one that it wanted, without blocking. What it finds no place for is adopted by the listener again.
+    fn take(&self, listener: &str, connection: OwnedFd);
 }
 
 /// Whether connections of this generation are diverted, and to whom.
@@ -37,12 +34,11 @@ pub(super) struct Diversion {
     listener: Arc<str>,
 }
 
-/// What one poll of a gate takes from the kernel's queue for somebody else.
+/// Who is asked about the connections of one poll of a gate.
 #[derive(Debug)]
 pub(super) struct Diverting<'a> {
     to: Arc<dyn Divert>,
     listener: &'a str,
-    batch: Vec<OwnedFd>,
 }
 
 impl Diverter {
@@ -96,7 +92,6 @@ impl Diversion {
         Some(Diverting {
             to: self.diverter.lock().clone()?,
             listener: &self.listener,
-            batch: Vec::new(),
         })
     }
 }
@@ -106,19 +101,7 @@ impl Diverting<'_> {
         self.to.wants(self.listener, peer)
     }
 
-    pub(super) fn add(&mut self, connection: OwnedFd) {
-        self.batch.push(connection);
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.batch.len() >= FORWARDED_TOGETHER_MAX
-    }
-
-    /// Returns what could not go.
-    pub(super) fn send_off(&mut self) -> Vec<OwnedFd> {
-        if self.batch.is_empty() {
-            return Vec::new();
-        }
-        self.to.take(self.listener, mem::take(&mut self.batch))
+    pub(super) fn take(&self, connection: OwnedFd) {
+        self.to.take(self.listener, connection);
     }
 }

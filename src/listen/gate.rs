@@ -231,21 +231,22 @@ impl<L: Listen> Gate<L> {
         seat: &mut Option<Seat>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<L::Accepted>> {
-        let mut diverting = self.diversion.begin();
+        let diverting = self.diversion.begin();
         loop {
             if let Some(adopted) = self.take_adopted() {
-                self.send_off(&mut diverting);
                 return Poll::Ready(Ok(adopted));
             }
             let outcome = match self.poll_in(seat, cx, &mut L::poll_accept) {
                 Poll::Ready(Ok(accepted)) if self.answers(&accepted) => continue,
-                Poll::Ready(Ok(accepted)) if wants::<L>(&diverting, &accepted) => {
-                    self.divert(&mut diverting, accepted);
-                    continue;
-                }
+                Poll::Ready(Ok(accepted)) => match &diverting {
+                    Some(elsewhere) if elsewhere.wants(L::peer(&accepted)) => {
+                        divert::<L>(elsewhere, accepted);
+                        continue;
+                    }
+                    _ => Poll::Ready(Ok(accepted)),
+                },
                 outcome => outcome,
             };
-            self.send_off(&mut diverting);
             // What was adopted before the waiter had its seat woke nobody, so look again.
             if outcome.is_ready() || self.intake.is_empty() {
                 return outcome;
@@ -269,31 +270,13 @@ impl<L: Listen> Gate<L> {
         }
         None
     }
-
-    fn divert(&self, diverting: &mut Option<Diverting<'_>>, accepted: L::Accepted) {
-        let Some(batch) = diverting else { return };
-        match L::into_connection(accepted) {
-            Ok(connection) => batch.add(connection),
-            Err(error) => tracing::warn!(%error, "a connection could not be diverted"),
-        }
-        if batch.is_full() {
-            self.send_off(diverting);
-        }
-    }
-
-    /// What cannot go elsewhere now is served here.
-    fn send_off(&self, diverting: &mut Option<Diverting<'_>>) {
-        for connection in diverting.iter_mut().flat_map(Diverting::send_off) {
-            if self.adopt(Adopted::new(connection)).is_err() {
-                tracing::warn!("a connection was dropped: too many wait to be accepted");
-            }
-        }
-    }
 }
 
-fn wants<L: Listen>(diverting: &Option<Diverting<'_>>, accepted: &L::Accepted) -> bool {
-    let diverting = diverting.as_ref();
-    diverting.is_some_and(|diverting| diverting.wants(L::peer(accepted)))
+fn divert<L: Listen>(elsewhere: &Diverting<'_>, accepted: L::Accepted) {
+    match L::into_connection(accepted) {
+        Ok(connection) => elsewhere.take(connection),
+        Err(error) => tracing::warn!(%error, "a connection could not be diverted"),
+    }
 }
 
 impl<W: Watch> Gated for Gate<W> {
@@ -489,7 +472,7 @@ mod tests {
         poll_once, registrations, within,
     };
     use super::*;
-    use crate::config::{ADOPTED_MAX, FORWARDED_TOGETHER_MAX};
+    use crate::config::ADOPTED_MAX;
 
     type Client = std::net::TcpStream;
 
@@ -907,12 +890,11 @@ mod tests {
         assert!(gate.adopt(adopted()).is_err());
     }
 
-    /// Takes what it wants, and as many of them as it has room for.
+    /// Takes all that it is asked about, or nothing.
     #[derive(Debug)]
     struct Elsewhere {
         wanted: bool,
-        room: usize,
-        messages: Mutex<Vec<Vec<OwnedFd>>>,
+        taken: Mutex<Vec<OwnedFd>>,
     }
 
     impl Divert for Elsewhere {
@@ -921,67 +903,45 @@ mod tests {
             self.wanted
         }
 
-        fn take(&self, _: &str, mut connections: Vec<OwnedFd>) -> Vec<OwnedFd> {
-            let room = self.room.min(connections.len());
-            let rest = connections.split_off(room);
-            self.messages.lock().unwrap().push(connections);
-            rest
+        fn take(&self, _: &str, connection: OwnedFd) {
+            self.taken.lock().unwrap().push(connection);
         }
     }
 
-    fn diverted(gate: &Gate<TcpListener>, wanted: bool, room: usize) -> Arc<Elsewhere> {
+    fn diverted(gate: &Gate<TcpListener>, wanted: bool) -> Arc<Elsewhere> {
         let to = Arc::new(Elsewhere {
             wanted,
-            room,
-            messages: Mutex::default(),
+            taken: Mutex::default(),
         });
         gate.diversion.diverter().start(to.clone());
         to
     }
 
     #[tokio::test]
-    async fn what_is_wanted_elsewhere_goes_there_as_many_together_as_wait_but_32() {
+    async fn what_is_wanted_elsewhere_goes_there() {
         let (gate, address, _) = gate();
         gate.open().unwrap();
-        let to = diverted(&gate, true, usize::MAX);
+        let to = diverted(&gate, true);
         let clients: Vec<_> = (0..40).map(|_| connect(address)).collect();
         await_queue(&gate.socket().unwrap());
         let mut accepting = pin!(gate.accept());
-        let lengths =
-            || -> Vec<usize> { to.messages.lock().unwrap().iter().map(Vec::len).collect() };
-        while lengths().iter().sum::<usize>() < clients.len() {
+        while to.taken.lock().unwrap().len() < clients.len() {
             let polled = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx)));
             assert!(within(polled).await.is_pending());
             tokio::task::yield_now().await;
         }
-        let longest = lengths().into_iter().max();
-        assert!(longest > Some(1) && longest <= Some(FORWARDED_TOGETHER_MAX));
     }
 
     #[tokio::test]
     async fn what_is_not_wanted_elsewhere_or_no_more_is_accepted() {
         let (gate, address, _) = gate();
         gate.open().unwrap();
-        diverted(&gate, false, usize::MAX);
+        diverted(&gate, false);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
-        let to = diverted(&gate, true, usize::MAX);
+        let to = diverted(&gate, true);
         gate.diversion.diverter().stop(&*to);
         let _client = connect(address);
         within(gate.accept()).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_cannot_go_elsewhere_is_accepted_here_in_order() {
-        let (gate, address, _) = gate();
-        gate.open().unwrap();
-        let to = diverted(&gate, true, 1);
-        let clients: Vec<_> = (0..3).map(|_| connect(address)).collect();
-        await_queue(&gate.socket().unwrap());
-        for client in &clients[1..] {
-            let (_, peer) = within(gate.accept()).await.unwrap();
-            assert_eq!(peer, client.local_addr().unwrap());
-        }
-        assert_eq!(to.messages.lock().unwrap().iter().flatten().count(), 1);
     }
 }

@@ -23,13 +23,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{available_parallelism, panicking};
+use std::thread::panicking;
 use std::time::{Duration, Instant};
 
 use crate::config::{OBSERVED_REQUESTS_MIN, OBSERVED_WINDOW};
 use crate::protocol::message::micros;
 use crate::rollout::CLIENT_WINDOW;
 use crate::rollout::guard::{Clients, Counts, SAMPLES_MIN};
+use crate::sys::limits::processors;
 
 mod client;
 mod histogram;
@@ -172,8 +173,8 @@ impl Observed {
             },
             tallies: Tallies::default(),
         });
-        let threads = available_parallelism().map_or(1, usize::from);
-        let shards = (0..threads.next_power_of_two().min(SHARDS_MAX)).map(|_| Shard::new(&rare));
+        let shards =
+            (0..processors().next_power_of_two().min(SHARDS_MAX)).map(|_| Shard::new(&rare));
         Self(Arc::new(Inner {
             shards: shards.collect(),
             rare,

@@ -38,6 +38,8 @@ pub(crate) struct Controller {
     errors: u32,
     trouble: bool,
     degraded: bool,
+    /// Whether stable could serve again after a flip.
+    has_way_back: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -238,6 +240,7 @@ impl Controller {
             errors: 0,
             trouble: false,
             degraded: false,
+            has_way_back: true,
             outputs: VecDeque::from([Output::Stage(Stage::Starting)]),
         }
     }
@@ -369,6 +372,10 @@ impl Controller {
         self.readings = readings;
         if let Some(failed) = self.find(Finding::Failed) {
             let guard = failed.guard.clone();
+            let is_flipped = matches!(self.stage(), Stage::Verifying | Stage::Baking);
+            if is_flipped && !self.has_way_back {
+                return self.hold_without_way_back(now);
+            }
             return self.revert(now, Cause::GuardFailed { guard });
         }
         self.errors = match self.find(Finding::Error) {
@@ -376,6 +383,12 @@ impl Controller {
             None => 0,
         };
         self.go_on(now);
+    }
+
+    /// Whether stable could serve again after a flip. If not, it does so only where the candidate serves nobody: errors
+    /// are better than another schema's data.
+    pub(crate) fn handle_way_back(&mut self, is_open: bool) {
+        self.has_way_back = is_open;
     }
 
     /// Something happened to the candidate that needs no statistics.
@@ -722,6 +735,13 @@ impl Controller {
             window.started = Some(now);
         }
         window
+    }
+
+    fn hold_without_way_back(&mut self, now: Instant) {
+        let reason = PauseReason::NoWayBack;
+        if self.paused.is_none_or(|paused| paused.reason != reason) {
+            self.hold(now, reason);
+        }
     }
 
     /// Pauses until the operator says something.
@@ -1327,6 +1347,32 @@ mod tests {
             assert_eq!(outputs[0], share(0));
             assert!(matches!(&outputs[1], Output::RollBack { reason } if reason.contains(words)));
         }
+    }
+
+    #[test]
+    fn where_there_is_no_way_back_a_guard_pauses_and_a_death_undoes_it_all_the_same() {
+        let mut run = Run::flipped(Rollout::blue_green());
+        run.controller.handle_way_back(false);
+        assert!(matches!(
+            run.look(1, Finding::Failed)[..],
+            [Output::Paused(..)]
+        ));
+        assert_eq!(
+            run.paused(),
+            Some((PauseReason::NoWayBack, Until::Operator))
+        );
+        assert_eq!(run.look(1, Finding::Failed), []);
+        run.controller.handle_way_back(true);
+        let outputs = run.look(1, Finding::Failed);
+        assert!(matches!(outputs[1], Output::RollBack { .. }), "{outputs:?}");
+
+        let mut run = Run::flipped(Rollout::blue_green());
+        run.controller.handle_way_back(false);
+        let how = "signal: 9 (SIGKILL)".to_owned();
+        run.controller
+            .handle_trigger(run.now, Trigger::Exited { how });
+        let outputs = run.outputs();
+        assert!(matches!(outputs[1], Output::RollBack { .. }), "{outputs:?}");
     }
 
     #[test]

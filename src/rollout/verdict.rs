@@ -243,6 +243,8 @@ pub enum PauseReason {
     SharedTrouble,
     /// The candidate says that it serves, but not as it should.
     CandidateDegraded,
+    /// A guard found that the candidate is worse, and stable does not fit the schema any more.
+    NoWayBack,
 }
 
 impl fmt::Display for PauseReason {
@@ -255,6 +257,9 @@ impl fmt::Display for PauseReason {
             Self::CannotMeasure => "the guards cannot measure",
             Self::SharedTrouble => "both sides fail",
             Self::CandidateDegraded => "the candidate is degraded",
+            Self::NoWayBack => {
+                "the candidate is worse, and the schema does not fit stable any more"
+            }
         })
     }
 }

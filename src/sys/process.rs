@@ -9,6 +9,7 @@
 )]
 
 use std::ffi::{CString, OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -215,7 +216,7 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<u32> {
 ///
 /// It is the main thread's, whichever thread says so; prctl(2) would name the calling one.
 pub(crate) fn set_name(name: &OsStr) -> io::Result<()> {
-    std::fs::write("/proc/self/comm", name.as_bytes())
+    fs::write("/proc/self/comm", name.as_bytes())
 }
 
 /// Ends a child that nobody can watch, and collects it.
@@ -396,6 +397,33 @@ fn check_code(code: libc::c_int) -> io::Result<()> {
     }
 }
 
+/// When a process was started, in clock ticks since the boot (proc_pid_stat(5)); `None` if there is none, or only what is
+/// left of one that has ended and was not collected.
+pub(crate) fn has_started_at(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // It has ended between the opening and the reading.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // The name in field 2 may have any character in it, so fields are counted from behind it.
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields);
+    let mut fields = fields.unwrap_or_default().split(' ');
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return Ok(None);
+    }
+    let started = fields
+        .nth(STARTED_BEHIND_STATE)
+        .and_then(|field| field.parse().ok());
+    started
+        .map(Some)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Field 22 is the 18th behind field 3 and the one after it.
+const STARTED_BEHIND_STATE: usize = 18;
+
 /// Whether a user may tell this process what to do: its own, and root.
 pub(crate) fn is_own_user_or_root(user: u32) -> bool {
     user == 0 || user == geteuid().as_raw()
@@ -513,7 +541,7 @@ mod tests {
             return;
         }
         set_name(OsStr::new("a-name-that-is-too-long")).unwrap();
-        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let comm = fs::read_to_string("/proc/self/comm").unwrap();
         assert_eq!(comm, "a-name-that-is-\n");
     }
 

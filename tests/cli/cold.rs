@@ -1,42 +1,15 @@
 //! Rollbacks to a release whose processes are gone and whose file was replaced.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use handover::control::{RollbackKind, Status};
 use handover_load::process::descriptors;
 
 use crate::operated::Operated;
+use crate::releases::{PROGRAM, replace, sh, start};
 use crate::support::{
-    Setup, answer, assert_no_failure, gone, more_answers, signal, successor, testd,
-    until_descriptors,
+    Setup, answer, assert_no_failure, gone, more_answers, signal, successor, until_descriptors,
 };
-
-/// A service whose first release is "one", each file of its own.
-async fn start(setup: Setup) -> Operated {
-    let room = setup.room.path();
-    replace(room, "one");
-    let mut command = Command::new(room.join(PROGRAM));
-    for (name, value) in setup.command.get_envs() {
-        command.env(name, value.unwrap());
-    }
-    Operated::start(Setup { command, ..setup }).await
-}
-
-/// Replaces the program by a rename, as a deploy does. Written by another process: one of the tests' that is being
-/// started meanwhile would hold it open for writing.
-fn replace(room: &Path, release: &str) {
-    let script =
-        r#"cp "$TESTD" draft && printf 'TESTD-RELEASE=%s' "$0" >> draft && mv draft program"#;
-    sh(room, script, release);
-}
-
-fn sh(room: &Path, script: &str, argument: &str) {
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", script, argument]).current_dir(room);
-    assert!(shell.env("TESTD", testd()).status().unwrap().success());
-}
 
 async fn upgrade_to(operated: &Operated, release: &str) {
     replace(operated.service.room.path(), release);
@@ -223,5 +196,3 @@ async fn a_cold_rollback_has_a_bake_and_an_instant_one_undoes_it() {
     operated.run(&["rollback", "--cold"]).await.assert_code(0);
     assert_release(&operated, 4, "one").await;
 }
-
-const PROGRAM: &str = "program";

@@ -10,6 +10,7 @@ mod generated;
 mod handing_over;
 mod misuse;
 mod operated;
+mod releases;
 mod rollouts;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]

@@ -17,13 +17,21 @@ impl Example {
     }
 
     pub(crate) async fn start_with(name: &str, settings: &[(&str, &OsStr)]) -> (Self, SocketAddr) {
+        Self::start_by(name, settings, &[]).await
+    }
+
+    pub(crate) async fn start_by(
+        name: &str,
+        settings: &[(&str, &OsStr)],
+        arguments: &[&str],
+    ) -> (Self, SocketAddr) {
         let here = std::env::current_exe().unwrap();
         let profile = here.parent().and_then(Path::parent).unwrap();
         let program = profile.join("examples").join(name);
         assert!(program.is_file(), "{} is not built", program.display());
         let mut command = Command::new(program);
         command.env("LISTEN", "127.0.0.1:0");
-        command.envs(settings.iter().copied());
+        command.envs(settings.iter().copied()).args(arguments);
         let server = Server::spawn(command).unwrap();
         let address = server.address("on", DEADLINE).await.unwrap();
         (Self(server), address)
@@ -44,13 +52,18 @@ impl Example {
     }
 
     /// Stops the generation that lives, sees that none is left and none had anything to complain of, and returns the log.
-    pub(crate) async fn stop(mut self) -> String {
+    pub(crate) async fn stop(self) -> String {
+        let log = self.end().await;
+        assert!(!log.contains("Error") && !log.contains("panicked"));
+        log
+    }
+
+    /// The same where there was something to complain of.
+    pub(crate) async fn end(mut self) -> String {
         signal(self.pid(), Signal::TERM).unwrap();
         self.0.wait_all_gone(DEADLINE).await.unwrap();
         assert!(self.0.exit_status(DEADLINE).await.unwrap().success());
-        let log = self.0.log();
-        assert!(!log.contains("Error") && !log.contains("panicked"));
-        log
+        self.0.log()
     }
 
     /// Upgrades twice under this load; all three generations must answer, and nothing may fail.

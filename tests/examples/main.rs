@@ -6,6 +6,10 @@ mod grpc;
 mod http;
 mod lines;
 mod load;
+mod migrations;
+#[allow(dead_code, reason = "the tests of schema gates need more of it")]
+#[path = "../schema/postgres.rs"]
+mod postgres;
 mod rollout;
 mod trust;
 

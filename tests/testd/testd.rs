@@ -16,6 +16,8 @@ mod heap;
 mod passed;
 mod plan;
 mod release;
+#[cfg(feature = "schema-sqlite")]
+mod schema;
 mod singleton;
 
 use std::error::Error;
@@ -55,6 +57,8 @@ async fn main() -> Outcome {
     }
     singleton::run(&starting, &plan);
     let sockets = Sockets::claim(&mut starting, &plan).await?;
+    #[cfg(feature = "schema-sqlite")]
+    schema::declare(&mut starting, &plan).await?;
     serve_admin(starting.health()).await?;
     let passed = Arc::new(Passed::receive(&mut starting)?);
     if let Some(reason) = plan.get("degraded") {

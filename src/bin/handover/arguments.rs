@@ -12,6 +12,7 @@ use handover::rollout::{By, Network, Promotion, Share};
 use serde_json::{Map, Value};
 
 use crate::exit;
+use crate::schema::SchemaCommand;
 
 /// Asks a running service how it is; upgrades, rolls back and stops it.
 #[derive(Debug, Parser)]
@@ -121,6 +122,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
         timeout: Duration,
     },
+    /// Looks at the schema of the service's store, expands and contracts it.
+    #[command(subcommand)]
+    Schema(SchemaCommand),
     /// Stops the service: nobody follows.
     Stop {
         /// Without waiting for what is in flight.
@@ -425,7 +429,7 @@ impl From<StrategyName> for Strategy {
 }
 
 /// A number and its unit: ms, s, m or h. Nothing is longer than a year, so that it can be added to any instant.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit());
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
     let number: u64 = number

@@ -17,7 +17,7 @@ use crate::following::{End, Following};
 use crate::output::{Output, Paint, say};
 use crate::progress::with_progress;
 use crate::supervise::supervise;
-use crate::{text, watch};
+use crate::{schema, text, watch};
 
 pub(crate) async fn run(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.json);
@@ -106,6 +106,14 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         Command::Generations => answer(output, &client, &Request::Generations).await,
         Command::History => answer(output, &client, &Request::History).await,
         Command::Drain { .. } => answer(output, &client, &Request::Drain { wait: false }).await,
+        Command::Schema(command) => {
+            let (request, timeout) = command.request();
+            let client = match timeout {
+                Some(timeout) => client.deadline(timeout),
+                None => client,
+            };
+            answer(output, &client, &request).await
+        }
         Command::Stop { now } => answer(output, &client, &Request::Stop { now }).await,
         Command::Explain => answer(output, &client, &Request::Explain).await,
         Command::Events => events(output, &client).await,
@@ -229,6 +237,7 @@ fn in_words(reply: &Reply, paint: Paint) -> String {
         Reply::Drain(drain) => text::drain(drain),
         Reply::Verified { verification } => text::verification(verification, paint),
         Reply::Drilled { drill } => text::drill(drill, paint),
+        Reply::Schema { schema } => schema::state(schema, paint),
         Reply::Stopping => "the service stops".to_owned(),
         other => format!("{other:?}"),
     }
@@ -256,7 +265,10 @@ async fn events(output: Output, client: &Client) -> Exit {
 }
 
 fn takes_its_time(request: &Request) -> bool {
-    matches!(request, Request::Drain { wait: true })
+    matches!(
+        request,
+        Request::Drain { wait: true } | Request::Schema { .. }
+    )
 }
 
 fn is_late(error: &Error) -> bool {

@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     Refused = 2,
     /// The upgrade was aborted or rolled back; the generation before it serves.
     Back = 3,
-    /// Nobody serves as they should, or nobody knows how it ended: have a look.
+    /// Nobody serves as they should, nobody knows how it ended, or a migration is half done: have a look.
     Degraded = 4,
     /// The time to wait is over; it goes on.
     GoesOn = 5,
@@ -32,7 +32,7 @@ pub(crate) const TABLE: &str = "Exit codes:\n  \
     1  wrong arguments, or the service cannot be asked\n  \
     2  refused, nothing has changed\n  \
     3  aborted or rolled back, the generation before serves\n  \
-    4  degraded: nobody serves, or nobody knows how it ended\n  \
+    4  degraded: nobody serves, nobody knows how it ended, or a step of a migration failed\n  \
     5  the time to wait is over, it goes on\n  \
     6  paused, a decision is needed: promote, resume or abort";
 
@@ -70,6 +70,7 @@ impl Exit {
     pub(crate) fn of_error(error: &Error) -> Self {
         match error.kind() {
             ErrorKind::Refused => Self::Refused,
+            ErrorKind::Schema => Self::Degraded,
             _ => Self::Usage,
         }
     }

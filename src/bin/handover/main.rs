@@ -8,6 +8,7 @@ mod exit;
 mod following;
 mod output;
 mod progress;
+mod schema;
 mod supervise;
 mod text;
 mod view;

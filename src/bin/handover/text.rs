@@ -118,6 +118,13 @@ fn rollback(rollback: &Rollback) -> String {
     let kind = match rollback.kind {
         RollbackKind::Instant => "instant",
         RollbackKind::Cold => "cold",
+        RollbackKind::Blocked => {
+            let to = rollback.generation.unwrap_or_default();
+            return format!(
+                "blocked(schema): the release of generation {to} {}",
+                rollback.why
+            );
+        }
         RollbackKind::None => return format!("none: {}", rollback.why),
         _ => "unknown",
     };

@@ -1,0 +1,525 @@
+//! What may be done to a schema, given who is alive: decisions alone, of plain values.
+//!
+//! 1. A generation may run if it needs no more than there is, and knows what is no longer there.
+//! 2. Whoever is in the record counts as alive, until it is known to be gone. A lapsed lease is no such knowledge: the
+//!    process may be frozen.
+//! 3. The floor rises once nobody in the record knows less (I10), and before anything is dropped. Whoever enters the
+//!    record later is measured against it in the same transaction.
+//! 4. What has been begun is in the record before it is done, so that a later start can finish it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A version of a schema: 1, 2, 3 … in the order in which releases change it. 0 is a store that nobody has touched.
+pub type Version = u32;
+
+/// What a release says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Declared {
+    /// The newest version that it understands: it works once everything older has been dropped.
+    pub knows: Version,
+    /// The oldest version that it works on.
+    pub needs: Version,
+    /// Whose form of the data it reads and writes, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forms: Option<Forms>,
+}
+
+/// In which versions' forms a release has its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Forms {
+    /// The one that it reads.
+    pub reads: Version,
+    /// The oldest that it writes.
+    pub writes_from: Version,
+    /// The newest that it writes.
+    pub writes_to: Version,
+}
+
+/// What a generation is to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum State {
+    /// It starts, or is a candidate that has not been flipped to.
+    NotYet,
+    /// It serves.
+    Active,
+    /// A rollback goes back to it: the release after it serves and is not committed.
+    Warm,
+    /// It finishes what it has begun.
+    Draining,
+}
+
+/// One generation that may be alive, as it has entered itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// The host that it runs on, as that was named.
+    pub host: String,
+    /// Which process it is, to others on the same host.
+    pub process: String,
+    /// Its number there.
+    pub generation: u64,
+    /// What its release says of itself.
+    pub declared: Declared,
+    /// What it is.
+    pub state: State,
+    /// The newest activation that it has heard of.
+    pub heard: Version,
+    /// Until when it has said that it is alive, in milliseconds since 1970 by the clock of the store.
+    pub lease_ms: u64,
+}
+
+/// When the last generation left that knew no more than this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Departure {
+    /// What it knew.
+    pub knows: Version,
+    /// When it left, as far as anybody knows, in milliseconds since 1970 by the clock of the store.
+    pub at_ms: u64,
+}
+
+/// All that a store keeps about its schema.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// The newest version that has been expanded to.
+    pub version: Version,
+    /// The version up to which it has been contracted: what older releases need is gone, or about to go.
+    pub floor: Version,
+    /// The newest version whose form is written.
+    pub active: Version,
+    /// An expansion that has begun outside of a transaction and is not known to be done.
+    pub expanding: Option<Version>,
+    /// A contraction whose floor has risen and whose drop is not known to be done.
+    pub contracting: Option<Version>,
+    /// Who may be alive.
+    pub generations: Vec<Generation>,
+    /// Who is gone: for each knowledge the last one.
+    pub departures: Vec<Departure>,
+    /// When it was read, in milliseconds since 1970 by the clock of the store.
+    pub now_ms: u64,
+}
+
+/// One change of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// Something was written in the form of this version, or is about to be, for the first time.
+    Activated(Version),
+    /// A step begins that expands to this version outside of a transaction.
+    Expanding(Version),
+    /// This version is there; nothing is being expanded.
+    Expanded(Version),
+    /// The floor rises to this version, and what lies below it is about to be dropped.
+    Contracting(Version),
+    /// It has been dropped; nothing is being contracted.
+    Contracted,
+    /// A generation enters itself, or is something else by now: the one of this host and process.
+    Entered(Generation),
+    /// The generation of this host and process is gone.
+    Left {
+        /// Its host.
+        host: String,
+        /// Its process.
+        process: String,
+    },
+}
+
+impl Record {
+    /// What the record is after a change; for stores that keep it in memory, and to know it without reading it again.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Activated(version) => self.active = *version,
+            Change::Expanding(version) => self.expanding = Some(*version),
+            Change::Expanded(version) => (self.version, self.expanding) = (*version, None),
+            Change::Contracting(version) => {
+                (self.floor, self.contracting) = (*version, Some(*version));
+            }
+            Change::Contracted => self.contracting = None,
+            Change::Entered(entered) => {
+                self.generations.retain(|other| !other.is(entered));
+                self.generations.push(entered.clone());
+                self.generations
+                    .sort_by_key(|it| (it.host.clone(), it.generation, it.process.clone()));
+            }
+            Change::Left { host, process } => self.remove(host, process),
+        }
+    }
+
+    fn remove(&mut self, host: &str, process: &str) {
+        let is_it = |it: &Generation| it.host == host && it.process == process;
+        let Some(place) = self.generations.iter().position(is_it) else {
+            return;
+        };
+        let knows = self.generations.remove(place).declared.knows;
+        self.departures.retain(|other| other.knows != knows);
+        let at_ms = self.now_ms;
+        self.departures.push(Departure { knows, at_ms });
+    }
+
+    /// Whether a release may run on what there is, beside whoever is alive but the one of this process.
+    pub(crate) fn fits(&self, declared: &Declared, except: Option<&Generation>) -> Fits {
+        let Declared {
+            knows,
+            needs,
+            forms,
+        } = *declared;
+        if knows < self.floor {
+            return Err(Misfit::Contracted {
+                floor: self.floor,
+                knows,
+            });
+        }
+        if needs > self.version {
+            return Err(Misfit::TooOld {
+                version: self.version,
+                needs,
+            });
+        }
+        let Some(forms) = forms else { return Ok(()) };
+        let others = self.generations.iter();
+        let others = others.filter(|other| except.is_none_or(|except| !except.is(other)));
+        for other in others {
+            let Some(theirs) = other.declared.forms else {
+                continue;
+            };
+            let misread = |form, by_us| Misfit::Unreadable {
+                other: Box::new(other.clone()),
+                form,
+                by_us,
+            };
+            if !theirs.writes(forms.reads) {
+                return Err(misread(forms.reads, true));
+            }
+            if !forms.writes(theirs.reads) {
+                return Err(misread(theirs.reads, false));
+            }
+        }
+        Ok(())
+    }
+
+    /// The version to expand to next, for a release that knows so much and has these steps. Not across a gap.
+    pub(crate) fn next_expansion(
+        &self,
+        knows: Version,
+        steps: &BTreeSet<Version>,
+    ) -> Option<Version> {
+        let next = self.version.checked_add(1)?;
+        (next <= knows && steps.contains(&next)).then_some(next)
+    }
+
+    /// Whether the form of a version may be written from now on.
+    pub(crate) fn may_activate(&self, version: Version) -> Result<Todo, Vec<Blocker>> {
+        if self.active >= version {
+            return Ok(Todo::Nothing);
+        }
+        let mut blockers = Vec::new();
+        if version > self.version {
+            let (version, there) = (version, self.version);
+            blockers.push(Blocker::NotExpanded { version, there });
+        }
+        blockers.extend(self.who_knows_less(version));
+        none(blockers, Todo::Begin)
+    }
+
+    /// Whether the floor may rise to a version, with all that speaks against it.
+    pub(crate) fn may_contract(&self, asked: &Contraction) -> Result<Todo, Vec<Blocker>> {
+        let version = asked.version;
+        let mut blockers = Vec::new();
+        match self.contracting {
+            Some(begun) if begun == version && asked.has_step => return Ok(Todo::Finish),
+            Some(begun) if begun == version => return Err(vec![Blocker::NoStep { version }]),
+            None if self.floor >= version => return Ok(Todo::Nothing),
+            Some(begun) => blockers.push(Blocker::Unfinished { version: begun }),
+            None => {}
+        }
+        if version > self.version {
+            let there = self.version;
+            blockers.push(Blocker::NotExpanded { version, there });
+        }
+        if !asked.has_step {
+            blockers.push(Blocker::NoStep { version });
+        }
+        if asked.is_activated_by_hand {
+            blockers.extend(self.who_has_not_heard(version));
+        }
+        if let Some(rollout) = &asked.rollout {
+            let rollout = rollout.clone();
+            blockers.push(Blocker::Rollout { rollout });
+        }
+        blockers.extend(self.who_knows_less(version));
+        blockers.extend(self.who_is_in_a_rollout(version, asked.rollout.is_some()));
+        blockers.extend(self.too_young(version, asked.age_min));
+        none(blockers, Todo::Begin)
+    }
+
+    fn who_knows_less(&self, version: Version) -> impl Iterator<Item = Blocker> {
+        let older = move |it: &&Generation| it.declared.knows < version;
+        self.generations
+            .iter()
+            .filter(older)
+            .map(|it| Blocker::Older {
+                generation: Box::new(it.clone()),
+                lapsed_ms: self.lapsed_ms(it),
+            })
+    }
+
+    fn who_has_not_heard(&self, version: Version) -> Vec<Blocker> {
+        if self.active < version {
+            return vec![Blocker::NotActive { version }];
+        }
+        let deaf = self.generations.iter().filter(|it| it.heard < version);
+        let deaf = deaf.map(|it| Blocker::NotHeard {
+            generation: Box::new(it.clone()),
+            version,
+        });
+        deaf.collect()
+    }
+
+    /// Beside those that are named for what they know, and those of a rollout that is named already.
+    fn who_is_in_a_rollout(
+        &self,
+        version: Version,
+        is_named: bool,
+    ) -> impl Iterator<Item = Blocker> {
+        let is_open =
+            |it: &&Generation| matches!(it.state, State::NotYet | State::Warm) && !is_named;
+        let open = self.generations.iter().filter(is_open);
+        let open = open.filter(move |it| it.declared.knows >= version);
+        let open: Vec<_> = open
+            .map(|it| Blocker::InRollout {
+                generation: Box::new(it.clone()),
+            })
+            .collect();
+        open.into_iter()
+    }
+
+    /// Whoever knew less may be wanted back for a while.
+    fn too_young(&self, version: Version, age_min: Duration) -> Option<Blocker> {
+        let older = self.departures.iter().filter(|it| it.knows < version);
+        let left_ms = older.map(|it| it.at_ms).max()?;
+        let age = Duration::from_millis(self.now_ms.saturating_sub(left_ms));
+        (age < age_min).then_some(Blocker::TooYoung { age, age_min })
+    }
+
+    /// For how long its lease is over, if it is.
+    pub(crate) fn lapsed_ms(&self, generation: &Generation) -> Option<u64> {
+        let over = self.now_ms.checked_sub(generation.lease_ms)?;
+        (over > 0).then_some(over)
+    }
+}
+
+impl Generation {
+    /// Whether it is the same process.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.host == other.host && self.process == other.process
+    }
+}
+
+impl Forms {
+    fn writes(&self, form: Version) -> bool {
+        (self.writes_from..=self.writes_to).contains(&form)
+    }
+}
+
+/// What there is to do about a wish that may be granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Todo {
+    /// All of it.
+    Begin,
+    /// The rest of it: somebody has begun and not finished.
+    Finish,
+    /// Nothing: it is so already.
+    Nothing,
+}
+
+/// A contraction that somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contraction {
+    pub(crate) version: Version,
+    /// Whether the release that is asked has a step for it.
+    pub(crate) has_step: bool,
+    /// Whether that release writes the version's form only once it is activated.
+    pub(crate) is_activated_by_hand: bool,
+    /// What is under way on this host, in words, if something is.
+    pub(crate) rollout: Option<String>,
+    /// How long whoever knew less must have been gone.
+    pub(crate) age_min: Duration,
+}
+
+pub(crate) type Fits = Result<(), Misfit>;
+
+/// Why a release may not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Misfit {
+    /// What it needs is gone.
+    Contracted { floor: Version, knows: Version },
+    /// What it needs is not there yet.
+    TooOld { version: Version, needs: Version },
+    /// It or a generation that is alive would not find what the other has written.
+    Unreadable {
+        other: Box<Generation>,
+        form: Version,
+        by_us: bool,
+    },
+}
+
+/// Behind the name of whoever it is about.
+impl fmt::Display for Misfit {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Contracted { floor, knows } => write!(
+                out,
+                "knows schema {knows}, and the store has been contracted to {floor}: what it needs is gone; run a release \
+                 that knows schema {floor}"
+            ),
+            Self::TooOld { version, needs } => write!(
+                out,
+                "needs schema {needs}, and the store has {version}: expand it first, with a release that has the steps"
+            ),
+            Self::Unreadable {
+                other,
+                form,
+                by_us: true,
+            } => write!(
+                out,
+                "reads the form of schema {form}, which {other} does not write: hand over to a release that writes both \
+                 first, and wait until that one has left"
+            ),
+            Self::Unreadable {
+                other,
+                form,
+                by_us: false,
+            } => write!(
+                out,
+                "does not write the form of schema {form}, which {other} reads: rows would be lost to it; hand over to a \
+                 release that writes both first, and wait until that one has left"
+            ),
+        }
+    }
+}
+
+/// What speaks against an activation or a contraction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Blocker {
+    /// There is no such version yet.
+    NotExpanded { version: Version, there: Version },
+    /// The release that is asked does not know how.
+    NoStep { version: Version },
+    /// Another contraction has begun.
+    Unfinished { version: Version },
+    /// Nobody has said that the version's form may be written.
+    NotActive { version: Version },
+    /// A generation may not know yet that it is.
+    NotHeard {
+        generation: Box<Generation>,
+        version: Version,
+    },
+    /// A generation knows less, and is alive or may be.
+    Older {
+        generation: Box<Generation>,
+        lapsed_ms: Option<u64>,
+    },
+    /// An upgrade is under way here.
+    Rollout { rollout: String },
+    /// One is elsewhere, or the rollback window is open.
+    InRollout { generation: Box<Generation> },
+    /// Whoever knew less has not been gone for long.
+    TooYoung { age: Duration, age_min: Duration },
+}
+
+/// The sentence for the operator.
+impl fmt::Display for Blocker {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotExpanded { version, there } => {
+                write!(
+                    out,
+                    "there is no schema {version} yet: the store has {there}"
+                )
+            }
+            Self::NoStep { version } => write!(
+                out,
+                "the release that serves here has no such step for schema {version}"
+            ),
+            Self::Unfinished { version } => write!(
+                out,
+                "the contraction to schema {version} has not been finished: ask for that one first"
+            ),
+            Self::NotActive { version } => write!(
+                out,
+                "schema {version} has not been activated: what is written now is of the form before"
+            ),
+            Self::NotHeard {
+                generation,
+                version,
+            } => write!(
+                out,
+                "{generation} has not heard yet that schema {version} is active"
+            ),
+            Self::Older {
+                generation,
+                lapsed_ms: None,
+            } => write!(
+                out,
+                "{generation} knows schema {} only",
+                generation.declared.knows
+            ),
+            Self::Older {
+                generation,
+                lapsed_ms: Some(lapsed_ms),
+            } => write!(
+                out,
+                "{generation} knows schema {} only, and has not been heard of since its lease ended {:?} ago: it may be \
+                 frozen, or cut off; once it is known to be gone, expunge {:?}",
+                generation.declared.knows,
+                Duration::from_millis(*lapsed_ms),
+                generation.host
+            ),
+            Self::Rollout { rollout } => write!(out, "{rollout}"),
+            Self::InRollout { generation } => {
+                write!(out, "{generation} is part of a rollout that is open")
+            }
+            Self::TooYoung { age, age_min } => write!(
+                out,
+                "whoever knew less has been gone for {:?} only, of {age_min:?}",
+                Duration::from_secs(age.as_secs())
+            ),
+        }
+    }
+}
+
+/// `web3 generation 40 (draining)`.
+impl fmt::Display for Generation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            host,
+            generation,
+            state,
+            ..
+        } = self;
+        write!(out, "{host} generation {generation} ({state})")
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::NotYet => "not yet",
+            Self::Active => "active",
+            Self::Warm => "warm",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+fn none(blockers: Vec<Blocker>, todo: Todo) -> Result<Todo, Vec<Blocker>> {
+    match blockers.is_empty() {
+        true => Ok(todo),
+        false => Err(blockers),
+    }
+}

@@ -1,0 +1,109 @@
+//! A store in memory, for tests: what was not committed is gone, and it can be told to fail.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as Gate, OwnedMutexGuard};
+use tokio::time::timeout;
+
+use super::gate::{Change, Record};
+use super::store::{Claim, Store, StoreError, Transaction, Work};
+
+/// Cheap to clone: all of them are the same store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    content: Mutex<Content>,
+    transactions: Arc<Gate<()>>,
+    claims: Arc<Gate<()>>,
+}
+
+/// The record, and the statements that were run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Content {
+    pub(super) record: Record,
+    pub(super) statements: Vec<String>,
+    /// Why nothing can be asked, if nothing can.
+    pub(super) gone: Option<String>,
+}
+
+struct Begun {
+    store: Memory,
+    draft: Content,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Memory {
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Content) -> T) -> T {
+        look(&mut self.0.content.lock().unwrap())
+    }
+
+    fn content(&self) -> Result<Content, StoreError> {
+        self.with(|content| match &content.gone {
+            None => Ok(content.clone()),
+            Some(reason) => Err(reason.clone().into()),
+        })
+    }
+}
+
+impl Store for Memory {
+    fn read(&self) -> Work<'_, Record> {
+        Box::pin(async { Ok(self.content()?.record) })
+    }
+
+    fn begin(&self, patience: Duration) -> Work<'_, Box<dyn Transaction>> {
+        Box::pin(async move {
+            let turn = timeout(patience, Arc::clone(&self.0.transactions).lock_owned()).await?;
+            let begun: Box<dyn Transaction> = Box::new(Begun {
+                store: self.clone(),
+                draft: self.content()?,
+                _turn: turn,
+            });
+            Ok(begun)
+        })
+    }
+
+    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+        Box::pin(async move {
+            let claim = timeout(patience, Arc::clone(&self.0.claims).lock_owned()).await?;
+            let claim: Claim = Box::new(claim);
+            Ok(claim)
+        })
+    }
+}
+
+impl Transaction for Begun {
+    fn read(&mut self) -> Work<'_, Record> {
+        Box::pin(async { Ok(self.draft.record.clone()) })
+    }
+
+    fn write<'a>(&'a mut self, change: &'a Change) -> Work<'a, ()> {
+        Box::pin(async {
+            self.draft.record.apply(change);
+            Ok(())
+        })
+    }
+
+    fn execute<'a>(&'a mut self, sql: &'a str) -> Work<'a, ()> {
+        Box::pin(async {
+            self.draft.statements.push(sql.to_owned());
+            // Others get a turn, if they can have one.
+            tokio::task::yield_now().await;
+            match sql.contains("fail") {
+                true => Err("as planned".into()),
+                false => Ok(()),
+            }
+        })
+    }
+
+    fn commit(self: Box<Self>) -> Work<'static, ()> {
+        Box::pin(async move {
+            let Self { store, draft, .. } = *self;
+            store.content()?;
+            store.with(|content| *content = draft);
+            Ok(())
+        })
+    }
+}

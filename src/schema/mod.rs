@@ -1,0 +1,61 @@
+//! Expanding and contracting a database while several generations live beside it.
+//!
+//! Two generations live side by side during every upgrade, so the database must fit both. Migration tools do not know
+//! which generations are alive; this crate does. A release says which [`Version`] of the schema it
+//! [knows](Schema::knows) and [needs](Schema::needs); the store has a *version*, up to which it was expanded, and a
+//! *floor*, up to which it was contracted:
+//!
+//! ```text
+//!           needs ≤ version            knows ≥ floor            a generation may run if both are so
+//!
+//! expand    adds; when a release starts, before it is ready, once however many start at the same time
+//! activate  the new form is written from now on: when all that are alive know it
+//! contract  the floor rises, then what lies below it is dropped: when nobody can miss it. There is no way back
+//! ```
+//!
+//! It is checked before a generation is ready, before every flip and before every rollback; what does not fit is refused,
+//! with the reason, before anything has changed. Every generation of every host that shares the store is in its record,
+//! from before it is ready until nothing of it is left in flight, with a lease. One whose lease has lapsed may be alive or
+//! not, and blocks whatever it could miss.
+//!
+//! What needs a migration language has one: the [steps](Step) are plain SQL, a migration tool, or code.
+//!
+//! # When the store cannot be asked
+//!
+//! Whoever serves goes on. Nothing is expanded, activated or contracted; no generation starts, and nothing is flipped to.
+//! A rollback to the incumbent that is warm goes by what was last known: nothing can have been contracted while it was.
+//!
+//! # What it cannot know
+//!
+//! A process that writes to the database without this crate, and a release that declares nothing: that one is taken for
+//! one that knows nothing, and may run for as long as nothing has been contracted. An operator who
+//! [expunges](Registration::expunge) a host vouches for it.
+
+mod declaration;
+mod gate;
+mod identity;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod model;
+#[cfg(feature = "schema-postgres")]
+mod postgres;
+mod registry;
+#[cfg(any(feature = "schema-sqlite", feature = "schema-postgres"))]
+mod rows;
+#[cfg(feature = "schema-sqlite")]
+mod sqlite;
+mod step;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use self::declaration::Schema;
+pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
+#[cfg(feature = "schema-postgres")]
+pub use self::postgres::Postgres;
+pub use self::registry::{Changed, Confirmed, Registration};
+#[cfg(feature = "schema-sqlite")]
+pub use self::sqlite::Sqlite;
+pub use self::step::Step;
+pub use self::store::{Claim, Store, StoreError, Transaction, Work};

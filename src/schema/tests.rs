@@ -1,0 +1,384 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::gate::{Change, Declared, Generation, Record, State, Version};
+use super::memory::Memory;
+use super::{Changed, Confirmed, Registration, Schema, Step};
+use crate::error::{Error, ErrorKind};
+
+/// Knows and needs so much, has steps as far as it knows, and waits for nothing.
+fn schema(store: &Memory, knows: Version, needs: Version) -> Schema {
+    let schema = Schema::new(store.clone()).knows(knows).needs(needs);
+    let schema = schema.host("here").contract_after(Duration::ZERO);
+    (1..=knows).fold(schema, |schema, version| {
+        schema
+            .expand(version, Step::sql(format!("add {version}")))
+            .contract(version, Step::sql(format!("drop {version}")))
+    })
+}
+
+async fn enter(schema: Schema) -> Result<Registration, Error> {
+    Registration::enter(schema, 1, |_| {}).await
+}
+
+fn statements(store: &Memory) -> Vec<String> {
+    store.with(|content| content.statements.clone())
+}
+
+fn record(store: &Memory) -> Record {
+    store.with(|content| content.record.clone())
+}
+
+/// Somebody else is in the record.
+fn add(store: &Memory, host: &str, knows: Version, state: State) -> Generation {
+    let generation = Generation {
+        host: host.to_owned(),
+        process: "another".to_owned(),
+        generation: 40,
+        declared: Declared {
+            knows,
+            ..Declared::default()
+        },
+        state,
+        heard: 0,
+        lease_ms: 1_000,
+    };
+    let entered = Change::Entered(generation.clone());
+    store.with(|content| content.record.apply(&entered));
+    generation
+}
+
+fn remove(store: &Memory, generation: &Generation) {
+    let left = Change::Left {
+        host: generation.host.clone(),
+        process: generation.process.clone(),
+    };
+    store.with(|content| content.record.apply(&left));
+}
+
+async fn serve(registration: &Registration) {
+    registration.become_now(State::Active);
+    registration.renew().await.unwrap();
+}
+
+async fn refused(registration: &Registration, version: Version) -> String {
+    let before = registration.look().await.unwrap();
+    let refused = registration.contract(version, Confirmed::Yes).await;
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(registration.look().await.unwrap(), before);
+    format!("{error:?}")
+}
+
+#[tokio::test]
+async fn a_store_is_expanded_once_however_many_start_at_the_same_time() {
+    let store = Memory::default();
+    let starts = (0..10).map(|_| tokio::spawn(enter(schema(&store, 3, 3))));
+    for start in starts.collect::<Vec<_>>() {
+        start.await.unwrap().unwrap();
+    }
+    assert_eq!(statements(&store), ["add 1", "add 2", "add 3"]);
+    assert_eq!(record(&store).version, 3);
+}
+
+#[tokio::test]
+async fn code_outside_of_a_transaction_runs_once_as_well_and_its_begin_is_in_the_record() {
+    let (store, runs) = (Memory::default(), Arc::new(AtomicUsize::new(0)));
+    let step = {
+        let (store, runs) = (store.clone(), Arc::clone(&runs));
+        Step::run(move || {
+            let (store, runs) = (store.clone(), Arc::clone(&runs));
+            async move {
+                assert_eq!(record(&store).expanding, Some(1));
+                tokio::task::yield_now().await;
+                runs.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        })
+    };
+    let one = || schema(&store, 1, 1).expand(1, step.clone());
+    let starts = (0..10).map(|_| tokio::spawn(enter(one())));
+    for start in starts.collect::<Vec<_>>() {
+        start.await.unwrap().unwrap();
+    }
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    assert_eq!(
+        (record(&store).version, record(&store).expanding),
+        (1, None)
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_fails_is_named_and_what_it_began_is_known() {
+    let store = Memory::default();
+    let schema = schema(&store, 1, 1).expand(1, Step::command("sh", ["-c", "exit 3"]));
+    let error = enter(schema).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema);
+    assert!(
+        format!("{error:?}").contains("sh: exit status: 3"),
+        "{error:?}"
+    );
+    assert_eq!(
+        (record(&store).version, record(&store).expanding),
+        (0, Some(1))
+    );
+    assert_eq!(record(&store).generations, []);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_and_has_changed_nothing() {
+    let store = Memory::default();
+    let needy = Schema::new(store.clone()).knows(9).needs(9);
+    let needy = needy.expand(1, Step::sql("add 1"));
+    let error = enter(needy).await.unwrap_err();
+    assert!(
+        format!("{error:?}").contains("needs schema 9, and the store has 1"),
+        "{error:?}"
+    );
+    assert_eq!(record(&store), Record::default());
+
+    store.with(|content| (content.record.version, content.record.floor) = (7, 7));
+    let before = record(&store);
+    let error = enter(schema(&store, 6, 6)).await.unwrap_err();
+    let sentence = "knows schema 6, and the store has been contracted to 7";
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+    assert_eq!(record(&store), before);
+}
+
+#[tokio::test]
+async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_runs_once() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 2, 2)).await.unwrap();
+    serve(&registration).await;
+    for (state, words) in [
+        (
+            State::Active,
+            "there generation 40 (active) knows schema 1 only",
+        ),
+        (
+            State::Draining,
+            "there generation 40 (draining) knows schema 1 only",
+        ),
+        (
+            State::Warm,
+            "there generation 40 (warm) knows schema 1 only",
+        ),
+        (
+            State::NotYet,
+            "there generation 40 (not yet) knows schema 1 only",
+        ),
+    ] {
+        let other = add(&store, "there", 1, state);
+        let reason = refused(&registration, 2).await;
+        assert!(reason.contains(words), "{reason}");
+        remove(&store, &other);
+    }
+    let lapsed = add(&store, "there", 1, State::Active);
+    store.with(|content| content.record.now_ms = 5_000);
+    let reason = refused(&registration, 2).await;
+    assert!(
+        reason.contains("not been heard of since its lease ended 4s ago"),
+        "{reason}"
+    );
+    remove(&store, &lapsed);
+    let other = add(&store, "there", 2, State::Warm);
+    let reason = refused(&registration, 2).await;
+    assert!(reason.contains("(warm) is part of a rollout"), "{reason}");
+    remove(&store, &other);
+    registration.set_rollout(Some("an upgrade is under way here".to_owned()));
+    let reason = refused(&registration, 2).await;
+    assert!(reason.contains("under way here"), "{reason}");
+    registration.set_rollout(None);
+
+    let would = registration.contract(2, Confirmed::DryRun).await.unwrap();
+    assert_eq!(would, Changed::Would);
+    assert_eq!(record(&store).floor, 0);
+    let asking = (0..10).map(|_| {
+        let registration = registration.clone();
+        tokio::spawn(async move { registration.contract(2, Confirmed::Yes).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        asked.await.unwrap().unwrap();
+    }
+    assert_eq!(statements(&store), ["add 1", "add 2", "drop 2"]);
+    let again = registration.contract(2, Confirmed::Yes).await.unwrap();
+    assert_eq!(again, Changed::Already);
+}
+
+#[tokio::test]
+async fn a_contraction_waits_until_whoever_knew_less_has_been_gone_for_long_enough() {
+    let store = Memory::default();
+    let age = Duration::from_secs(60);
+    let patient = schema(&store, 2, 2).contract_after(age);
+    let registration = enter(patient).await.unwrap();
+    serve(&registration).await;
+    let before = add(&store, "there", 1, State::Active);
+    store.with(|content| content.record.now_ms = 10_000);
+    remove(&store, &before);
+    store.with(|content| content.record.now_ms = 69_999);
+    serve(&registration).await;
+    let reason = refused(&registration, 2).await;
+    assert!(reason.contains("gone for 59s only, of 60s"), "{reason}");
+    store.with(|content| content.record.now_ms = 70_000);
+    registration.contract(2, Confirmed::Yes).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the_next_start() {
+    for by_start in [false, true] {
+        let store = Memory::default();
+        let failing = schema(&store, 2, 2).contract(2, Step::sql("fail"));
+        let registration = enter(failing).await.unwrap();
+        serve(&registration).await;
+        let error = registration.contract(2, Confirmed::Yes).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Schema);
+        assert!(registration.has_begun());
+        let begun = record(&store);
+        assert_eq!((begun.floor, begun.contracting), (2, Some(2)));
+        registration.leave().await.unwrap();
+
+        let next = enter(schema(&store, 2, 2)).await.unwrap();
+        if !by_start {
+            serve(&next).await;
+            next.contract(2, Confirmed::Yes).await.unwrap();
+        }
+        assert_eq!(record(&store).contracting, None);
+        assert_eq!(statements(&store).last().unwrap(), "drop 2");
+    }
+}
+
+#[tokio::test]
+async fn whoever_starts_later_is_measured_against_the_floor_before_anything_is_dropped() {
+    let store = Memory::default();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let step = {
+        let (store, asked) = (store.clone(), Arc::clone(&asked));
+        Step::run(move || {
+            let (store, asked) = (store.clone(), Arc::clone(&asked));
+            async move {
+                let error = enter(schema(&store, 1, 1)).await.unwrap_err();
+                assert!(format!("{error:?}").contains("contracted to 2"));
+                asked.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        })
+    };
+    let registration = enter(schema(&store, 2, 2).contract(2, step)).await.unwrap();
+    serve(&registration).await;
+    registration.contract(2, Confirmed::Yes).await.unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_heard() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 2, 1).activated(2)).await.unwrap();
+    serve(&registration).await;
+    let other = add(&store, "there", 1, State::Active);
+    let error = registration.activate(2).await.unwrap_err();
+    assert!(
+        format!("{error:?}").contains("knows schema 1 only"),
+        "{error:?}"
+    );
+    assert!(!registration.is_active(2));
+    remove(&store, &other);
+    let reason = refused(&registration, 2).await;
+    assert!(reason.contains("has not been activated"), "{reason}");
+
+    assert_eq!(registration.activate(2).await.unwrap(), Changed::Done);
+    assert_eq!(registration.activate(2).await.unwrap(), Changed::Already);
+    assert!(registration.is_active(2));
+    let reason = refused(&registration, 2).await;
+    assert!(reason.contains("has not heard yet"), "{reason}");
+    serve(&registration).await;
+    registration.contract(2, Confirmed::Yes).await.unwrap();
+}
+
+#[tokio::test]
+async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_side() {
+    let store = Memory::default();
+    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let writes_both = enter(both(1, 1..=2)).await.unwrap();
+    // Each test is one process, so the one that is in the record is made somebody else.
+    let mut entry = writes_both.entry();
+    writes_both.leave().await.unwrap();
+    (entry.host, entry.lease_ms) = ("there".to_owned(), 1_000);
+    store.with(|content| content.record.apply(&Change::Entered(entry)));
+
+    let error = enter(both(2, 2..=2)).await.unwrap_err();
+    let sentence = "does not write the form of schema 1, which there generation 1 (not yet) reads";
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+    let error = enter(both(3, 1..=3)).await.unwrap_err();
+    assert!(
+        format!("{error:?}").contains("reads the form of schema 3"),
+        "{error:?}"
+    );
+    enter(both(2, 1..=2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_is_expunged_by_whoever_means_it_and_never_by_itself() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 2, 2)).await.unwrap();
+    add(&store, "there", 1, State::Active);
+    let would = registration
+        .expunge("there", Confirmed::DryRun)
+        .await
+        .unwrap();
+    assert_eq!(
+        (would, record(&store).generations.len()),
+        (Changed::Would, 2)
+    );
+    let done = registration.expunge("there", Confirmed::Yes).await.unwrap();
+    assert_eq!((done, record(&store).generations.len()), (Changed::Done, 1));
+    for host in ["there", "here"] {
+        let error = registration
+            .expunge(host, Confirmed::Yes)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+    }
+}
+
+#[tokio::test]
+async fn without_its_store_nothing_starts_or_changes_and_a_rollback_goes_by_what_was_known() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 2, 2)).await.unwrap();
+    store.with(|content| content.gone = Some("gone fishing".to_owned()));
+    let starting = enter(schema(&store, 2, 2)).await.unwrap_err();
+    let contracting = registration.contract(2, Confirmed::Yes).await.unwrap_err();
+    let renewing = registration.renew().await.unwrap_err();
+    for error in [starting, contracting, renewing] {
+        assert_eq!(error.kind(), ErrorKind::Schema);
+        assert!(format!("{error:?}").contains("gone fishing"), "{error:?}");
+    }
+    let flip = registration.check_candidate(2).await.unwrap_err();
+    assert!(flip.contains("is not known"), "{flip}");
+    assert_eq!(registration.misfit(None), None);
+    let older = Declared {
+        needs: 3,
+        ..Declared::default()
+    };
+    assert!(registration.misfit(Some(older)).is_some());
+}
+
+#[tokio::test]
+async fn a_candidate_is_measured_by_what_it_has_entered_and_one_that_has_not_knows_nothing() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 2, 2)).await.unwrap();
+    add(&store, "here", 1, State::NotYet);
+    assert_eq!(registration.check_candidate(40).await, Ok(()));
+    assert_eq!(registration.check_candidate(41).await, Ok(()));
+    store.with(|content| content.record.floor = 2);
+    let reason = registration.check_candidate(40).await.unwrap_err();
+    assert!(
+        reason.starts_with("generation 40 knows schema 1, and"),
+        "{reason}"
+    );
+    let reason = registration.check_candidate(41).await.unwrap_err();
+    assert!(
+        reason.contains("41 has declared no schema, so it knows schema 0"),
+        "{reason}"
+    );
+}

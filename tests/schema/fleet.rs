@@ -1,0 +1,225 @@
+//! Two hosts share one store, and the gate holds across both.
+
+use handover::control::{Reply, Request};
+use handover_load::Signal;
+use tokio::time::timeout;
+
+use crate::operated::Operated;
+use crate::postgres::Server;
+use crate::rig::{Database, assert_refused, contract, on, release, remove, state, until};
+use crate::support::{DEADLINE, freeze, gone, signal, thaw};
+
+/// Where the record is kept.
+async fn across_two_hosts(store: &str) {
+    let start = async |host| Operated::start(on(store, host)).await;
+    let [web1, web2] = [start("web1").await, start("web2").await];
+    release(&web1, 1, "2:2").await;
+    until(&web1, "generation 1 of web1 has left", |state| {
+        state.generations.len() == 2
+    })
+    .await;
+    assert_refused(
+        &contract(&web1, 2).await,
+        &["web2 generation 1 (active) knows schema 1 only"],
+    );
+
+    // It may be frozen, it may be gone: nobody here can know.
+    freeze_outside_of_a_transaction(&web1, web2.service.pid()).await;
+    let lapsed = |state: &handover::control::SchemaState| {
+        state.generations.iter().any(|it| it.lapsed_ms.is_some())
+    };
+    until(&web1, "the lease of web2 has lapsed", lapsed).await;
+    let refused = contract(&web1, 2).await;
+    assert_refused(&refused, &["has not been heard of", "expunge \"web2\""]);
+    thaw(web2.service.pid());
+    until(&web1, "web2 is heard of again", |state| !lapsed(state)).await;
+
+    // The candidate of the other host is part of a rollout, whatever it knows.
+    web2.service.plan("schema=2:2\nbefore-ready=hold");
+    assert_eq!(web2.run(&["upgrade", "--no-wait"]).await.code, 0);
+    let candidate = web2.service.held("before-ready").await;
+    assert_refused(
+        &contract(&web1, 2).await,
+        &[
+            "web2 generation 2 (not yet) is part of a rollout",
+            "web2 generation 1 (active) knows",
+        ],
+    );
+    signal(candidate, Signal::USR1);
+    web2.service.line("event 1 committed 2 ").await;
+    until(&web1, "generation 1 of web2 has left", |state| {
+        let [_, of_web2] = &state.generations[..] else {
+            return false;
+        };
+        of_web2.generation == 2 && of_web2.state == "active"
+    })
+    .await;
+    let [first, second] = tokio::join!(contract(&web1, 2), contract(&web2, 2)).into();
+    assert_eq!([first.code, second.code], [0, 0], "{first:?} {second:?}");
+    assert_eq!(state(&web2).await.floor, 2);
+
+    // What has died on another host is for somebody who knows.
+    let three = release(&web1, 2, "3:2").await;
+    until(&web1, "generation 2 of web1 has left", |state| {
+        state.generations.len() == 2
+    })
+    .await;
+    assert!(three > 0);
+    let killed = web2.service.ready(2).await;
+    signal(killed, Signal::KILL);
+    gone(killed).await;
+    until(&web1, "the lease of web2 has lapsed", lapsed).await;
+    assert_refused(
+        &web1.run(&["schema", "activate", "3"]).await,
+        &[
+            "web2 generation 2 (active) knows schema 2 only",
+            "has not been heard of",
+        ],
+    );
+    let dry = web1.run(&["schema", "expunge", "web2"]).await;
+    assert!(dry.stdout.contains("would be expunged"), "{dry:?}");
+    assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 2);
+    assert_refused(
+        &web1.run(&["schema", "expunge", "web1", "--confirm"]).await,
+        &["this host"],
+    );
+    assert_eq!(
+        web1.run(&["schema", "expunge", "web2", "--confirm"])
+            .await
+            .code,
+        0
+    );
+    assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 0);
+    until(&web1, "web1 has heard of it", |state| {
+        let gate = state.contractions.iter().find(|gate| gate.version == 3);
+        gate.is_some_and(|gate| gate.blockers.is_empty())
+    })
+    .await;
+    assert_eq!(contract(&web1, 3).await.code, 0);
+}
+
+/// One that is frozen in the middle of one keeps everybody waiting, who says so, and knows no more.
+async fn freeze_outside_of_a_transaction(other: &Operated, pid: u32) {
+    let is_free = async || {
+        let asked = other
+            .run(&["schema", "expunge", "nobody", "--confirm"])
+            .await;
+        asked.stderr.contains("no generation of that host")
+    };
+    freeze(pid).await;
+    while !is_free().await {
+        thaw(pid);
+        freeze(pid).await;
+    }
+}
+
+#[tokio::test]
+async fn the_gate_holds_across_two_instances_with_one_sqlite_file() {
+    let database = Database::new();
+    across_two_hosts(&database.path().display().to_string()).await;
+    remove(&database.path());
+}
+
+#[tokio::test]
+async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    across_two_hosts(&server.database("app").await).await;
+    let client = server.connect("app").await;
+    let sql = "SELECT column_name::text FROM information_schema.columns WHERE table_name = 'thing'";
+    assert!(client.query(sql, &[]).await.unwrap().is_empty());
+}
+
+/// The statements of a step fail if they run twice.
+async fn six_start_at_once(store: &str) {
+    let starting = (0..6).map(|number| on(store, &format!("web{number}")));
+    let starting = starting.map(|setup| tokio::spawn(Operated::start(setup)));
+    let mut all = Vec::new();
+    for started in starting.collect::<Vec<_>>() {
+        all.push(started.await.unwrap());
+    }
+    let state = state(&all[0]).await;
+    assert_eq!((state.version, state.generations.len()), (1, 6));
+}
+
+#[tokio::test]
+async fn a_store_is_expanded_once_though_six_hosts_start_at_the_same_time() {
+    let database = Database::new();
+    six_start_at_once(&database.path().display().to_string()).await;
+    if let Some(server) = Server::start().await {
+        six_start_at_once(&server.database("app").await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_is_killed_in_the_middle_of_a_postgresql_transaction_has_left_nothing() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    of.service.plan("schema=2:2\nexpand=endless");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    let client = server.connect("app").await;
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%ADD COLUMN%' AND state = 'active' AND pid <> pg_backend_pid()";
+    let count = async || -> i64 { client.query_one(running, &[]).await.unwrap().get(0) };
+    let is_running = async {
+        while count().await == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, is_running).await.unwrap();
+    let expanding = of.client().ask(&Request::Status).await.unwrap();
+    let Reply::Status(status) = expanding else {
+        panic!("{expanding:?}");
+    };
+    let pid = status.upgrade.unwrap().pid.unwrap();
+    signal(pid, Signal::KILL);
+    of.service.line("event 1 aborted 2 ").await;
+    // The server finds out that its client has gone when it has something to say to it.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%ADD COLUMN%' AND pid <> pg_backend_pid()";
+    client.execute(end, &[]).await.unwrap();
+    of.service.plan("schema=2:2");
+    of.service.upgrade(1, 3).await;
+    let sql = "SELECT version, floor, expanding FROM handover_schema";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    let found: (i64, i64, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!(found, (2, 0, None));
+}
+
+#[tokio::test]
+async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_back() {
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    release(&of, 1, "2:2").await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    server.stop();
+    let refused = contract(&of, 2).await;
+    assert_refused(&refused, &["contracting to schema 2"]);
+    of.service
+        .line("the store of the schema cannot be asked")
+        .await;
+    of.service.assert_serving(2).await;
+    assert_eq!(of.run(&["upgrade"]).await.code, 3);
+    of.service.assert_serving(2).await;
+    server.restart().await;
+    until_asked(&of).await;
+    let contracted = contract(&of, 2).await;
+    assert_eq!(contracted.code, 0, "{contracted:?}");
+}
+
+async fn until_asked(of: &Operated) {
+    let asked = async {
+        while of.run(&["schema", "status"]).await.code != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.unwrap();
+}

@@ -1,0 +1,151 @@
+//! What does not fit is refused, with the sentence that an operator needs, before anything has changed.
+
+use crate::operated::Operated;
+use crate::releases;
+use crate::rig::{Database, assert_refused, contract, fails, release, until};
+
+#[tokio::test]
+async fn a_release_that_needs_a_newer_schema_than_there_is_never_serves_and_changes_nothing() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    let failed = fails(&of, "schema=9:9").await;
+    assert_eq!(failed.code, 3, "{failed:?}");
+    let reason = "needs schema 9, and the store has 3";
+    let told = of.run(&["explain"]).await;
+    assert!(told.stdout.contains(reason), "{told:?}");
+    assert_eq!(database.record(), (1, 0, None, None));
+    of.service.assert_serving(1).await;
+}
+
+#[tokio::test]
+async fn a_release_that_does_not_know_the_floor_never_serves_and_a_rollback_to_one_is_blocked() {
+    let database = Database::new();
+    // The releases differ in their files too, so that there is one before.
+    let of = releases::start(database.setup("web1")).await;
+    releases::replace(of.service.room.path(), "two");
+    release(&of, 1, "2:2").await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    let status = of.run(&["status"]).await;
+    assert!(
+        status
+            .stdout
+            .contains("cold, to the release of generation 1"),
+        "{status:?}"
+    );
+
+    assert_eq!(contract(&of, 2).await.code, 0);
+    let sentence = "knows schema 1, and the store has been contracted to 2";
+    let status = of.run(&["status"]).await;
+    assert!(status.stdout.contains("blocked(schema)"), "{status:?}");
+    assert!(status.stdout.contains(sentence), "{status:?}");
+    let (_, json) = of.json(&["status"]).await;
+    assert_eq!(json["rollback"]["kind"], "blocked");
+    let refused = of.run(&["rollback", "--cold"]).await;
+    assert_refused(&refused, &["the release of generation 1", sentence]);
+    // Nothing was begun: the number is the next one's.
+    let failed = fails(&of, "schema=1:1").await;
+    assert_eq!(failed.code, 3, "{failed:?}");
+    let told = of.run(&["explain"]).await;
+    assert!(told.stdout.contains("2 -> 3 aborted"), "{told:?}");
+    assert!(told.stdout.contains(sentence), "{told:?}");
+    of.service.assert_serving(2).await;
+}
+
+#[tokio::test]
+async fn a_candidate_that_declares_nothing_is_not_flipped_to_once_something_was_contracted() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    release(&of, 1, "none").await;
+    of.service.assert_serving(2).await;
+
+    let database = Database::new();
+    let of = database.start("web1").await;
+    release(&of, 1, "2:2").await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    assert_eq!(contract(&of, 2).await.code, 0);
+    let failed = fails(&of, "schema=none").await;
+    assert_eq!(failed.code, 3, "{failed:?}");
+    let told = of.run(&["explain"]).await;
+    let reason = "generation 3 has declared no schema, so it knows schema 0";
+    assert!(told.stdout.contains(reason), "{told:?}");
+    of.service.assert_serving(2).await;
+}
+
+#[tokio::test]
+async fn what_an_operator_has_contracted_in_spite_of_a_candidate_in_standby_is_found_before_the_flip()
+ {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    let stands_by = of.run(&["upgrade", "--strategy", "blue-green"]).await;
+    assert_eq!(stands_by.code, 6, "{stands_by:?}");
+    let by_hand = "UPDATE handover_schema SET version = 7, floor = 7";
+    database.connection().execute_batch(by_hand).unwrap();
+    let promoted = of.run(&["promote"]).await;
+    assert_eq!(promoted.code, 3, "{promoted:?}");
+    let told = of.run(&["explain"]).await;
+    assert!(
+        told.stdout.contains("generation 2 knows schema 1"),
+        "{told:?}"
+    );
+    of.service.assert_serving(1).await;
+}
+
+#[tokio::test]
+async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_and_a_death_brings_it_back()
+ {
+    let database = Database::new();
+    let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
+    let of = Operated::start(setup).await;
+    of.service.plan("schema=2:2");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    of.service.line("event 1 phase 2 baking").await;
+    let successor = of.service.ready(2).await;
+    let by_hand = "UPDATE handover_schema SET floor = 2";
+    database.connection().execute_batch(by_hand).unwrap();
+    let refused = of.run(&["rollback"]).await;
+    assert_refused(
+        &refused,
+        &["generation 1 knows schema 1", "contracted to 2"],
+    );
+    of.service.assert_serving(2).await;
+    let status = of.run(&["status"]).await;
+    assert!(status.stdout.contains("blocked(schema)"), "{status:?}");
+
+    // Somebody has to answer; and somebody has to look.
+    crate::support::signal(successor, handover_load::Signal::KILL);
+    of.service.line("event 1 rolled-back 2 ").await;
+    of.service.assert_serving(1).await;
+    let status = of.status().await;
+    let degraded = status.degraded.unwrap();
+    assert!(
+        degraded.contains("generation 1 serves again, and knows schema 1"),
+        "{degraded}"
+    );
+}
+
+#[tokio::test]
+async fn a_release_that_stops_writing_what_the_one_before_reads_is_refused() {
+    let database = Database::new();
+    let setup = database.setup("web1");
+    std::fs::write(setup.room.path().join("plan"), "schema=2:2\nforms=1:1-2").unwrap();
+    let of = Operated::start(setup).await;
+    let failed = fails(&of, "schema=2:2\nforms=2:2-2").await;
+    assert_eq!(failed.code, 3, "{failed:?}");
+    let told = of.run(&["explain"]).await;
+    let reason = "does not write the form of schema 1, which web1 generation 1 (active) reads";
+    assert!(told.stdout.contains(reason), "{told:?}");
+    of.service.plan("schema=2:2\nforms=2:1-2");
+    of.service.upgrade(1, 3).await;
+    until(&of, "generation 1 has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+    of.service.plan("schema=2:2\nforms=2:2-2");
+    of.service.upgrade(3, 4).await;
+}
