@@ -43,7 +43,8 @@
 //!
 //! A program that is written with this crate does all of it by itself: [`start`](crate::start) sees that it is a worker,
 //! leaves the upgrade signal, the control socket and the PID file to the supervisor, and reports what it counts, by which
-//! candidates are judged.
+//! candidates are judged. What it keeps ([`keep_state`](crate::Serving::keep_state)) is found by the workers that are
+//! started after it; hooks that pass state to a successor have none to pass it to.
 //!
 //! # If the supervisor is killed
 //!
@@ -52,6 +53,7 @@
 mod controller;
 mod desk;
 mod judge;
+mod kept;
 #[cfg(test)]
 mod model;
 mod plan;

@@ -42,10 +42,12 @@ pub(crate) struct NotifySocket {
 }
 
 /// One datagram of a process that the kernel vouches for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Notification {
     pub(crate) pid: u32,
     pub(crate) text: String,
+    /// What was sent along. Closed with this, which whoever waits for a barrier takes for an answer (sd_notify(3)).
+    pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 impl NotifySocket {
@@ -93,7 +95,6 @@ impl Notification {
     }
 }
 
-/// What is sent along is closed at once, which whoever waits for a barrier takes for an answer (sd_notify(3)).
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
     let mut buffer = [0; WORD_MAX];
     let received = recv(socket, &mut buffer)?.filter(|received| !received.body_cut);
@@ -102,6 +103,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
         Some(Notification {
             pid: received.sender?,
             text: text.into_owned(),
+            descriptors: received.descriptors,
         })
     }))
 }

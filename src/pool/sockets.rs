@@ -120,8 +120,8 @@ impl Sockets {
 }
 
 /// `LISTEN_FDNAMES`, for these sockets in this order.
-pub(crate) fn names<'a>(names: impl Iterator<Item = &'a str>) -> OsString {
-    names.collect::<Vec<_>>().join(":").into()
+pub(crate) fn names(names: &[&str]) -> OsString {
+    names.join(":").into()
 }
 
 /// By the system's resolver, while the pool starts and nobody waits for anything else.

@@ -17,6 +17,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::controller::{Controller, Ended, Output, ReleaseId, Stage, UpdateStage, WorkerId};
 use super::judge::{Counted, Judge};
+use super::kept::Kept;
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
 use super::release::{Command, Release};
@@ -67,6 +68,7 @@ pub(super) struct Supervisor {
     probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
     update: Option<Underwent>,
     counted: Counted,
+    kept: Kept,
     judge: Option<Judge>,
     history: History,
     waiting: Vec<oneshot::Sender<Reply>>,
@@ -112,6 +114,7 @@ impl Supervisor {
             probed: mpsc::channel(PROBED_MAX),
             update: None,
             counted: Counted::default(),
+            kept: Kept::default(),
             judge: None,
             history: History::default(),
             waiting: Vec::new(),
@@ -138,7 +141,7 @@ impl Supervisor {
         while !self.is_stopped {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
-                Input::Said(word) => self.hear(&word),
+                Input::Said(word) => self.hear(word),
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
                 Input::Triggered(Trigger::Upgrade) => self.roll_by_signal(),
@@ -261,16 +264,17 @@ impl Supervisor {
             Readiness::Accepts => Some(readiness::private_listener()?),
             _ => None,
         };
-        let probe_name = probe.as_ref().map(|_| PROBE);
-        let names = self.shared.iter().map(|(name, _)| name.as_str());
-        let names = sockets::names(names.chain(probe_name));
+        let shared = self.shared.iter();
+        let shared = shared.map(|(name, socket)| (name.as_str(), socket.as_fd()));
+        let probing = probe.as_ref().map(|probe| (PROBE, probe.as_fd()));
+        let passed = shared.chain(self.kept.state()).chain(probing);
+        let (names, sockets): (Vec<&str>, Vec<BorrowedFd<'_>>) = passed.unzip();
+        let names = sockets::names(&names);
         let extra: [(OsString, OsString); 3] = [
             ("LISTEN_FDNAMES".into(), names),
             ("NOTIFY_SOCKET".into(), self.notify.address()),
             (WORKER.into(), worker.to_string().into()),
         ];
-        let shared = self.shared.iter().map(|(_, socket)| socket.as_fd());
-        let sockets: Vec<BorrowedFd<'_>> = shared.chain(probe.as_ref().map(AsFd::as_fd)).collect();
         let pid = image.start(&self.parts.command, &extra, &sockets)?;
         let started = Worker::watch(pid, release, Instant::now())?;
         self.workers.insert(worker, started);
@@ -306,7 +310,7 @@ impl Supervisor {
         });
     }
 
-    fn hear(&mut self, word: &Notification) {
+    fn hear(&mut self, mut word: Notification) {
         let mut workers = self.workers.iter_mut();
         // The word of anybody else is nobody's: a helper's, or a stranger's.
         let Some((&id, worker)) = workers.find(|(_, worker)| worker.pid == word.pid) else {
@@ -319,6 +323,7 @@ impl Supervisor {
             self.counted.add(release, before, &tally);
             worker.tally = Some(tally);
         }
+        self.kept.hear(&mut word);
         if word.value("READY") == Some("1") && self.parts.readiness == Readiness::Notify {
             self.is_ready(id);
         }

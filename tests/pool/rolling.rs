@@ -104,3 +104,13 @@ async fn a_paused_update_stays_where_it_is_until_it_is_resumed_and_an_aborted_on
     assert_eq!(history["upgrades"][1]["verdict"], "aborted", "{history}");
     assert_eq!(history["upgrades"][1]["reason"], "by an operator: no");
 }
+
+#[tokio::test]
+async fn what_a_worker_has_kept_is_found_by_those_that_come_after_it() {
+    let pool = Pool::start(1, &QUICK).await;
+    pool.release("export TESTD_KEEP=yes");
+    pool.run(&["upgrade"]).await.assert_code(0);
+    pool.line("kept by 1: Ok(())").await;
+    pool.run(&["scale", "2"]).await.assert_code(0);
+    pool.line("found what 1 has kept").await;
+}
