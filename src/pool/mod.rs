@@ -48,7 +48,9 @@
 //!
 //! # If the supervisor is killed
 //!
-//! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM).
+//! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is
+//! started again with the same sockets takes these back from them, if the kernel lets it trace them (ptrace(2)): its own
+//! workers start, and those of before leave. Nobody is refused meanwhile.
 
 mod controller;
 mod desk;
@@ -56,6 +58,7 @@ mod judge;
 mod kept;
 #[cfg(test)]
 mod model;
+mod orphans;
 mod plan;
 mod readiness;
 mod release;
@@ -79,6 +82,7 @@ pub use self::sockets::Listen;
 
 use self::controller::Controller;
 use self::desk::{Desk, SUPERVISOR};
+use self::orphans::Orphans;
 use self::release::{Command, Release};
 use self::sockets::Sockets;
 use self::supervisor::{Parts, Supervisor};
@@ -231,7 +235,7 @@ impl Builder {
         for problem in table.adopt_activated(passed.sockets) {
             tracing::warn!(?problem, "a socket of the service manager");
         }
-        let sockets = Sockets::claim(table, &self.listen).await?;
+        let (sockets, orphans) = claim(table, &self.listen).await?;
         let door = match &self.control {
             Some(path) => Some(sockets.table().control(path).await?),
             None => None,
@@ -260,6 +264,8 @@ impl Builder {
             inbox,
             events: events.clone(),
             asked: asked.clone(),
+            orphans,
+            stop_within: self.stop_within,
         };
         let beginning = events.subscribe();
         let supervisor = Supervisor::begin(parts, first);
@@ -399,6 +405,37 @@ impl Events {
         };
         Some(Happened::now(SUPERVISOR, what))
     }
+}
+
+/// An address that is in use may be that of workers whose supervisor was killed: then it is taken back from them.
+async fn claim(table: Table, listen: &[Listen]) -> Result<(Sockets, Orphans)> {
+    let in_use = match Sockets::claim(table, listen).await {
+        Ok(sockets) => return Ok((sockets, Orphans::default())),
+        // The table is gone with what it had bound.
+        Err(error) => error,
+    };
+    let orphans = Orphans::find(listen);
+    if orphans.is_empty() {
+        return Err(in_use);
+    }
+    let taking = || {
+        let whose = orphans.pids();
+        let doing =
+            format!("taking the sockets of processes {whose:?}, whose supervisor was killed");
+        Error::new(ErrorKind::Listen, doing)
+    };
+    let table = Table::default();
+    let taken = orphans.sockets().map_err(|reason| {
+        taking().because(format!("{reason}; they serve on, so stop them first"))
+    })?;
+    if let Some(problem) = table.adopt_activated(taken).pop() {
+        return Err(taking().because(problem));
+    }
+    // If it is somebody else who has the address, it still is.
+    let sockets = Sockets::claim(table, listen).await?;
+    sockets.table().close_unclaimed_activated();
+    let orphans = orphans.that_have(&sockets);
+    Ok((sockets, orphans))
 }
 
 fn signals() -> Result<Signals> {

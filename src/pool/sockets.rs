@@ -61,6 +61,12 @@ impl FromStr for Listen {
     }
 }
 
+impl Listen {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.name;

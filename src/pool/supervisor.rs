@@ -18,6 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use super::controller::{Controller, Ended, Output, ReleaseId, Stage, UpdateStage, WorkerId};
 use super::judge::{Counted, Judge};
 use super::kept::Kept;
+use super::orphans::Orphans;
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
 use super::release::{Command, Release};
@@ -45,6 +46,8 @@ pub(super) struct Parts {
     pub(super) inbox: mpsc::Receiver<Ask>,
     pub(super) events: broadcast::Sender<What>,
     pub(super) asked: watch::Sender<Asked>,
+    pub(super) orphans: Orphans,
+    pub(super) stop_within: Duration,
 }
 
 /// A request of an operator, and where its answer goes.
@@ -273,7 +276,10 @@ impl Supervisor {
         let extra: [(OsString, OsString); 3] = [
             ("LISTEN_FDNAMES".into(), names),
             ("NOTIFY_SOCKET".into(), self.notify.address()),
-            (WORKER.into(), worker.to_string().into()),
+            (
+                WORKER.into(),
+                format!("{worker}:{}", std::process::id()).into(),
+            ),
         ];
         let pid = image.start(&self.parts.command, &extra, &sockets)?;
         let started = Worker::watch(pid, release, Instant::now())?;
@@ -336,6 +342,18 @@ impl Supervisor {
         if let Some(worker) = self.workers.get(&id).filter(|_| is_news) {
             let (release, pid) = (worker.release, worker.pid);
             self.tell_of(id, release, Some(pid), "ready", String::new());
+            self.relieve_orphans();
+        }
+    }
+
+    /// Those of a supervisor before this one serve until this one's workers do.
+    fn relieve_orphans(&mut self) {
+        let machine = &self.parts.machine;
+        if machine.ready() >= machine.wanted() && !self.parts.orphans.is_empty() {
+            let orphans = std::mem::take(&mut self.parts.orphans);
+            let message = format!("relieves {:?}, whose supervisor was killed", orphans.pids());
+            self.tell(What::Warning { message });
+            orphans.relieve(self.parts.stop_within);
         }
     }
 

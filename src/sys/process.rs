@@ -108,6 +108,23 @@ impl Pidfd {
         self.signal(libc::SIGKILL)
     }
 
+    /// A duplicate of one of its descriptors, close-on-exec (pidfd_getfd(2)).
+    ///
+    /// # Errors
+    ///
+    /// If this process could not trace it, or it has no such descriptor.
+    #[cfg_attr(
+        not(feature = "pool"),
+        expect(dead_code, reason = "supervisors alone ask for it")
+    )]
+    pub(crate) fn duplicate_of(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: takes numbers, and touches no memory.
+        let number =
+            check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) })?;
+        // SAFETY: the call above succeeded, so this is a new descriptor, close-on-exec, that nothing else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+    }
+
     /// Waits until the process is gone; for a child, until it can be [reaped](Self::reap).
     ///
     /// # Cancel safety

@@ -41,24 +41,21 @@ impl Pool {
         flags: &[&str],
         program: &[&str],
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-        command
-            .arg("run")
-            .arg("--control")
-            .arg(room.path().join(CONTROL))
-            .args(["--listen", &format!("web={web}")])
-            .args(["--workers", &workers.to_string()])
-            .args(flags)
-            .arg("--")
-            .args(program)
-            .env("TESTD_LISTEN", web.to_string())
-            .env("TESTD_QUIET", "all");
+        let server = Server::spawn(supervisor(&room, web, workers, flags, program)).unwrap();
         Self {
-            server: Server::spawn(command).unwrap(),
+            server,
             web,
             room,
             workers,
         }
+    }
+
+    /// Once more, at the same place. Returns the one before, whose end ends its processes.
+    pub(crate) fn restart(&mut self, workers: usize, flags: &[&str]) -> Server {
+        let program = self.file(PROGRAM);
+        let program = [program.to_str().unwrap()];
+        let command = supervisor(&self.room, self.web, workers, flags, &program);
+        std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
     }
 
     /// What the next workers are started from: a testd, after this part of a script.
@@ -145,6 +142,28 @@ impl Pool {
     pub(crate) fn signal(&self, with: Signal) {
         self.server.signal(with).unwrap();
     }
+}
+
+fn supervisor(
+    room: &TempDir,
+    web: SocketAddr,
+    workers: usize,
+    flags: &[&str],
+    program: &[&str],
+) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+    command
+        .arg("run")
+        .arg("--control")
+        .arg(room.path().join(CONTROL))
+        .args(["--listen", &format!("web={web}")])
+        .args(["--workers", &workers.to_string()])
+        .args(flags)
+        .arg("--")
+        .args(program)
+        .env("TESTD_LISTEN", web.to_string())
+        .env("TESTD_QUIET", "all");
+    command
 }
 
 /// A script that becomes a testd, put in its place by a rename as releases are.
