@@ -132,7 +132,7 @@ mod tests {
                 counted.add(1, Some(&stable), &more);
                 counted.add(2, Some(&candidate), &worse);
                 (stable, candidate) = (more, worse);
-                found = found.or(judge.look(&counted, at));
+                found = found.or_else(|| judge.look(&counted, at));
             }
             assert_eq!(found.is_some(), is_found, "{found:?}");
         }

@@ -266,7 +266,7 @@ impl World {
                     Stage::Stopping | Stage::Killed => Some(Action::Leaves(id)),
                     Stage::Settling | Stage::Serving => None,
                 });
-            let next = next.or(world.machine.poll_timeout().map(|_| Action::TimesOut));
+            let next = next.or_else(|| world.machine.poll_timeout().map(|_| Action::TimesOut));
             let Some(next) = next else { break };
             world.act(exploration, next);
             if world.broken.is_some() {
