@@ -320,6 +320,9 @@ pub struct Status {
     /// The last drill of the service, as far as this generation knows.
     #[serde(default)]
     pub drill: Option<Drill>,
+    /// How the schema stands, as the generation that answers has last heard, if it declares one.
+    #[serde(default)]
+    pub schema: Option<Box<SchemaState>>,
 }
 
 /// How a service is, in one word.

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::operated::Operated;
 use crate::postgres::Server;
-use crate::rig::{Database, assert_refused, contract, on, release, remove, state, until};
+use crate::rig::{Database, assert_refused, contract, on, release, remove, replaced, state, until};
 use crate::support::{DEADLINE, freeze, gone, signal, thaw};
 
 /// Where the record is kept.
@@ -195,11 +195,7 @@ async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_b
     };
     let store = server.database("app").await;
     let of = Operated::start(on(&store, "web1")).await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     server.stop();
     let refused = contract(&of, 2).await;
     assert_refused(&refused, &["contracting to schema 2"]);
