@@ -59,13 +59,15 @@ async fn whoever_leaves_last_is_waited_for_and_waits_for_everybody_else() {
         drain.class("http").guard("1"),
         drain.class("last").guard("2"),
     );
-    let mut alone = pin!(drain.drained_beside(&last));
     let mut drained = pin!(drain.drained());
-    assert!(poll(alone.as_mut()).is_pending());
-    drain.begin();
-    assert!(poll(alone.as_mut()).is_pending());
-    drop(request);
-    assert!(poll(alone.as_mut()).is_ready());
+    {
+        let mut alone = pin!(drain.drained_beside(&last));
+        assert!(poll(alone.as_mut()).is_pending());
+        drain.begin();
+        assert!(poll(alone.as_mut()).is_pending());
+        drop(request);
+        assert!(poll(alone.as_mut()).is_ready());
+    }
     assert!(poll(drained.as_mut()).is_pending());
     drop(last);
     assert!(poll(drained.as_mut()).is_ready());
