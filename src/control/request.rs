@@ -337,6 +337,9 @@ pub struct Status {
     /// Its workers, if the one that answers is the supervisor of a pool. Generations are releases then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolState>,
+    /// How the schema stands, as the generation that answers has last heard, if it declares one.
+    #[serde(default)]
+    pub schema: Option<Box<SchemaState>>,
 }
 
 /// How a service is, in one word.

@@ -379,7 +379,13 @@ impl Operator {
         let Some(schema) = self.shared.schema.registration().cloned() else {
             return Err(Reply::refused("this service declares no schema"));
         };
-        let granting = tokio::spawn(schema_wishes::grant(schema, wish));
+        let before = lock(&self.shared.images)
+            .before()
+            .map(|it| it.release().clone());
+        let way_back = before
+            .ok()
+            .map(|it| (it.generation, it.schema.unwrap_or_default()));
+        let granting = tokio::spawn(schema_wishes::grant(schema, wish, way_back));
         granting
             .await
             .map_err(|_| gone())?
@@ -501,6 +507,9 @@ impl Operator {
             verification: self.shared.verified.borrow().clone(),
             drill: self.shared.drill.borrow().clone(),
             pool: None,
+            schema: self.shared.schema.registration().map(|schema| {
+                Box::new(schema_wishes::state(schema, &schema.known(), String::new()))
+            }),
         }
     }
 

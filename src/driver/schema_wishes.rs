@@ -2,11 +2,17 @@
 
 use crate::control::{RefusalKind, Reply, SchemaGate, SchemaGeneration, SchemaState, SchemaWish};
 use crate::error::ErrorKind;
-use crate::schema::{Changed, Confirmed, Record, Registration, State, Version};
+use crate::schema::{Changed, Confirmed, Declared, Record, Registration, State, Version};
 
 /// Does it, and says how the schema stands then, or why it was not done.
-pub(super) async fn grant(schema: Registration, wish: SchemaWish) -> Result<SchemaState, Reply> {
-    let granted = attempt(&schema, wish).await;
+///
+/// `way_back` is the generation that a cold rollback goes back to, and what its release says.
+pub(super) async fn grant(
+    schema: Registration,
+    wish: SchemaWish,
+    way_back: Option<(u64, Declared)>,
+) -> Result<SchemaState, Reply> {
+    let granted = attempt(&schema, wish, way_back).await;
     match granted {
         Ok(state) => Ok(state),
         Err(error) => {
@@ -19,7 +25,11 @@ pub(super) async fn grant(schema: Registration, wish: SchemaWish) -> Result<Sche
     }
 }
 
-async fn attempt(schema: &Registration, wish: SchemaWish) -> crate::error::Result<SchemaState> {
+async fn attempt(
+    schema: &Registration,
+    wish: SchemaWish,
+    way_back: Option<(u64, Declared)>,
+) -> crate::error::Result<SchemaState> {
     let done = match wish {
         SchemaWish::Status => String::new(),
         SchemaWish::Expand => {
@@ -35,7 +45,16 @@ async fn attempt(schema: &Registration, wish: SchemaWish) -> crate::error::Resul
         }
         SchemaWish::Contract { version, confirm } => {
             let changed = schema.contract(version, confirmed(confirm)).await?;
-            in_words(changed, &format!("schema {version}"), "contracted to")
+            let done = in_words(changed, &format!("schema {version}"), "contracted to");
+            let lost = way_back.filter(|(_, release)| release.knows < version);
+            match (changed, lost) {
+                (Changed::Would, Some((generation, release))) => format!(
+                    "{done}; the cold rollback to the release of generation {generation}, which knows schema {}, is \
+                     blocked from then on",
+                    release.knows
+                ),
+                _ => done,
+            }
         }
         SchemaWish::Expunge { host, confirm } => {
             let changed = schema.expunge(&host, confirmed(confirm)).await?;
@@ -63,7 +82,8 @@ fn in_words(changed: Changed, what: &str, done: &str) -> String {
     }
 }
 
-fn state(schema: &Registration, record: &Record, done: String) -> SchemaState {
+/// As it stands in a record.
+pub(super) fn state(schema: &Registration, record: &Record, done: String) -> SchemaState {
     let own = schema.entry();
     let generations = record.generations.iter().map(|it| SchemaGeneration {
         host: it.host.clone(),

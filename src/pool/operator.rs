@@ -161,6 +161,7 @@ impl Supervisor {
             counts: None,
             verification: None,
             drill: None,
+            schema: None,
             pool: Some(self.pool()),
         }
     }

@@ -6,7 +6,7 @@ use std::process;
 
 use crate::sys::process::has_started_at;
 
-/// The boot, the PID namespace, the process and when it was started (proc_pid_stat(5)): no other process is ever the same.
+/// The boot, the namespaces of PIDs and of time, the process and when it was started (proc_pid_stat(5)): no other process is ever the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     boot: String,
@@ -20,7 +20,10 @@ impl Identity {
         let pid = process::id();
         let started = has_started_at(pid)?.ok_or(io::ErrorKind::NotFound)?;
         let boot = fs::read_to_string(BOOT)?.trim().to_owned();
-        let namespace = fs::read_link(NAMESPACE)?.display().to_string();
+        let pids = fs::read_link(PID_NAMESPACE)?.display().to_string();
+        // A kernel without any has one time for all.
+        let times = fs::read_link(TIME_NAMESPACE).unwrap_or_default();
+        let namespace = format!("{pids},{}", times.display());
         Ok(Self {
             boot,
             namespace,
@@ -69,7 +72,9 @@ impl Identity {
 /// proc_sys_kernel(5).
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// pid_namespaces(7).
-const NAMESPACE: &str = "/proc/self/ns/pid";
+const PID_NAMESPACE: &str = "/proc/self/ns/pid";
+/// time_namespaces(7): when a process was started reads differently in another one.
+const TIME_NAMESPACE: &str = "/proc/self/ns/time";
 
 #[cfg(test)]
 mod tests {

@@ -20,6 +20,25 @@
 //!
 //! What needs a migration language has one: the [steps](Step) are plain SQL, a migration tool, or code.
 //!
+//! # Beside a migration tool
+//!
+//! A tool that has its own table of what it has done stays in charge of that; the gates say when it may run, and what it is
+//! run for. A version here is then one of its own, or a number for some of them:
+//!
+//! ```
+//! use handover::schema::{Schema, Step};
+//!
+//! # fn steps(schema: Schema) -> Schema {
+//! schema
+//!     // sqlx-cli, in the service's own environment:
+//!     .expand(7, Step::command("sqlx", ["migrate", "run", "--target-version", "20260711"]))
+//!     // sqlx::migrate!(..).run(&pool), or refinery's runner().run_async(&mut client):
+//!     .expand(8, Step::run(|| async { Ok(()) }))
+//!     // What drops something is in a file of its own, so that nothing but this runs it:
+//!     .contract(8, Step::command("psql", ["-v", "ON_ERROR_STOP=1", "-f", "contract/8.sql"]))
+//! # }
+//! ```
+//!
 //! # When the store cannot be asked
 //!
 //! Whoever serves goes on. Nothing is expanded, activated or contracted; no generation starts, and nothing is flipped to.

@@ -80,10 +80,7 @@ impl Store for Postgres {
                 .await?;
             match has_tables(&client).await? {
                 true => read(&client).await,
-                false => Ok(Record {
-                    now_ms: now_ms(&client).await?,
-                    ..Record::default()
-                }),
+                false => untouched(&client).await,
             }
         })
     }
@@ -209,10 +206,21 @@ async fn has_tables(client: &Client) -> Result<bool, StoreError> {
 }
 
 async fn read(client: &Client) -> Result<Record, StoreError> {
-    let schema = client.query_one(rows::READ_SCHEMA, &[]).await?;
+    // Tables that were made a moment ago may be there, and what is in them not yet.
+    let Some(schema) = client.query_opt(rows::READ_SCHEMA, &[]).await? else {
+        return untouched(client).await;
+    };
     let generations = client.query(rows::READ_GENERATIONS, &[]).await?;
     let departures = client.query(rows::READ_DEPARTURES, &[]).await?;
     rows::record(&schema, &generations, &departures, now_ms(client).await?)
+}
+
+/// A store that nobody has touched.
+async fn untouched(client: &Client) -> Result<Record, StoreError> {
+    Ok(Record {
+        now_ms: now_ms(client).await?,
+        ..Record::default()
+    })
 }
 
 async fn now_ms(client: &Client) -> Result<u64, StoreError> {

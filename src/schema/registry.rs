@@ -542,6 +542,11 @@ impl Registration {
         self.own().clone()
     }
 
+    /// What the store said last.
+    pub(crate) fn known(&self) -> Record {
+        self.0.known.borrow().clone()
+    }
+
     /// The record of this moment.
     pub(crate) async fn look(&self) -> Result<Record> {
         let schema = &self.0.schema;

@@ -3,18 +3,14 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, contract, release, state, until, until_locked_by};
+use crate::rig::{Database, aborts, contract, replaced, state, until_locked_by};
 use crate::support::{gone, signal};
 
 #[tokio::test]
 async fn a_contraction_that_was_killed_between_floor_and_drop_is_finished_by_the_next_start() {
     let database = Database::new();
     let of = database.start("web1").await;
-    release(&of, 1, "2:2\ncontract=hold").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2\ncontract=hold").await;
     let _asking = of.begin(&["schema", "contract", "2", "--confirm"]);
     let contracting = of.service.held("contract").await;
     assert_eq!(database.record(), (2, 2, None, Some(2)));
@@ -80,10 +76,7 @@ async fn an_expansion_that_was_killed_in_its_transaction_has_left_nothing() {
 async fn an_expansion_that_fails_aborts_the_start_and_has_left_nothing() {
     let database = Database::new();
     let of = database.start("web1").await;
-    let failed = crate::rig::fails(&of, "schema=2:2\nexpand=fail").await;
-    assert_eq!(failed.code, 3, "{failed:?}");
-    let told = of.run(&["explain"]).await;
-    assert!(told.stdout.contains("expanding to schema 2"), "{told:?}");
+    aborts(&of, "schema=2:2\nexpand=fail", "expanding to schema 2").await;
     assert_eq!(database.record(), (1, 0, None, None));
     assert_eq!(database.columns(), ["before", "id"]);
     of.service.assert_serving(1).await;
@@ -93,11 +86,7 @@ async fn an_expansion_that_fails_aborts_the_start_and_has_left_nothing() {
 async fn a_contraction_whose_step_fails_ends_with_4_and_is_finished_when_that_is_repaired() {
     let database = Database::new();
     let of = database.start("web1").await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     // What uses the column keeps it from being dropped.
     let index = "CREATE INDEX busy ON thing (before)";
     database.connection().execute_batch(index).unwrap();

@@ -5,7 +5,9 @@ use std::fs;
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, assert_refused, contract, release, state, until};
+use crate::rig::{
+    Database, assert_refused, contract, release, replaced, state, until, until_alone,
+};
 use crate::support::{Upload, gone, signal};
 
 #[tokio::test]
@@ -25,10 +27,7 @@ async fn a_contraction_waits_for_a_download_of_an_older_generation_and_runs_once
     );
     assert_eq!(database.columns(), ["after", "before", "id"]);
     assert_eq!(upload.finish().await.unwrap().generation, 1);
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    until_alone(&of).await;
 
     let dry = of.run(&["schema", "contract", "2"]).await;
     assert_eq!(dry.code, 0, "{dry:?}");
@@ -89,10 +88,7 @@ async fn a_contraction_waits_for_the_end_of_the_bake_and_for_a_candidate_in_stan
         ],
     );
     assert_eq!(of.run(&["promote", "--full"]).await.code, 0);
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    until_alone(&of).await;
     assert_eq!(contract(&of, 2).await.code, 0);
     assert_eq!(database.record(), (2, 2, None, None));
 }
@@ -104,11 +100,7 @@ async fn a_contraction_waits_until_whoever_knew_less_has_been_gone_for_long() {
         .setup("web1")
         .with("TESTD_CONTRACT_AFTER_MS", 3_600_000);
     let of = Operated::start(setup).await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     assert_refused(&contract(&of, 2).await, &["has been gone for", "of 3600s"]);
     assert_eq!(database.record(), (2, 0, None, None));
 }
@@ -117,11 +109,7 @@ async fn a_contraction_waits_until_whoever_knew_less_has_been_gone_for_long() {
 async fn without_its_store_a_service_serves_and_nothing_is_changed() {
     let database = Database::new();
     let of = database.start("web1").await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     let (there, away) = (database.path(), database.path().with_extension("away"));
     fs::rename(&there, &away).unwrap();
     // Nothing can be opened there, and nothing made.
@@ -155,11 +143,7 @@ async fn a_new_form_is_written_when_everybody_knows_it_and_contracted_to_when_ev
 {
     let database = Database::new();
     let of = database.start("web1").await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     assert_refused(
         &of.run(&["schema", "activate", "3"]).await,
         &[
@@ -167,11 +151,7 @@ async fn a_new_form_is_written_when_everybody_knows_it_and_contracted_to_when_ev
             "web1 generation 2 (active) knows schema 2 only",
         ],
     );
-    release(&of, 2, "3:2").await;
-    until(&of, "generation 2 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 2, "3:2").await;
     assert_refused(
         &contract(&of, 3).await,
         &["schema 3 has not been activated"],
@@ -185,6 +165,28 @@ async fn a_new_form_is_written_when_everybody_knows_it_and_contracted_to_when_ev
     assert_eq!(contract(&of, 3).await.code, 0);
     assert_eq!(state(&of).await.active, 3);
     assert_eq!(database.record(), (3, 3, None, None));
+}
+
+#[tokio::test]
+async fn a_drill_is_one_of_a_release_that_fits_and_changes_nothing() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    let drilled = of.run(&["drill"]).await;
+    assert_eq!(drilled.code, 0, "{drilled:?}");
+    until(&of, "the candidate has left", |state| {
+        state.generations.len() == 1 && state.generations[0].state == "active"
+    })
+    .await;
+    assert_eq!(database.record(), (1, 0, None, None));
+    let (_, status) = of.json(&["status"]).await;
+    assert_eq!(status["schema"]["version"], 1);
+}
+
+#[tokio::test]
+async fn a_service_that_declares_no_schema_says_so() {
+    let of = Operated::start(crate::support::Setup::new()).await;
+    let refused = of.run(&["schema", "status"]).await;
+    assert_refused(&refused, &["this service declares no schema"]);
 }
 
 #[tokio::test]

@@ -2,17 +2,13 @@
 
 use crate::operated::Operated;
 use crate::releases;
-use crate::rig::{Database, assert_refused, contract, fails, release, until};
+use crate::rig::{Database, aborts, assert_refused, contract, release, replaced, until_alone};
 
 #[tokio::test]
 async fn a_release_that_needs_a_newer_schema_than_there_is_never_serves_and_changes_nothing() {
     let database = Database::new();
     let of = database.start("web1").await;
-    let failed = fails(&of, "schema=9:9").await;
-    assert_eq!(failed.code, 3, "{failed:?}");
-    let reason = "needs schema 9, and the store has 3";
-    let told = of.run(&["explain"]).await;
-    assert!(told.stdout.contains(reason), "{told:?}");
+    aborts(&of, "schema=9:9", "needs schema 9, and the store has 3").await;
     assert_eq!(database.record(), (1, 0, None, None));
     of.service.assert_serving(1).await;
 }
@@ -23,11 +19,7 @@ async fn a_release_that_does_not_know_the_floor_never_serves_and_a_rollback_to_o
     // The releases differ in their files too, so that there is one before.
     let of = releases::start(database.setup("web1")).await;
     releases::replace(of.service.room.path(), "two");
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     let status = of.run(&["status"]).await;
     assert!(
         status
@@ -36,6 +28,9 @@ async fn a_release_that_does_not_know_the_floor_never_serves_and_a_rollback_to_o
         "{status:?}"
     );
 
+    let dry = of.run(&["schema", "contract", "2"]).await;
+    let lost = "the cold rollback to the release of generation 1, which knows schema 1, is blocked";
+    assert!(dry.stdout.contains(lost), "{dry:?}");
     assert_eq!(contract(&of, 2).await.code, 0);
     let sentence = "knows schema 1, and the store has been contracted to 2";
     let status = of.run(&["status"]).await;
@@ -46,11 +41,9 @@ async fn a_release_that_does_not_know_the_floor_never_serves_and_a_rollback_to_o
     let refused = of.run(&["rollback", "--cold"]).await;
     assert_refused(&refused, &["the release of generation 1", sentence]);
     // Nothing was begun: the number is the next one's.
-    let failed = fails(&of, "schema=1:1").await;
-    assert_eq!(failed.code, 3, "{failed:?}");
+    aborts(&of, "schema=1:1", sentence).await;
     let told = of.run(&["explain"]).await;
     assert!(told.stdout.contains("2 -> 3 aborted"), "{told:?}");
-    assert!(told.stdout.contains(sentence), "{told:?}");
     of.service.assert_serving(2).await;
 }
 
@@ -63,17 +56,14 @@ async fn a_candidate_that_declares_nothing_is_not_flipped_to_once_something_was_
 
     let database = Database::new();
     let of = database.start("web1").await;
-    release(&of, 1, "2:2").await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    replaced(&of, 1, "2:2").await;
     assert_eq!(contract(&of, 2).await.code, 0);
-    let failed = fails(&of, "schema=none").await;
-    assert_eq!(failed.code, 3, "{failed:?}");
-    let told = of.run(&["explain"]).await;
-    let reason = "generation 3 has declared no schema, so it knows schema 0";
-    assert!(told.stdout.contains(reason), "{told:?}");
+    aborts(
+        &of,
+        "schema=none",
+        "generation 3 has declared no schema, so it knows schema 0",
+    )
+    .await;
     of.service.assert_serving(2).await;
 }
 
@@ -135,17 +125,15 @@ async fn a_release_that_stops_writing_what_the_one_before_reads_is_refused() {
     let setup = database.setup("web1");
     std::fs::write(setup.room.path().join("plan"), "schema=2:2\nforms=1:1-2").unwrap();
     let of = Operated::start(setup).await;
-    let failed = fails(&of, "schema=2:2\nforms=2:2-2").await;
-    assert_eq!(failed.code, 3, "{failed:?}");
-    let told = of.run(&["explain"]).await;
-    let reason = "does not write the form of schema 1, which web1 generation 1 (active) reads";
-    assert!(told.stdout.contains(reason), "{told:?}");
+    aborts(
+        &of,
+        "schema=2:2\nforms=2:2-2",
+        "does not write the form of schema 1, which web1 generation 1 (active) reads",
+    )
+    .await;
     of.service.plan("schema=2:2\nforms=2:1-2");
     of.service.upgrade(1, 3).await;
-    until(&of, "generation 1 has left", |state| {
-        state.generations.len() == 1
-    })
-    .await;
+    until_alone(&of).await;
     of.service.plan("schema=2:2\nforms=2:2-2");
     of.service.upgrade(3, 4).await;
 }

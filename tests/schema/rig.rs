@@ -75,10 +75,26 @@ pub(crate) async fn release(of: &Operated, from: u64, schema: &str) -> u32 {
     of.service.upgrade(from, from + 1).await
 }
 
-/// One upgrade that is to fail; its exit code and its reason.
-pub(crate) async fn fails(of: &Operated, plan: &str) -> Ran {
+/// The same, and nothing is left of the one before.
+pub(crate) async fn replaced(of: &Operated, from: u64, schema: &str) {
+    release(of, from, schema).await;
+    until_alone(of).await;
+}
+
+pub(crate) async fn until_alone(of: &Operated) {
+    until(of, "the generation before has left", |state| {
+        state.generations.len() == 1
+    })
+    .await;
+}
+
+/// A release of this plan never serves, and this is why.
+pub(crate) async fn aborts(of: &Operated, plan: &str, sentence: &str) {
     of.service.plan(plan);
-    of.run(&["upgrade"]).await
+    let failed = of.run(&["upgrade"]).await;
+    assert_eq!(failed.code, 3, "{failed:?}");
+    let told = of.run(&["explain"]).await;
+    assert!(told.stdout.contains(sentence), "{told:?}");
 }
 
 pub(crate) async fn contract(of: &Operated, version: u32) -> Ran {

@@ -66,6 +66,18 @@ impl SchemaCommand {
     }
 }
 
+/// In one line of the status.
+pub(crate) fn line(state: &SchemaState) -> String {
+    let SchemaState {
+        version,
+        floor,
+        knows,
+        needs,
+        ..
+    } = state;
+    format!("{version}, contracted to {floor}; the release knows {knows} and needs {needs}")
+}
+
 pub(crate) fn state(state: &SchemaState, paint: Paint) -> String {
     let mut lines = Vec::new();
     if !state.done.is_empty() {

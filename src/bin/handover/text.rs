@@ -20,6 +20,9 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
             paint.bad("degraded")
         ));
     }
+    if let Some(schema) = &status.schema {
+        lines.push(format!("schema      {}", crate::schema::line(schema)));
+    }
     if let Some(upgrade) = &status.upgrade {
         let pid = upgrade
             .pid
