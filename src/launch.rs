@@ -541,7 +541,7 @@ mod tests {
         let exited = launched.pidfd.exited();
         timeout(PATIENCE, exited).await.unwrap().unwrap();
         match launched.pidfd.reap().unwrap() {
-            Reaped::Exited(end) => end,
+            Reaped::Exited(end) => end.to_string(),
             other => panic!("{other:?}"),
         }
     }

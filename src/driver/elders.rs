@@ -97,7 +97,7 @@ impl Elders {
 /// Frees a dead child's entry in the process table.
 pub(crate) fn collect(process: &Pidfd) -> Option<String> {
     match process.reap() {
-        Ok(Reaped::Exited(how)) => Some(how),
+        Ok(Reaped::Exited(how)) => Some(how.to_string()),
         Ok(Reaped::Running | Reaped::NotOurs) | Err(_) => None,
     }
 }

@@ -443,7 +443,7 @@ mod tests {
         child.exited().await.unwrap();
         assert_eq!(
             child.reap().unwrap(),
-            Reaped::Exited("exit status: 7".into())
+            Reaped::Exited(std::os::unix::process::ExitStatusExt::from_raw(7 << 8))
         );
     }
 }

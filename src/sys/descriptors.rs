@@ -186,6 +186,13 @@ pub(crate) fn leave_to_exec(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
+/// Leaves a copy of a descriptor to the program that this process becomes by exec(3), above the standard streams. Dropped
+/// if there was no exec, everything is as before.
+#[cfg(feature = "pool")]
+pub(crate) fn leave_copy_to_exec(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    leave_to_exec(duplicate_above(descriptor, libc::STDERR_FILENO + 1)?)
+}
+
 /// Registers a descriptor with the reactor of the current runtime, and panics outside of one.
 #[allow(
     deprecated,

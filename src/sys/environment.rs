@@ -23,8 +23,10 @@ use super::descriptors;
 pub(crate) const CHANNEL: &str = "HANDOVER_CHANNEL";
 /// The variable by which a process knows that it is a worker of a pool, whose supervisor does the rest.
 pub(crate) const WORKER: &str = "HANDOVER_WORKER";
+/// The variable by which the supervisor of a pool knows what the one before it has left to it, in the same process.
+pub(crate) const SUPERVISOR: &str = "HANDOVER_SUPERVISOR";
 /// What a service manager tells one process, and that process only (sd_listen_fds(3), sd_notify(3)).
-const SERVICE_MANAGER: [&str; 8] = [
+const SERVICE_MANAGER: [&str; 9] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",
@@ -33,6 +35,7 @@ const SERVICE_MANAGER: [&str; 8] = [
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     WORKER,
+    SUPERVISOR,
 ];
 
 /// What this process was started with.

@@ -35,8 +35,8 @@ pub(crate) struct Pidfd(AsyncFd<OwnedFd>);
 pub(crate) enum Reaped {
     /// It still runs.
     Running,
-    /// It has ended, in these words, and its entry in the process table is free again.
-    Exited(String),
+    /// It has ended like this, and its entry in the process table is free again.
+    Exited(ExitStatus),
     /// It is no child of this process, or somebody else has collected its end: nobody can tell how it ended.
     NotOurs,
 }
@@ -157,7 +157,7 @@ impl Pidfd {
             Err(error) => Err(error),
             // WNOHANG: success without a signal number means that nothing has ended (waitid(2)).
             Ok(_) if info.si_signo == 0 => Ok(Reaped::Running),
-            Ok(_) => Ok(Reaped::Exited(ending(&info).to_string())),
+            Ok(_) => Ok(Reaped::Exited(ending(&info))),
         }
     }
 
@@ -471,7 +471,7 @@ mod tests {
             let pidfd = started(script);
             timeout(PATIENCE, pidfd.exited()).await.unwrap().unwrap();
             match pidfd.reap().unwrap() {
-                Reaped::Exited(end) => assert!(end.starts_with(words), "{end}"),
+                Reaped::Exited(end) => assert!(end.to_string().starts_with(words), "{end}"),
                 other => panic!("{script}: {other:?}"),
             }
             assert_eq!(pidfd.reap().unwrap(), Reaped::NotOurs);
@@ -485,7 +485,7 @@ mod tests {
         assert_eq!(child.reap().unwrap(), Reaped::Running);
         child.kill().unwrap();
         timeout(PATIENCE, child.exited()).await.unwrap().unwrap();
-        let killed = Reaped::Exited("signal: 9 (SIGKILL)".into());
+        let killed = Reaped::Exited(ExitStatus::from_raw(libc::SIGKILL));
         assert_eq!(child.reap().unwrap(), killed);
     }
 

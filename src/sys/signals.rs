@@ -21,6 +21,18 @@ pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
     }
 }
 
+/// Keeps signals from the calling thread until it [lets them through](unblock); what comes in the meantime waits, across an
+/// exec too (execve(2)), where a default action would end the process.
+#[cfg(feature = "pool")]
+pub(crate) fn block(signals: &[i32]) -> io::Result<()> {
+    let set = set_of(signals)?;
+    // SAFETY: `set` is initialised and outlives the call; a null third argument asks for no copy of the mask before.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
 /// A set of exactly these signals; a number that is no signal is an error.
 pub(super) fn set_of(signals: &[i32]) -> io::Result<libc::sigset_t> {
     // SAFETY: sigset_t is an array of integers, for which zero is a value.
