@@ -127,6 +127,8 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a worker of a pool tells its supervisor what it has counted, if that has changed: 200 ms.
 pub const COUNTS_REPORT: Duration = Duration::from_millis(200);
+/// How long the next supervisor of a pool may take to show in a trial that it can take over: 10 s.
+pub const SUPERVISOR_TRIAL: Duration = Duration::from_secs(10);
 /// How long a verification may take that an operator asks for: 5 s.
 pub const VERIFY_BY_HAND: Duration = Duration::from_secs(5);
 /// How long a verification may take in a drill, which is one of a release that is known to serve: 5 s.

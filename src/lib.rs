@@ -113,8 +113,8 @@ mod pid_file;
 pub mod schema;
 pub mod state;
 #[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the driver is about to speak through it")
+    not(any(test, feature = "pool")),
+    expect(dead_code, reason = "only the supervisor of a pool says all of it")
 )]
 mod systemd;
 

@@ -128,6 +128,11 @@ pub enum Request {
         /// How many.
         workers: usize,
     },
+    /// Have the supervisor of a [pool](crate::control::PoolState) become its own next release, in the same process. There is
+    /// an answer only if it does not: the connection ends with the program that has accepted it. Whoever asks for the
+    /// [status](Self::Status) then sees by [the supervisor's number](crate::control::PoolState::supervisor) whether the
+    /// next one has stayed.
+    UpgradeSupervisor,
     /// Look at the schema of a service that declares one, or change it. Answered with [`Reply::Schema`].
     Schema {
         /// What is asked.
@@ -1016,6 +1021,7 @@ mod tests {
                 wait: false,
             },
             Request::Scale { workers: 6 },
+            Request::UpgradeSupervisor,
             Request::Events,
         ]
     }

@@ -11,6 +11,8 @@ pub struct PoolState {
     pub wanted: usize,
     /// How many are ready.
     pub ready: usize,
+    /// Which supervisor of the pool this is, in the same process: 1, 2, 3 …
+    pub supervisor: u64,
     /// The release that the pool comes back to.
     pub stable: u64,
     /// How many crashes in a row there were, if workers crash again and again.

@@ -759,7 +759,9 @@ impl Answering for Operator {
             Request::Drill { inject, wait } => self.drill(inject, wait).await,
             Request::Schema { wish } => self.schema(wish).await,
             Request::Stop { now } => Ok(self.stop(now)),
-            Request::Scale { .. } => Err(Reply::refused("this service is no pool of workers")),
+            Request::Scale { .. } | Request::UpgradeSupervisor => {
+                Err(Reply::refused("this service is no pool of workers"))
+            }
             Request::Events | Request::Takeover => Ok(Reply::Events),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal);

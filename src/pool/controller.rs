@@ -13,10 +13,13 @@
 //! 5. Every worker that was told to stop is killed at its deadline, and every wait has a deadline but an operator's.
 //! 6. An update has one verdict, and nothing but the stable release after a revert.
 
+mod saved;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::saved::Saved;
 use super::plan::{Care, OnFailure, Plan};
 
 /// A worker's number, never used again.

@@ -38,6 +38,16 @@ impl Kept {
         state.map(|(name, file)| (name.as_str(), file.as_fd()))
     }
 
+    /// All of it, for the next supervisor.
+    pub(super) fn all(&self) -> &[(String, OwnedFd)] {
+        &self.0
+    }
+
+    /// As it was kept before.
+    pub(super) fn resume(kept: Vec<(String, OwnedFd)>) -> Self {
+        Self(kept)
+    }
+
     fn keep(&mut self, name: String, descriptor: OwnedFd) {
         // Whoever asks for room by a pipe learns from its being open that there is some.
         self.0

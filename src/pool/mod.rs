@@ -46,6 +46,15 @@
 //! candidates are judged. What it keeps ([`keep_state`](crate::Serving::keep_state)) is found by the workers that are
 //! started after it; hooks that pass state to a successor have none to pass it to.
 //!
+//! # The supervisor's own upgrade
+//!
+//! On SIGUSR2, or by `handover upgrade --supervisor`, its process becomes the program that its own name leads to by then:
+//! same process number, same sockets, same workers, which notice nothing. That program is tried before, in a process of
+//! its own that gets all of the state and has to show that it can go on with it; if it cannot, nothing has changed. One
+//! that fails after that all the same becomes the image again that ran before. While an update is under way, or the pool
+//! stops, it is refused. Plan, deadlines and sockets are what the new program says; the number of workers is what
+//! operators have made of it, unless the program itself says another number than before.
+//!
 //! # If the supervisor is killed
 //!
 //! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is
@@ -54,6 +63,7 @@
 
 mod controller;
 mod desk;
+mod inheritance;
 mod judge;
 mod kept;
 #[cfg(test)]
@@ -62,14 +72,22 @@ mod operator;
 mod orphans;
 mod plan;
 mod readiness;
+mod reaper;
 mod release;
+mod service;
+mod signals;
+mod slots;
 mod sockets;
 mod supervisor;
 
 mod worker;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
@@ -81,20 +99,23 @@ pub use self::plan::{
 pub use self::readiness::Readiness;
 pub use self::sockets::Listen;
 
-use self::controller::Controller;
+use self::controller::{Controller, Refusal as Refused};
 use self::desk::{Desk, SUPERVISOR};
+use self::inheritance::{Heir, Inheritance};
 use self::orphans::Orphans;
 use self::release::{Command, Release};
+use self::service::Service;
+use self::signals::Signals;
 use self::sockets::Sockets;
-use self::supervisor::{Parts, Supervisor};
-use crate::config::CONTROL_DEADLINE;
+use self::supervisor::{Parts, Saved, Supervisor};
+use crate::config::{CONTROL_DEADLINE, SUPERVISOR_TRIAL};
 use crate::control::{self, Asked, Happened, Refusal, Reply, Request, Upgrade, What};
 use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::Table;
 use crate::sys::environment::Snapshot;
+use crate::sys::process::set_name;
 use crate::systemd::activation;
-use crate::trigger::Signals;
 
 /// How many workers a pool has unless it is told: 1.
 pub const WORKERS: usize = 1;
@@ -111,6 +132,9 @@ pub fn builder(program: impl Into<OsString>) -> Builder {
         readiness: Readiness::default(),
         stop_within: WORKER_STOP,
         control: None,
+        forwarded: Vec::new(),
+        reuseport: false,
+        trial_within: SUPERVISOR_TRIAL,
         build: String::new(),
     }
 }
@@ -128,6 +152,9 @@ pub struct Builder {
     readiness: Readiness,
     stop_within: Duration,
     control: Option<PathBuf>,
+    forwarded: Vec<i32>,
+    reuseport: bool,
+    trial_within: Duration,
     build: String,
 }
 
@@ -194,6 +221,33 @@ impl Builder {
         self
     }
 
+    /// Whether each worker has a TCP socket of its own on the shared port (`SO_REUSEPORT`, socket(7)), for an even balance
+    /// of connections. Default: `false`, one socket for all.
+    ///
+    /// Nobody who waits is lost: the supervisor holds all of the sockets, as many as workers and surge from the start. The
+    /// kernel fills those of ready workers only; one that leaves has emptied its queue before, and the queue of one that
+    /// has crashed is its successor's. What differs: connections in the queue of a worker that has crashed wait for that
+    /// successor, since no other worker sees them, and beyond that number of workers sockets are shared. Sockets of a
+    /// service manager have to be made with `ReusePort=yes`.
+    pub fn reuseport(mut self, reuseport: bool) -> Self {
+        self.reuseport = reuseport;
+        self
+    }
+
+    /// Passes a signal to every worker, by its number: `SIGUSR1`, `SIGWINCH`, and `SIGUSR2` or `SIGHUP` in the place of what
+    /// they mean here. Default: none.
+    pub fn forward(mut self, signal: i32) -> Self {
+        self.forwarded.push(signal);
+        self
+    }
+
+    /// How long the next supervisor may take to show, in a trial, that it can take over from this one. Default:
+    /// [`SUPERVISOR_TRIAL`], 10 s.
+    pub fn trial_within(mut self, limit: Duration) -> Self {
+        self.trial_within = limit;
+        self
+    }
+
     /// What operators know this release of the service by. Default: empty.
     pub fn build_id(mut self, build: impl Into<String>) -> Self {
         self.build = build.into();
@@ -203,7 +257,10 @@ impl Builder {
     /// Binds the sockets and starts the workers. Call it before other threads use the environment: the variables that the
     /// service manager meant for this process are removed from it.
     ///
-    /// From now on SIGHUP begins a rolling update, and SIGTERM and SIGINT stop the pool.
+    /// From now on SIGHUP begins a rolling update, SIGTERM and SIGINT stop the pool, and SIGUSR2 upgrades the supervisor.
+    ///
+    /// In a [trial of the next supervisor](self#the-supervisors-own-upgrade) it does not return before that is over, and
+    /// returns an error then, by which the program is to end.
     ///
     /// # Errors
     ///
@@ -219,74 +276,235 @@ impl Builder {
     /// Nothing is left behind before it returns.
     pub async fn start(self) -> Result<Pool> {
         let snapshot = Snapshot::take();
+        match Inheritance::take(snapshot) {
+            None => Ok(self.begin(snapshot).await?.open()),
+            Some(inheritance) => self.inherit(snapshot, inheritance?).await,
+        }
+    }
+
+    async fn inherit(
+        self,
+        snapshot: &'static Snapshot,
+        inheritance: Inheritance<Saved>,
+    ) -> Result<Pool> {
+        let resumed = self.resume(snapshot, &inheritance).await;
+        match (&inheritance.heir, resumed) {
+            (Heir::OnTrial, Ok(_)) => Err(inheritance.tried().await),
+            (Heir::Next, Err(error)) => Err(inheritance.go_back(&error)),
+            (Heir::Back(why), Ok(standing)) => {
+                let reason = format!("the supervisor is the one before again: {why}");
+                standing.tell(What::Refused { reason });
+                Ok(standing.open())
+            }
+            (_, resumed) => Ok(resumed?.open()),
+        }
+    }
+
+    async fn begin(self, snapshot: &'static Snapshot) -> Result<Standing> {
         let now = Instant::now();
-        let machine = Controller::new(
-            self.workers,
-            FIRST,
-            self.plan,
-            self.care,
-            self.stop_within,
-            now,
-        );
-        let machine = machine.map_err(|refusal| {
-            Error::new(ErrorKind::Launch, "planning the pool").because(refusal.to_string())
-        })?;
+        let (plan, care) = (self.plan.clone(), self.care.clone());
+        let machine = Controller::new(self.workers, FIRST, plan, care, self.stop_within, now);
+        let machine = machine.map_err(unplanned)?;
         let table = Table::default();
-        let passed = activation::take(snapshot);
-        for problem in table.adopt_activated(passed.sockets) {
+        let passed = activation::take(snapshot).sockets;
+        let is_passed = !passed.is_empty();
+        for problem in table.adopt_activated(passed) {
             tracing::warn!(?problem, "a socket of the service manager");
         }
-        let (sockets, orphans) = claim(table, &self.listen).await?;
-        let door = match &self.control {
-            Some(path) => Some(sockets.table().control(path).await?),
-            None => None,
+        let (sockets, orphans) = claim(table, &self.listen, self.slots(), is_passed).await?;
+        let door = self.door(&sockets).await?;
+        let command = self.command(snapshot);
+        let starting = |error| self.starting(error);
+        let first = Release::find(FIRST, &command).map_err(starting)?;
+        let (parts, wires) =
+            self.parts(snapshot, sockets, machine, Before::none(snapshot, orphans))?;
+        let supervisor = Supervisor::begin(parts, first).map_err(starting)?;
+        Ok(Standing {
+            supervisor,
+            door,
+            wires,
+        })
+    }
+
+    /// Goes on where the supervisor before this one was, in the same process. Nothing is taken out of the inheritance.
+    async fn resume(
+        &self,
+        snapshot: &'static Snapshot,
+        inheritance: &Inheritance<Saved>,
+    ) -> Result<Standing> {
+        let saved = inheritance.state.clone();
+        let mut files = inheritance.files();
+        let starting = |error| self.starting(error);
+        let slots = saved.sockets.iter().cloned();
+        let slots: io::Result<Vec<_>> = slots.map(|slot| Ok((slot, files.take()?))).collect();
+        let table = Table::default();
+        table.adopt(slots.map_err(starting)?)?;
+        let sockets = Sockets::claim(table, &self.listen, self.slots()).await?;
+        let door = self.door(&sockets).await?;
+        sockets.table().close_unclaimed();
+        let wanted = (self.workers != saved.workers_at_start).then_some(self.workers);
+        let (plan, care, now) = (self.plan.clone(), self.care.clone(), Instant::now());
+        let machine = saved.machine.clone();
+        let machine = Controller::restore(machine, wanted, plan, care, self.stop_within, now);
+        let number = match inheritance.heir {
+            Heir::Back(_) => saved.supervisor.saturating_sub(1),
+            Heir::OnTrial | Heir::Next => saved.supervisor,
         };
-        let env = [snapshot.env.clone(), self.env].concat();
-        let command = Command {
-            argv: self.argv,
-            env,
+        let before = Before {
+            number,
+            called: saved.called.clone(),
+            has_told_ready: saved.has_told_ready,
+            orphans: Orphans::default(),
+        };
+        let machine = machine.map_err(unplanned)?;
+        let (parts, wires) = self.parts(snapshot, sockets, machine, before)?;
+        let supervisor = Supervisor::resume(parts, saved, &mut files).map_err(starting)?;
+        if let Some(name) = snapshot
+            .argv
+            .first()
+            .and_then(|it| Path::new(it).file_name())
+        {
+            // Its name is a number where it was executed by a descriptor; that is all that is lost.
+            let _ = set_name(name);
+        }
+        Ok(Standing {
+            supervisor,
+            door,
+            wires,
+        })
+    }
+
+    fn slots(&self) -> usize {
+        match self.reuseport {
+            true => self.workers + self.plan.surge,
+            false => 1,
+        }
+    }
+
+    fn command(&self, snapshot: &Snapshot) -> Command {
+        Command {
+            argv: self.argv.clone(),
+            env: [snapshot.env.clone(), self.env.clone()].concat(),
             cwd: snapshot.cwd.clone(),
-        };
-        let starting = || {
-            let doing = format!("starting {:?}", command.argv.first());
-            Error::new(ErrorKind::Launch, doing)
-        };
-        let first = Release::find(FIRST, &command).map_err(|error| starting().because(error))?;
+        }
+    }
+
+    async fn door(&self, sockets: &Sockets) -> Result<Option<UnixListener>> {
+        match &self.control {
+            Some(path) => sockets.table().control(path).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn parts(
+        &self,
+        snapshot: &'static Snapshot,
+        sockets: Sockets,
+        machine: Controller,
+        before: Before,
+    ) -> Result<(Parts, Wires)> {
+        let listening =
+            |error: io::Error| Error::new(ErrorKind::Io, "listening for signals").because(error);
         let (asks, inbox) = mpsc::channel(ASKS_MAX);
-        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let (events, beginning) = broadcast::channel(EVENTS_KEPT);
         let (asked, _) = watch::channel(Asked::Yes);
+        let exit_code = Arc::new(AtomicU8::new(0));
         let parts = Parts {
-            command: command.clone(),
+            command: self.command(snapshot),
             readiness: self.readiness,
-            build: self.build,
+            build: self.build.clone(),
             sockets,
             machine,
-            signals: signals()?,
+            signals: Signals::listen(&self.forwarded).map_err(listening)?,
             inbox,
             events: events.clone(),
             asked: asked.clone(),
-            orphans,
+            exit_code: Arc::clone(&exit_code),
+            service: Service::of(snapshot, before.has_told_ready, &events),
+            number: before.number,
+            called: before.called,
+            slots: self.slots(),
+            workers_at_start: self.workers,
+            snapshot,
+            trial_within: self.trial_within,
+            orphans: before.orphans,
             stop_within: self.stop_within,
         };
-        let beginning = events.subscribe();
-        let supervisor = Supervisor::begin(parts, first);
-        let supervisor = supervisor.map_err(|error| starting().because(error))?;
-        let answers = Drain::new(CONTROL_DEADLINE, CONTROL_DEADLINE);
         let desk = Desk {
             asks,
             events,
-            asked: asked.clone(),
-            answers,
+            asked,
+            answers: Drain::new(CONTROL_DEADLINE, CONTROL_DEADLINE),
         };
-        if let Some(door) = door {
+        let wires = Wires {
+            desk,
+            beginning,
+            exit_code,
+        };
+        Ok((parts, wires))
+    }
+
+    fn starting(&self, error: io::Error) -> Error {
+        let doing = format!("starting {:?}", self.argv.first());
+        Error::new(ErrorKind::Launch, doing).because(error)
+    }
+}
+
+/// What goes on from one supervisor to the next.
+struct Before {
+    number: u64,
+    called: Vec<OsString>,
+    has_told_ready: bool,
+    orphans: Orphans,
+}
+
+impl Before {
+    fn none(snapshot: &Snapshot, orphans: Orphans) -> Self {
+        Self {
+            number: 1,
+            called: snapshot.argv.clone(),
+            has_told_ready: false,
+            orphans,
+        }
+    }
+}
+
+/// A supervisor that nobody runs yet.
+struct Standing {
+    supervisor: Supervisor,
+    door: Option<UnixListener>,
+    wires: Wires,
+}
+
+/// The ends that are the pool's.
+struct Wires {
+    desk: Desk,
+    beginning: broadcast::Receiver<What>,
+    exit_code: Arc<AtomicU8>,
+}
+
+impl Standing {
+    fn tell(&self, what: What) {
+        // The receiver is in the wires.
+        let _ = self.wires.desk.events.send(what);
+    }
+
+    fn open(self) -> Pool {
+        let Wires {
+            desk,
+            beginning,
+            exit_code,
+        } = self.wires;
+        if let Some(door) = self.door {
             tokio::spawn(control::serve(door, desk.clone()));
         }
-        tokio::spawn(supervisor.run());
-        Ok(Pool {
+        tokio::spawn(self.supervisor.run());
+        Pool {
+            asked: desk.asked.subscribe(),
             desk,
-            asked: asked.subscribe(),
             events: Some(Events(beginning)),
-        })
+            exit_code,
+        }
     }
 }
 
@@ -296,6 +514,7 @@ pub struct Pool {
     desk: Desk,
     asked: watch::Receiver<Asked>,
     events: Option<Events>,
+    exit_code: Arc<AtomicU8>,
 }
 
 /// What happens to a pool.
@@ -376,6 +595,13 @@ impl Pool {
         self.stopped().await;
     }
 
+    /// What the process is to end with once the pool has [stopped](Self::stopped): 0 if every worker left as it was told to;
+    /// else the exit code of the last one that did not, or 128 and the number of the signal that ended it, 137 for one that
+    /// had to be killed.
+    pub fn exit_code(&self) -> u8 {
+        self.exit_code.load(Ordering::Relaxed)
+    }
+
     /// Waits until the pool has stopped, for whatever reason, and operators have their answers.
     ///
     /// # Cancel safety
@@ -408,9 +634,25 @@ impl Events {
     }
 }
 
-/// An address that is in use may be that of workers whose supervisor was killed: then it is taken back from them.
-async fn claim(table: Table, listen: &[Listen]) -> Result<(Sockets, Orphans)> {
-    let in_use = match Sockets::claim(table, listen).await {
+fn unplanned(refusal: Refused) -> Error {
+    Error::new(ErrorKind::Launch, "planning the pool").because(refusal.to_string())
+}
+
+/// An address that is in use may be that of workers whose supervisor was killed: then it is taken back from them, unless
+/// each has a part of it.
+async fn claim(
+    table: Table,
+    listen: &[Listen],
+    slots: usize,
+    is_passed: bool,
+) -> Result<(Sockets, Orphans)> {
+    if slots > 1 {
+        // Somebody else's sockets in the group would be counted as ours.
+        sockets::are_free(listen.iter().filter(|_| !is_passed))?;
+        let sockets = Sockets::claim(table, listen, slots).await?;
+        return Ok((sockets, Orphans::default()));
+    }
+    let in_use = match Sockets::claim(table, listen, slots).await {
         Ok(sockets) => return Ok((sockets, Orphans::default())),
         // The table is gone with what it had bound.
         Err(error) => error,
@@ -433,19 +675,10 @@ async fn claim(table: Table, listen: &[Listen]) -> Result<(Sockets, Orphans)> {
         return Err(taking().because(problem));
     }
     // If it is somebody else who has the address, it still is.
-    let sockets = Sockets::claim(table, listen).await?;
+    let sockets = Sockets::claim(table, listen, slots).await?;
     sockets.table().close_unclaimed_activated();
     let orphans = orphans.that_have(&sockets);
     Ok((sockets, orphans))
-}
-
-fn signals() -> Result<Signals> {
-    let mut signals = Signals::default();
-    let listening = signals
-        .listen_upgrade(Some(libc::SIGHUP))
-        .and_then(|()| signals.listen_stop(&[libc::SIGTERM, libc::SIGINT]));
-    listening.map_err(|error| Error::new(ErrorKind::Io, "listening for signals").because(error))?;
-    Ok(signals)
 }
 
 /// The first release's number.

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::controller::{Controller, ReleaseId, Stage, UpdateStage};
 use super::plan::Plan;
+use super::sockets::is_slotted;
 use super::supervisor::{Ask, Supervisor};
 use crate::control::{
     Condition, Generation, PoolState, Reply, Request, Role, Rollback, RollbackKind, Socket, Status,
@@ -46,6 +47,7 @@ impl Supervisor {
             Request::Scale { workers } => self
                 .operate(|machine, now| machine.scale(workers, now))
                 .map(done),
+            Request::UpgradeSupervisor => return self.upgrade_supervisor(Some(reply)),
             Request::Stop { now } => {
                 if !now && self.stopping_since.is_some() {
                     Err(Reply::refused("the pool is stopping already"))
@@ -171,6 +173,7 @@ impl Supervisor {
         PoolState {
             wanted: machine.wanted(),
             ready: machine.ready(),
+            supervisor: self.parts.number,
             stable: machine.stable(),
             looping: machine.looping(),
             update: machine.progress().map(|update| {
@@ -242,6 +245,7 @@ impl Supervisor {
 
     fn sockets(&self) -> Vec<Socket> {
         let described = self.parts.sockets.table().describe().into_iter();
+        let described = described.filter(|(name, ..)| !is_slotted(name));
         let sockets = described.map(|(name, kind, address)| Socket {
             name,
             kind,

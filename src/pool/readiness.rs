@@ -64,6 +64,16 @@ impl NotifySocket {
         Ok(Self { socket, name })
     }
 
+    /// The same socket in the next program of this process, under the name that it was bound to.
+    pub(crate) fn resume(socket: OwnedFd, name: String) -> io::Result<Self> {
+        let socket = watched(socket, Interest::READABLE)?;
+        Ok(Self { socket, name })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// As `NOTIFY_SOCKET` says it.
     pub(crate) fn address(&self) -> OsString {
         format!("@{}", self.name).into()
@@ -84,6 +94,12 @@ impl NotifySocket {
                 Err(_would_block) => {}
             }
         }
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
     }
 }
 

@@ -9,8 +9,11 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::controller::ReleaseId;
 use crate::launch::{Identity, identity, resolve};
@@ -32,6 +35,16 @@ pub(crate) struct Release {
     pub(crate) number: ReleaseId,
     path: PathBuf,
     file: OwnedFd,
+    is_script: bool,
+    held: Identity,
+}
+
+/// What is left of a release to the next supervisor in this process, beside its file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    number: ReleaseId,
+    /// Bytes, since a path need not be text.
+    path: Vec<u8>,
     is_script: bool,
     held: Identity,
 }
@@ -72,6 +85,30 @@ impl Release {
         })
     }
 
+    pub(crate) fn save(&self) -> Saved {
+        Saved {
+            number: self.number,
+            path: self.path.as_os_str().as_bytes().to_vec(),
+            is_script: self.is_script,
+            held: self.held,
+        }
+    }
+
+    /// The same release as it was saved, with the file that came with it.
+    pub(crate) fn resume(saved: Saved, file: OwnedFd) -> Self {
+        Self {
+            number: saved.number,
+            path: OsString::from_vec(saved.path).into(),
+            file,
+            is_script: saved.is_script,
+            held: saved.held,
+        }
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Starts one worker, with these sockets from descriptor 3 on.
     pub(crate) fn start(
         &self,
@@ -79,7 +116,18 @@ impl Release {
         extra: &[(OsString, OsString)],
         sockets: &[BorrowedFd<'_>],
     ) -> io::Result<u32> {
-        let program = match (self.is_in_place(), self.is_script) {
+        spawn_activated(&Activated {
+            program: self.program()?,
+            argv: &command.argv,
+            env: &[&command.env, extra].concat(),
+            cwd: command.cwd.as_deref().filter(|cwd| cwd.is_dir()),
+            sockets,
+        })
+    }
+
+    /// How it is executed: by its path while that leads to it.
+    pub(crate) fn program(&self) -> io::Result<Program<'_>> {
+        Ok(match (self.is_in_place(), self.is_script) {
             (true, _) => Program::Path(&self.path),
             (false, _) if identity(self.file.as_fd())? != self.held => {
                 let text = format!("{} has been overwritten in place", self.path.display());
@@ -87,13 +135,6 @@ impl Release {
             }
             (false, false) => Program::File(self.file.as_fd()),
             (false, true) => Program::Script(self.file.as_fd()),
-        };
-        spawn_activated(&Activated {
-            program,
-            argv: &command.argv,
-            env: &[&command.env, extra].concat(),
-            cwd: command.cwd.as_deref().filter(|cwd| cwd.is_dir()),
-            sockets,
         })
     }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::slots::SlotIndex;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::{FinalStop, ListenOptions, Table};
@@ -85,13 +86,22 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds them, or takes them from `table` where a service manager has passed them.
-    pub(crate) async fn claim(table: Table, wanted: &[Listen]) -> Result<Self> {
+    /// Binds them, or takes them from `table` where a service manager has passed them. With more than one slot each slot has
+    /// a TCP socket of its own on the same port.
+    pub(crate) async fn claim(table: Table, wanted: &[Listen], slots: usize) -> Result<Self> {
         let options = ListenOptions::default();
+        let shared = options.clone().reuse_port(slots > 1);
         for Listen { name, address } in wanted {
             match address {
                 Address::Tcp(address) => {
-                    drop(table.std_tcp(name, &resolve(name, address)?, &options)?);
+                    let first = table.std_tcp(name, &resolve(name, address)?, &shared)?;
+                    let bound = first.local_addr().map_err(|error| {
+                        Error::new(ErrorKind::Listen, format!("asking where {name:?} is"))
+                            .because(error)
+                    })?;
+                    for slot in 1..slots {
+                        drop(table.std_tcp(&slotted(name, slot), &[bound], &shared)?);
+                    }
                 }
                 Address::Udp(address) => {
                     drop(table.std_udp(name, &resolve(name, address)?, &options)?);
@@ -106,8 +116,34 @@ impl Sockets {
         &self.table
     }
 
-    /// Name by name, in the order in which they were asked for.
-    pub(crate) fn all(&self) -> Vec<(String, Arc<OwnedFd>)> {
+    /// What a worker in this slot gets, name by name in the order in which they were asked for.
+    pub(crate) fn of_slot(&self, slot: SlotIndex) -> Vec<(String, Arc<OwnedFd>)> {
+        let all = self.all();
+        let plain = all.iter().filter(|(name, _)| !is_slotted(name));
+        let own = plain.map(|(name, socket)| {
+            let slotted = slotted(name, slot);
+            let own = all.iter().find(|(other, _)| *other == slotted);
+            let socket = own.map_or(socket, |(_, own)| own);
+            (name.clone(), Arc::clone(socket))
+        });
+        own.collect()
+    }
+
+    /// The sockets of each name that has one for every slot, slot by slot.
+    pub(crate) fn groups(&self, slots: usize) -> Vec<Vec<Arc<OwnedFd>>> {
+        let all = self.all();
+        let first = |name: &str| all.iter().any(|(other, _)| *other == slotted(name, 1));
+        let names = all.iter().enumerate().filter(|(_, (name, _))| first(name));
+        let by_slot: Vec<_> = (0..slots).map(|slot| self.of_slot(slot)).collect();
+        let group = |name: &String| {
+            let of_slot = by_slot.iter().flatten();
+            let of_name = of_slot.filter(|(other, _)| other == name);
+            of_name.map(|(_, socket)| Arc::clone(socket)).collect()
+        };
+        names.map(|(_, (name, _))| group(name)).collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<(String, Arc<OwnedFd>)> {
         let offered = self.table.offer().into_iter();
         let public = offered.filter(|(slot, _)| !slot.name.starts_with(OWN));
         public.map(|(slot, socket)| (slot.name, socket)).collect()
@@ -128,6 +164,32 @@ impl Sockets {
 /// `LISTEN_FDNAMES`, for these sockets in this order.
 pub(crate) fn names(names: &[&str]) -> OsString {
     names.join(":").into()
+}
+
+/// The name of a slot's own socket. No name that is asked for has a space in it.
+fn slotted(name: &str, slot: SlotIndex) -> String {
+    match slot {
+        0 => name.to_owned(),
+        slot => format!("{name} {slot}"),
+    }
+}
+
+pub(crate) fn is_slotted(name: &str) -> bool {
+    name.contains(' ')
+}
+
+/// That nobody has these TCP addresses, not even to share them.
+pub(super) fn are_free<'a>(listen: impl Iterator<Item = &'a Listen>) -> Result<()> {
+    for Listen { name, address } in listen {
+        if let Address::Tcp(text) = address {
+            let bound = net::TcpListener::bind(&*resolve(name, text)?);
+            bound.map_err(|error| {
+                let doing = format!("binding {name:?} to {text} for this pool alone");
+                Error::new(ErrorKind::Listen, doing).because(error)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// By the system's resolver, while the pool starts and nobody waits for anything else.
@@ -172,12 +234,41 @@ mod tests {
     #[tokio::test]
     async fn every_socket_is_bound_once_and_none_accepts() {
         let wanted: Listen = "web=127.0.0.1:0".parse().unwrap();
-        let sockets = Sockets::claim(Table::default(), &[wanted]).await.unwrap();
-        let all = sockets.all();
+        let sockets = Sockets::claim(Table::default(), &[wanted], 1)
+            .await
+            .unwrap();
+        let all = sockets.of_slot(0);
+        assert!(sockets.groups(1).is_empty());
         assert_eq!(all.len(), 1);
         let (_, _, address) = &sockets.table().describe()[0];
         let waiting = net::TcpStream::connect(address).unwrap();
         assert_eq!(all[0].0, "web");
         drop(waiting);
+    }
+
+    #[tokio::test]
+    async fn each_slot_has_a_tcp_socket_of_its_own_on_one_port_and_shares_the_others() {
+        let room = tempfile::tempdir().unwrap();
+        let wanted = [
+            "web=127.0.0.1:0".to_owned(),
+            format!("app=unix:{}", room.path().join("app").display()),
+        ];
+        let wanted: Vec<Listen> = wanted.iter().map(|it| it.parse().unwrap()).collect();
+        let sockets = Sockets::claim(Table::default(), &wanted, 3).await.unwrap();
+        let [one, two] = [sockets.of_slot(1), sockets.of_slot(2)];
+        let names = |of: &[(String, Arc<OwnedFd>)]| -> Vec<String> {
+            of.iter().map(|(name, _)| name.clone()).collect()
+        };
+        assert_eq!((names(&one), names(&two)), (names(&one), names(&one)));
+        assert_eq!(names(&one), ["web", "app"]);
+        assert!(!Arc::ptr_eq(&one[0].1, &two[0].1));
+        assert!(Arc::ptr_eq(&one[1].1, &two[1].1));
+        let groups = sockets.groups(3);
+        assert_eq!((groups.len(), groups[0].len()), (1, 3));
+        let port = |socket: &OwnedFd| {
+            let address = socket2::SockRef::from(socket).local_addr().unwrap();
+            address.as_socket().unwrap().port()
+        };
+        assert_eq!(port(&one[0].1), port(&two[0].1));
     }
 }

@@ -2,34 +2,45 @@
 //!
 //! The supervisor holds the sockets and never accepts from them: it is an incumbent whose gates are shut for ever.
 
-use std::collections::BTreeMap;
+mod saved;
+mod succession;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout};
 
+pub(super) use self::saved::Saved;
+use self::succession::Trial;
 use super::controller::{Controller, Ended, Output, ReleaseId, Stage, WorkerId};
 use super::judge::{Counted, Judge};
 use super::kept::Kept;
 use super::orphans::Orphans;
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
+use super::reaper;
 use super::release::{Command, Release};
+use super::service::Service;
+use super::signals::{Heard, Signals};
+use super::slots::{Holder, SlotIndex, Slots};
 use super::sockets::{self, Sockets};
 use super::worker::Worker;
+use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::control::{Asked, History, Reply, Request, Upgrade, Verdict, What, unix_ms};
 use crate::error::Result;
-use crate::protocol::message::{Tally, millis};
-use crate::sys::environment::WORKER;
+use crate::protocol::message::{Slot, Tally, millis};
+use crate::sys::environment::{Snapshot, WORKER};
 use crate::systemd::notify::COUNTS;
-use crate::trigger::{Signals, Trigger};
+use crate::trigger::Trigger;
 
 /// What a pool is, beside the machine's numbers.
 #[derive(Debug)]
@@ -45,6 +56,35 @@ pub(super) struct Parts {
     pub(super) asked: watch::Sender<Asked>,
     pub(super) orphans: Orphans,
     pub(super) stop_within: Duration,
+    /// What the process is to end with.
+    pub(super) exit_code: Arc<AtomicU8>,
+    pub(super) service: Service,
+    /// Which supervisor this is in its process.
+    pub(super) number: u64,
+    /// How many slots there are, each with sockets of its own if it is more than one.
+    pub(super) slots: usize,
+    /// How many workers the program wants, whatever operators make of it.
+    pub(super) workers_at_start: usize,
+    /// What the first supervisor of this process was started as, whatever a script has made of that: what it leads to is the
+    /// next one.
+    pub(super) called: Vec<OsString>,
+    /// How this process was started, which the next supervisor is too.
+    pub(super) snapshot: &'static Snapshot,
+    /// How long that one may take in its trial.
+    pub(super) trial_within: Duration,
+}
+
+impl Parts {
+    fn by_slot(&self) -> Vec<Vec<(String, Arc<OwnedFd>)>> {
+        (0..self.slots)
+            .map(|slot| self.sockets.of_slot(slot))
+            .collect()
+    }
+
+    fn own_slots(&self) -> Option<Slots> {
+        let groups = self.sockets.groups(self.slots);
+        (self.slots > 1).then(|| Slots::new(groups, self.slots))
+    }
 }
 
 /// A request of an operator, and where its answer goes.
@@ -57,8 +97,15 @@ pub(super) struct Ask {
 /// The task.
 pub(super) struct Supervisor {
     pub(super) parts: Parts,
-    /// The sockets once more, for workers that start while the pool gives its own up.
-    pub(super) shared: Vec<(String, Arc<OwnedFd>)>,
+    /// The sockets once more, slot by slot, for workers that start while the pool gives its own up.
+    pub(super) shared: Vec<Vec<(String, Arc<OwnedFd>)>>,
+    /// If workers have sockets of their own.
+    pub(super) slots: Option<Slots>,
+    /// Workers that are to leave once nobody waits for them, and those of them for which that is so by now.
+    pub(super) untold: BTreeSet<WorkerId>,
+    pub(super) emptied: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
+    /// All that the table had, the control socket included, for the next supervisor.
+    pub(super) held: Vec<(Slot, Arc<OwnedFd>)>,
     pub(super) notify: NotifySocket,
     pub(super) releases: BTreeMap<ReleaseId, Release>,
     /// The release before the stable one.
@@ -73,6 +120,7 @@ pub(super) struct Supervisor {
     pub(super) history: History,
     pub(super) waiting: Vec<oneshot::Sender<Reply>>,
     pub(super) giving_up: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
+    trial: Option<Trial>,
     pub(super) began: Instant,
     pub(super) stable_since: SystemTime,
     pub(super) stopping_since: Option<Instant>,
@@ -92,7 +140,9 @@ enum Input {
     Said(Notification),
     Probed(WorkerId),
     Asked(Ask),
-    Triggered(Trigger),
+    Heard(Heard),
+    Tried(Result<(), String>),
+    Emptied(WorkerId),
     GivenUp(Vec<String>),
     TimedOut,
 }
@@ -105,7 +155,11 @@ impl Supervisor {
     /// If one of them cannot be started at all. Whatever else becomes of them is for crash care.
     pub(super) fn begin(parts: Parts, first: Release) -> io::Result<Self> {
         let mut this = Self {
-            shared: parts.sockets.all(),
+            shared: parts.by_slot(),
+            slots: parts.own_slots(),
+            untold: BTreeSet::new(),
+            emptied: mpsc::channel(PROBED_MAX),
+            held: parts.sockets.table().offer(),
             notify: NotifySocket::open()?,
             last_release: first.number,
             releases: BTreeMap::from([(first.number, first)]),
@@ -119,6 +173,7 @@ impl Supervisor {
             history: History::default(),
             waiting: Vec::new(),
             giving_up: None,
+            trial: None,
             began: Instant::now(),
             stable_since: SystemTime::now(),
             stopping_since: None,
@@ -138,18 +193,23 @@ impl Supervisor {
 
     /// Until the pool has stopped.
     pub(super) async fn run(mut self) {
+        self.await_those_before();
+        self.perform();
+        self.report();
         while !self.is_stopped {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
                 Input::Said(word) => self.hear(word),
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
-                Input::Triggered(Trigger::Upgrade) => self.roll_by_signal(),
-                Input::Triggered(Trigger::Stop) => self.stop(),
+                Input::Heard(heard) => self.heed(heard),
+                Input::Tried(outcome) => self.tried(outcome),
+                Input::Emptied(worker) => self.nobody_waits(worker),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
                 Input::TimedOut => self.time_passed(),
             }
             self.perform();
+            self.report();
         }
         let took = self
             .stopping_since
@@ -160,6 +220,12 @@ impl Supervisor {
         });
         // Nobody waits for it who has not gone.
         let _ = self.parts.asked.send(Asked::NeverAgain);
+    }
+
+    fn report(&mut self) {
+        self.fill_slots();
+        let machine = &self.parts.machine;
+        self.parts.service.stands(machine.ready(), machine.wanted());
     }
 
     async fn next(&mut self) -> Input {
@@ -185,15 +251,34 @@ impl Supervisor {
                 None => pending().await,
             }
         };
+        let trial = &mut self.trial;
+        let tried = async {
+            match trial {
+                Some(trial) => trial.outcome.as_mut().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
             Ok(word) = self.notify.next() => Input::Said(word),
             Some(worker) = self.probed.1.recv() => Input::Probed(worker),
-            trigger = self.parts.signals.next() => Input::Triggered(trigger),
+            Some(worker) = self.emptied.1.recv() => Input::Emptied(worker),
+            heard = self.parts.signals.next() => Input::Heard(heard),
+            outcome = tried => Input::Tried(outcome),
             cut_off = given_up => Input::GivenUp(cut_off),
             () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
+        }
+    }
+
+    fn heed(&mut self, heard: Heard) {
+        match heard {
+            Heard::Trigger(Trigger::Upgrade) => self.roll_by_signal(),
+            Heard::Trigger(Trigger::Stop) => self.stop(),
+            Heard::Supervisor => self.upgrade_supervisor(None),
+            Heard::Ended => self.reap_orphans(),
+            Heard::Forward(signal) => self.forward(signal),
         }
     }
 
@@ -221,6 +306,9 @@ impl Supervisor {
                 Output::Stop { worker } => self.tell_to_stop(worker),
                 Output::Kill { worker } => self.kill(worker),
                 Output::Held { release, reason } => {
+                    self.parts
+                        .service
+                        .reloaded(&format!("held: {reason}"), false);
                     self.tell(What::Held {
                         successor: release,
                         reason: reason.clone(),
@@ -264,7 +352,8 @@ impl Supervisor {
             Readiness::Accepts => Some(readiness::private_listener()?),
             _ => None,
         };
-        let shared = self.shared.iter();
+        let slot = self.vacant_slot();
+        let shared = self.shared.get(slot).into_iter().flatten();
         let shared = shared.map(|(name, socket)| (name.as_str(), socket.as_fd()));
         let probing = probe.as_ref().map(|probe| (PROBE, probe.as_fd()));
         let passed = shared.chain(self.kept.state()).chain(probing);
@@ -279,26 +368,30 @@ impl Supervisor {
             ),
         ];
         let pid = image.start(&self.parts.command, &extra, &sockets)?;
-        let started = Worker::watch(pid, release, Instant::now())?;
+        let mut started = Worker::watch(pid, release, Instant::now())?;
+        (started.probe, started.slot) = (probe, slot);
+        self.await_ready(worker, &started);
         self.workers.insert(worker, started);
         self.tell_of(worker, release, Some(pid), "started", String::new());
-        self.await_ready(worker, probe);
         Ok(())
     }
 
     /// What a worker does not say itself.
-    fn await_ready(&self, worker: WorkerId, probe: Option<std::net::TcpListener>) {
+    fn await_ready(&self, worker: WorkerId, started: &Worker) {
         let sender = self.probed.0.clone();
         let limit = self.parts.machine.plan().healthy_deadline;
         let readiness = self.parts.readiness;
         if readiness == Readiness::Notify {
             return;
         }
+        let age = started.started.elapsed();
+        // Without another descriptor it is not ready in time.
+        let probe = started.probe.as_ref().and_then(|it| it.try_clone().ok());
         // Nobody hears of one that has gone in the meantime, and the machine does not listen.
         tokio::spawn(async move {
             let is_ready = match (readiness, probe) {
                 (Readiness::Alive(time), _) => {
-                    tokio::time::sleep(time).await;
+                    tokio::time::sleep(time.saturating_sub(age)).await;
                     true
                 }
                 (_, Some(probe)) => {
@@ -336,7 +429,8 @@ impl Supervisor {
         let stage = self.parts.machine.stage(id);
         let is_news = matches!(stage, Some((Stage::Starting, _)));
         self.parts.machine.handle_ready(id, Instant::now());
-        if let Some(worker) = self.workers.get(&id).filter(|_| is_news) {
+        if let Some(worker) = self.workers.get_mut(&id).filter(|_| is_news) {
+            worker.probe = None;
             let (release, pid) = (worker.release, worker.pid);
             self.tell_of(id, release, Some(pid), "ready", String::new());
             self.relieve_orphans();
@@ -358,9 +452,12 @@ impl Supervisor {
         let Some(worker) = self.workers.get(&id) else {
             return;
         };
-        // One that is gone is about to be collected.
-        let _ = worker.stop();
-        let (release, pid) = (worker.release, worker.pid);
+        let (release, pid, slot) = (worker.release, worker.pid, worker.slot);
+        match &self.slots {
+            Some(_) if self.stopping_since.is_none() => self.leave_slot(id, slot),
+            // One that is gone is about to be collected.
+            _ => drop(worker.stop()),
+        }
         self.tell_of(id, release, Some(pid), "stopping", String::new());
     }
 
@@ -376,8 +473,28 @@ impl Supervisor {
 
     fn collect(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.remove(&id) {
-            let how = worker.reap();
-            self.end(id, worker.release, Some(worker.pid), &how);
+            let end = worker.reap();
+            if let Some(code) = end.failure().filter(|_| self.stopping_since.is_some()) {
+                self.parts.exit_code.store(code, Ordering::Relaxed);
+            }
+            self.end(id, worker.release, Some(worker.pid), &end.to_string());
+            // Others may have waited behind it.
+            self.reap_orphans();
+        }
+    }
+
+    fn reap_orphans(&self) {
+        if reaper::is_needed() {
+            let tried = self.trial.as_ref().map(|trial| trial.pid);
+            let is_worker = |pid| self.workers.values().any(|worker| worker.pid == pid);
+            reaper::reap_orphans(|pid| tried == Some(pid) || is_worker(pid));
+        }
+    }
+
+    fn forward(&self, signal: i32) {
+        for worker in self.workers.values() {
+            // One that is gone is about to be collected.
+            let _ = worker.signal(signal);
         }
     }
 
@@ -389,11 +506,73 @@ impl Supervisor {
     }
 }
 
+/// Slots, where workers have sockets of their own.
+impl Supervisor {
+    fn vacant_slot(&self) -> SlotIndex {
+        let slots = self.slots.as_ref();
+        slots.map_or(0, |slots| slots.vacant(&self.holders()))
+    }
+
+    fn holders(&self) -> Vec<(SlotIndex, Holder)> {
+        let workers = self.workers.iter().map(|(id, worker)| {
+            let stage = self.parts.machine.stage(*id).map(|(stage, _)| stage);
+            let holder = match stage {
+                Some(Stage::Starting) => Holder::Starting,
+                Some(Stage::Settling | Stage::Serving) => Holder::Serving,
+                Some(Stage::Stopping | Stage::Killed) | None => Holder::Leaving,
+            };
+            (worker.slot, holder)
+        });
+        workers.collect()
+    }
+
+    fn fill_slots(&mut self) {
+        if self.slots.is_none() {
+            return;
+        }
+        let holders = self.holders();
+        let slots = self
+            .slots
+            .as_mut()
+            .filter(|_| self.stopping_since.is_none());
+        if let Some(Err(error)) = slots.map(|slots| slots.fill(&holders)) {
+            let message = format!("connections go to every socket, served or not: {error}");
+            self.tell(What::Warning { message });
+        }
+    }
+
+    /// The kernel fills its sockets no longer; it is told when they are empty.
+    fn leave_slot(&mut self, id: WorkerId, slot: SlotIndex) {
+        self.fill_slots();
+        let Some(slots) = &self.slots else { return };
+        let (emptied, sender) = (
+            slots.emptied(slot, STOP_SETTLE, STOP_EMPTY),
+            self.emptied.0.clone(),
+        );
+        self.untold.insert(id);
+        tokio::spawn(async move {
+            emptied.await;
+            // A supervisor that is gone tells nobody.
+            let _ = sender.send(id).await;
+        });
+    }
+
+    fn nobody_waits(&mut self, id: WorkerId) {
+        if self.untold.remove(&id)
+            && let Some(worker) = self.workers.get(&id)
+        {
+            // One that is gone is about to be collected.
+            let _ = worker.stop();
+        }
+    }
+}
+
 /// Updates.
 impl Supervisor {
     fn roll_by_signal(&mut self) {
         if let Err(refusal) = self.roll(None) {
             let reason = reason_of(&refusal);
+            self.parts.service.refused(&reason);
             self.tell(What::Refused { reason });
         }
     }
@@ -418,6 +597,7 @@ impl Supervisor {
         let is_guarded = plan.guards;
         let begun = self.parts.machine.update(number, plan, now);
         begun.map_err(|refusal| Reply::refused(refusal.to_string()))?;
+        self.parts.service.reloading(number);
         self.last_release = number;
         self.releases.insert(number, release);
         self.judge = is_guarded.then(|| Judge::begin(number, from, &self.counted, now));
@@ -443,6 +623,12 @@ impl Supervisor {
             return;
         };
         self.judge = None;
+        let text = match ended {
+            Ended::Committed => format!("release {release} serves"),
+            _ => format!("release {release} was undone: {reason}"),
+        };
+        let service = &mut self.parts.service;
+        service.reloaded(&text, ended == Ended::Committed);
         let after_ms = millis(underwent.since.elapsed());
         let (successor, pid) = (release, std::process::id());
         let (verdict, what) = match ended {
@@ -529,6 +715,7 @@ impl Supervisor {
     pub(super) fn stop(&mut self) {
         if self.stopping_since.is_none() {
             self.stopping_since = Some(Instant::now());
+            self.parts.service.stopping();
             self.judge = None;
             self.update = None;
             self.parts.machine.stand_still();

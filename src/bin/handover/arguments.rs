@@ -42,6 +42,10 @@ pub(crate) enum Command {
         /// Says that nobody has looked how the last ones ended: refused after too many failures.
         #[arg(long)]
         automatic: bool,
+        /// Upgrades the supervisor of a pool itself, in its own process, and leaves the workers alone. Ends with 2 if a trial
+        /// of the next one has failed, and with 3 if that one has come and gone.
+        #[arg(long, conflicts_with_all = ["strategy", "automatic", "no_wait"])]
+        supervisor: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -155,6 +159,9 @@ pub(crate) struct Run {
     /// How many workers there are to be.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     workers: usize,
+    /// Gives each worker a TCP socket of its own on the shared port, for an even balance of connections.
+    #[arg(long)]
+    reuseport: bool,
     /// When a worker is ready: when it says READY=1 on NOTIFY_SOCKET (notify), when it accepts a connection on a private
     /// socket that it gets besides, named probe (accepts), or when it has lived for so long (5s).
     #[arg(long, value_name = "HOW", default_value = "notify", value_parser = readiness)]
@@ -192,6 +199,12 @@ pub(crate) struct Run {
     /// How long a worker that was told to stop may take until it is killed.
     #[arg(long, value_name = "TIME", default_value = "28s", value_parser = duration)]
     stop_within: Duration,
+    /// A signal that every worker is to have too, by its name or number, such as USR1 or WINCH.
+    #[arg(long, value_name = "SIGNAL", value_delimiter = ',', value_parser = signal)]
+    forward: Vec<i32>,
+    /// How long the next supervisor may take to show in its trial that it can take over.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    trial_within: Duration,
     /// The program and its arguments, behind `--`.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -219,10 +232,16 @@ impl Run {
         let builder = pool::builder(program.next()?)
             .args(program)
             .workers(self.workers)
+            .reuseport(self.reuseport)
             .plan(plan)
             .care(care)
             .readiness(self.ready)
-            .stop_within(self.stop_within);
+            .stop_within(self.stop_within)
+            .trial_within(self.trial_within);
+        let builder = self
+            .forward
+            .into_iter()
+            .fold(builder, pool::Builder::forward);
         Some(self.listen.into_iter().fold(builder, pool::Builder::listen))
     }
 }
@@ -243,6 +262,35 @@ impl From<OnFailureName> for pool::OnFailure {
         }
     }
 }
+
+/// Those that a supervisor could have no other use for, or may be told to forgo.
+fn signal(text: &str) -> Result<i32, String> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let named = FORWARDED.iter().find(|(known, _)| *known == name);
+    let numbered = || {
+        FORWARDED
+            .iter()
+            .find(|(_, number)| name.parse() == Ok(*number))
+    };
+    let found = named.or_else(numbered);
+    found.map(|(_, number)| *number).ok_or_else(|| {
+        let names: Vec<&str> = FORWARDED.iter().map(|(name, _)| *name).collect();
+        format!("one of {}", names.join(", "))
+    })
+}
+
+const FORWARDED: [(&str, i32); 10] = [
+    ("HUP", libc::SIGHUP),
+    ("QUIT", libc::SIGQUIT),
+    ("USR1", libc::SIGUSR1),
+    ("USR2", libc::SIGUSR2),
+    ("ALRM", libc::SIGALRM),
+    ("CONT", libc::SIGCONT),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("WINCH", libc::SIGWINCH),
+];
 
 fn readiness(text: &str) -> Result<Readiness, String> {
     match text {

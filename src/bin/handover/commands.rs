@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, process};
 
 use clap::CommandFactory;
 use handover::Error;
-use handover::control::{Client, Fault, Reply, Request, Strategy};
+use handover::control::{Client, Fault, Reply, Request, Status, Strategy};
 
 use crate::arguments::{Arguments, Command};
 use crate::exit::{Exit, io_kind};
@@ -19,15 +20,21 @@ use crate::progress::with_progress;
 use crate::supervise::supervise;
 use crate::{schema, text, watch};
 
-pub(crate) async fn run(arguments: Arguments) -> Exit {
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     let output = Output::new(arguments.json);
-    let arguments = match arguments.command {
-        Command::Run(run) => return supervise(output, *run, arguments.control).await,
-        command => Arguments {
-            command,
-            ..arguments
-        },
-    };
+    match arguments.command {
+        Command::Run(run) => supervise(output, *run, arguments.control).await,
+        command => {
+            let arguments = Arguments {
+                command,
+                ..arguments
+            };
+            ask(output, arguments).await.into()
+        }
+    }
+}
+
+async fn ask(output: Output, arguments: Arguments) -> Exit {
     match &arguments.command {
         Command::Completions { shell } => return completions(*shell),
         Command::Man { directory } => return man(output, directory.as_deref()),
@@ -43,8 +50,13 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
             strategy,
             plan,
             automatic,
+            supervisor,
             wait,
         } => {
+            if supervisor {
+                let client = client.deadline(wait.timeout);
+                return upgrade_supervisor(output, &client).await;
+            }
             let plan = match plan.changes() {
                 Ok(plan) => plan,
                 Err(error) => return output.trouble("error", &error.to_string(), Exit::Usage),
@@ -183,6 +195,39 @@ async fn await_verdict(
         }
         Err(error) => output.error(&error),
     }
+}
+
+/// Whoever is asked is another program when it is done, which has cut the connection off: so ask that one who it is.
+async fn upgrade_supervisor(output: Output, client: &Client) -> Exit {
+    let before = match client.ask(&Request::Status).await {
+        Ok(Reply::Status(status)) => supervisor_of(&status),
+        Ok(reply) => return show(output, &Request::Status, &reply),
+        Err(error) => return output.error(&error),
+    };
+    let asked = with_progress(output, client, client.ask(&Request::UpgradeSupervisor)).await;
+    match asked {
+        Ok(reply) => return show(output, &Request::UpgradeSupervisor, &reply),
+        Err(error) if is_cut_off(&error) => {}
+        Err(error) => return output.error(&error),
+    }
+    let status = match client.ask(&Request::Status).await {
+        Ok(Reply::Status(status)) => status,
+        Ok(reply) => return show(output, &Request::Status, &reply),
+        Err(error) => {
+            output.error(&error);
+            return Exit::Degraded;
+        }
+    };
+    if supervisor_of(&status) <= before {
+        let message = "the next supervisor could not go on, and the one before does";
+        return output.trouble("aborted", message, Exit::Back);
+    }
+    show(output, &Request::UpgradeSupervisor, &Reply::Status(status))
+}
+
+/// Which supervisor it is; none if this is no pool.
+fn supervisor_of(status: &Status) -> Option<u64> {
+    status.pool.as_ref().map(|pool| pool.supervisor)
 }
 
 fn show(output: Output, request: &Request, reply: &Reply) -> Exit {

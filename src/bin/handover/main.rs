@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(commands::run(arguments)).into(),
+        Ok(runtime) => runtime.block_on(commands::run(arguments)),
         Err(error) => {
             output::complain(&format!("no runtime: {error}"));
             Exit::Usage.into()

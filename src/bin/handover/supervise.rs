@@ -1,15 +1,19 @@
 //! A pool of workers, in the foreground: its log is standard error.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use crate::arguments::Run;
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::text;
 
-pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>) -> Exit {
+/// Ends with what the [pool](handover::pool::Pool::exit_code) ends with.
+pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>) -> ExitCode {
     let Some(builder) = run.builder() else {
-        return output.trouble("error", "which program?", Exit::Usage);
+        return output
+            .trouble("error", "which program?", Exit::Usage)
+            .into();
     };
     let builder = match control {
         Some(path) => builder.control(path),
@@ -17,7 +21,7 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
     };
     let mut pool = match builder.start().await {
         Ok(pool) => pool,
-        Err(error) => return output.error(&error),
+        Err(error) => return output.error(&error).into(),
     };
     let mut events = pool.events();
     let log = tokio::spawn(async move {
@@ -32,5 +36,5 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
     pool.stopped().await;
     // It ends with the last event, which is there by now.
     let _ = log.await;
-    Exit::Reached
+    pool.exit_code().into()
 }
