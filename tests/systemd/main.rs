@@ -6,6 +6,7 @@
 mod app;
 mod machine;
 mod oddities;
+mod pool;
 mod reload;
 mod restart;
 mod root;
