@@ -3,14 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod crashes;
+mod first;
 mod foreign;
 mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
 mod operated;
+mod reuseport;
 mod rig;
 mod rolling;
 mod small;
+mod succession;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]
 mod support;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,7 +41,21 @@ impl Pool {
         flags: &[&str],
         program: &[&str],
     ) -> Self {
-        let server = Server::spawn(supervisor(&room, web, workers, flags, program)).unwrap();
+        Self::under(&[], room, web, workers, flags, program)
+    }
+
+    /// Under a program that starts the supervisor.
+    pub(crate) fn under(
+        prefix: &[&str],
+        room: TempDir,
+        web: SocketAddr,
+        workers: usize,
+        flags: &[&str],
+        program: &[&str],
+    ) -> Self {
+        symlink(env!("CARGO_BIN_EXE_handover"), room.path().join(SUPERVISOR)).unwrap();
+        let command = supervisor(prefix, &room, web, workers, flags, program);
+        let server = Server::spawn(command).unwrap();
         Self {
             server,
             web,
@@ -54,7 +68,7 @@ impl Pool {
     pub(crate) fn restart(&mut self, workers: usize, flags: &[&str]) -> Server {
         let program = self.file(PROGRAM);
         let program = [program.to_str().unwrap()];
-        let command = supervisor(&self.room, self.web, workers, flags, &program);
+        let command = supervisor(&[], &self.room, self.web, workers, flags, &program);
         std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
     }
 
@@ -145,14 +159,19 @@ impl Pool {
 }
 
 fn supervisor(
+    prefix: &[&str],
     room: &TempDir,
     web: SocketAddr,
     workers: usize,
     flags: &[&str],
     program: &[&str],
 ) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+    let supervisor = room.path().join(SUPERVISOR);
+    let words = prefix.iter().map(Path::new).chain([supervisor.as_path()]);
+    let words: Vec<&Path> = words.collect();
+    let mut command = Command::new(words[0]);
     command
+        .args(&words[1..])
         .arg("run")
         .arg("--control")
         .arg(room.path().join(CONTROL))
@@ -181,6 +200,8 @@ fn release(room: &Path, script: &str) {
 }
 
 const PROGRAM: &str = "app";
+/// What the supervisor is started as.
+pub(crate) const SUPERVISOR: &str = "supervisor";
 const CONTROL: &str = "control.sock";
 
 /// Updates that do not take longer than a test may.
