@@ -125,6 +125,8 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a successor may take to say what it has counted before a look counts as one that could not measure, and each
 /// further time as another one: 1 s.
 pub const COUNTS_DEADLINE: Duration = Duration::from_secs(1);
+/// How often a worker of a pool tells its supervisor what it has counted, if that has changed: 200 ms.
+pub const COUNTS_REPORT: Duration = Duration::from_millis(200);
 /// How long a verification may take that an operator asks for: 5 s.
 pub const VERIFY_BY_HAND: Duration = Duration::from_secs(5);
 /// How long a verification may take in a drill, which is one of a release that is known to serve: 5 s.
@@ -218,6 +220,8 @@ pub(crate) struct Config {
     pub(crate) fd_store: Option<bool>,
     pub(crate) image: Image,
     pub(crate) takeover: bool,
+    /// This process is a worker of a pool.
+    pub(crate) is_worker: bool,
     pub(crate) upgrade_signal: Option<i32>,
     pub(crate) stop_signals: Vec<i32>,
 }
@@ -258,6 +262,7 @@ impl Default for Config {
             fd_store: None,
             image: Image::default(),
             takeover: false,
+            is_worker: false,
             upgrade_signal: Some(libc::SIGHUP),
             stop_signals: vec![libc::SIGTERM, libc::SIGINT],
         }

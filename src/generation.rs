@@ -21,6 +21,7 @@ use crate::director::Splitter;
 use crate::drain::{Class, Drain, Report};
 use crate::driver::Driver;
 use crate::driver::manager::{KeptState, ServiceManager, shares_our_unit};
+use crate::driver::membership::join_pool;
 use crate::driver::operator::Operator;
 use crate::driver::shared::{Command, Shared, Status, Upgraded, gone, lock};
 use crate::error::{Error, ErrorKind, Result};
@@ -345,8 +346,9 @@ impl Builder {
     ///
     /// Dropping the future of a successor makes the incumbent give it up.
     pub async fn start(self) -> Result<Starting> {
-        let Self { config, checks } = self;
+        let Self { mut config, checks } = self;
         let snapshot = Snapshot::take();
+        join_pool(&mut config, snapshot);
         let mut own_signals = Signals::default();
         let listening = own_signals.listen_upgrade(config.upgrade_signal);
         listening.map_err(|error| {

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 pub(crate) use self::image::{ColdRollback, Image, Images};
+#[cfg(feature = "pool")]
+pub(crate) use self::image::{Identity, identity};
+pub(crate) use self::program::resolve;
 use self::relay::Capture;
 pub(crate) use self::relay::{OwnStderr, Relay, rescue_stderr};
 use crate::config::Config;
@@ -97,7 +100,7 @@ impl Launcher {
     /// If there is no such program, it cannot be executed, or the process is out of descriptors or memory. Nothing is
     /// left behind then.
     pub(crate) fn launch(&self, generation: u64) -> Result<Launched> {
-        let program = program::resolve(self.program.as_deref(), &self.snapshot);
+        let program = resolve(self.program.as_deref(), &self.snapshot);
         self.start(&program, &self.snapshot, &self.env)
             .map_err(|error| {
                 let doing = format!("starting {program:?} as generation {generation}");

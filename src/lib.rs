@@ -66,8 +66,8 @@
 //! # Features
 //!
 //! `http` (default): [`http`]. `axum`: this crate's listeners work with plain `axum::serve`. `cli`: the program `handover`,
-//! which asks a service over its [control socket](control). `schema-sqlite` and `schema-postgres`: where the record of a
-//! [`schema`] can be kept.
+//! which asks a service over its [control socket](control). `pool`: workers of one program under a supervisor.
+//! `schema-sqlite` and `schema-postgres`: where the record of a [`schema`] can be kept.
 //!
 //! # Where to read next
 //!
@@ -132,6 +132,9 @@ mod trigger;
 mod driver;
 
 mod generation;
+
+#[cfg(feature = "pool")]
+pub mod pool;
 
 #[cfg(feature = "http")]
 pub mod http;

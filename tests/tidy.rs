@@ -31,6 +31,7 @@ const RANKS: &[(&str, u32)] = &[
     ("trigger", 40),
     ("driver", 50),
     ("generation", 60),
+    ("pool", 60),
     ("http", 70),
 ];
 
@@ -83,7 +84,9 @@ fn every_module_has_a_rank() {
 fn the_machines_know_no_effects() {
     for (path, text) in sources() {
         let module = module_of(&path);
-        let decides = ["protocol", "rollout"].contains(&&*module) && !path.ends_with("model.rs");
+        let decides = ["protocol", "rollout"].contains(&&*module) && !path.ends_with("model.rs")
+            || path.ends_with("pool/controller.rs")
+            || path.ends_with("pool/plan.rs");
         for effect in EFFECTS.iter().filter(|_| decides) {
             let code = text
                 .split("#[cfg(test)]\nmod tests")

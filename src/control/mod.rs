@@ -20,6 +20,7 @@ mod schema;
 mod server;
 mod takeover;
 mod verification;
+mod workers;
 
 pub use self::client::{Client, EventStream};
 pub use self::counts::SideState;
@@ -35,3 +36,4 @@ pub use self::schema::{SchemaGate, SchemaGeneration, SchemaState, SchemaWish};
 pub(crate) use self::server::{Answering, Asked, Lines, serve};
 pub use self::takeover::Takeover;
 pub use self::verification::{Found, Verification, VerifiedAddress};
+pub use self::workers::{PoolState, UpdateState, WorkerState};

@@ -14,6 +14,7 @@ use super::counts::SideState;
 use super::drill::{Drill, Fault};
 use super::schema::{SchemaState, SchemaWish};
 use super::verification::Verification;
+use super::workers::PoolState;
 use crate::event::Event;
 use crate::protocol::message::millis;
 use crate::rollout::{By, Explanation, Pause, Share, Stage};
@@ -121,6 +122,12 @@ pub enum Request {
         #[serde(default = "yes")]
         wait: bool,
     },
+    /// Have another number of workers from now on; for a [pool](crate::control::PoolState). Answered with
+    /// [`Reply::Done`].
+    Scale {
+        /// How many.
+        workers: usize,
+    },
     /// Look at the schema of a service that declares one, or change it. Answered with [`Reply::Schema`].
     Schema {
         /// What is asked.
@@ -169,6 +176,13 @@ pub enum Reply {
         generation: u64,
         /// How the rollout stands.
         rollout: Box<RolloutState>,
+    },
+    /// The rolling update of a pool does not go on by itself: somebody has to resume it or to abort.
+    Held {
+        /// The candidate's number.
+        generation: u64,
+        /// Why.
+        reason: String,
     },
     /// It is done; the upgrade that it is about goes on.
     Done {
@@ -323,6 +337,9 @@ pub struct Status {
     /// How the schema stands, as the generation that answers has last heard, if it declares one.
     #[serde(default)]
     pub schema: Option<Box<SchemaState>>,
+    /// Its workers, if the one that answers is the supervisor of a pool. Generations are releases then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolState>,
 }
 
 /// How a service is, in one word.
@@ -359,6 +376,8 @@ pub enum Role {
     LameDuck,
     /// It finishes what it has begun.
     Draining,
+    /// It keeps the workers of a pool, and serves nobody itself.
+    Supervisor,
     /// Something that a newer build knows.
     #[serde(other)]
     Unknown,
@@ -726,6 +745,33 @@ pub enum What {
     Warning {
         message: String,
     },
+    /// Something happened to a worker of a pool.
+    Worker {
+        /// Its number.
+        worker: u64,
+        /// Its process, if it has one.
+        pid: Option<u32>,
+        /// The release that it runs.
+        release: u64,
+        /// `started`, `ready`, `stopping`, `killed`, or `ended`.
+        now: String,
+        /// Why, or how.
+        reason: String,
+        /// How many workers are ready by now.
+        ready: usize,
+        /// How many are wanted.
+        wanted: usize,
+    },
+    /// The rolling update of a pool does not go on by itself.
+    Held {
+        successor: u64,
+        reason: String,
+    },
+    /// It is being undone.
+    Reverting {
+        successor: u64,
+        reason: String,
+    },
     /// The reader was too slow for this many events.
     Missed {
         count: u64,
@@ -969,6 +1015,7 @@ mod tests {
                 inject: Some(Fault::NeverReady),
                 wait: false,
             },
+            Request::Scale { workers: 6 },
             Request::Events,
         ]
     }

@@ -424,7 +424,7 @@ impl Driver {
         }
     }
 
-    fn tally(&self, observed: &Observed) -> Tally {
+    pub(super) fn tally(&self, observed: &Observed) -> Tally {
         let snapshot = observed.snapshot();
         let accepted = self.shared.table.accepted();
         let [p50_us, p99_us] = observed.latencies().map(|took| took.map(micros));

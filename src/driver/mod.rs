@@ -10,6 +10,7 @@ mod elders;
 mod link;
 mod looks;
 pub(crate) mod manager;
+pub(crate) mod membership;
 pub(crate) mod operator;
 mod parts;
 mod preview;
@@ -36,6 +37,7 @@ use self::downward::Downward;
 use self::elders::Elders;
 use self::link::{Heard, is_hangup};
 use self::manager::ServiceManager;
+use self::membership::Membership;
 use self::operator::{Done, verdict_of};
 use self::release::Release;
 use self::rollout::{Examination, Examined, Examining};
@@ -120,6 +122,8 @@ pub(crate) struct Driver {
     /// Whether it has connections to serve that another generation has accepted.
     has_adopted: watch::Receiver<bool>,
     incumbent_since: Option<SystemTime>,
+    /// Of a pool, if this process is a worker of one.
+    membership: Option<Membership>,
 }
 
 /// What this generation is to the service.
@@ -163,6 +167,7 @@ impl Driver {
     ) -> Self {
         let incumbent = Incumbent::new(deadlines(&config));
         let has_adopted = shared.table.has_adopted();
+        let membership = Membership::of(&config, &shared.observed);
         Self {
             shared,
             config,
@@ -193,6 +198,7 @@ impl Driver {
             ends_service: false,
             has_adopted,
             incumbent_since: None,
+            membership,
         }
     }
 
@@ -404,6 +410,7 @@ impl Driver {
             self.elders.next_kill(),
             self.manager.next_pet(),
             self.manager.next_extension(),
+            self.next_report(),
             self.lame_duck_until(),
         ]
         .into_iter()
@@ -417,6 +424,7 @@ impl Driver {
         self.hear_rest_of_successor();
         let now = Instant::now();
         self.manager.pet_if_due(now);
+        self.report_if_due(now);
         if self.manager.next_extension().is_some_and(|at| now >= at) {
             self.announce_phase();
         }
@@ -546,6 +554,9 @@ impl Driver {
 
     /// Or why not now.
     fn may_upgrade(&self, plan: &Rollout, origin: Origin) -> Result<(), String> {
+        if self.membership.is_some() {
+            return Err("this process is a worker of a pool: ask its supervisor".to_owned());
+        }
         Err(match (self.role, self.upgrade_phase()) {
             (Role::Starting, _) => "this generation is not the incumbent yet".to_owned(),
             (Role::LameDuck, _) => {

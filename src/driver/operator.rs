@@ -509,6 +509,7 @@ impl Operator {
             schema: self.shared.schema.registration().map(|schema| {
                 Box::new(schema_wishes::state(schema, &schema.known(), String::new()))
             }),
+            pool: None,
         }
     }
 
@@ -758,6 +759,7 @@ impl Answering for Operator {
             Request::Drill { inject, wait } => self.drill(inject, wait).await,
             Request::Schema { wish } => self.schema(wish).await,
             Request::Stop { now } => Ok(self.stop(now)),
+            Request::Scale { .. } => Err(Reply::refused("this service is no pool of workers")),
             Request::Events | Request::Takeover => Ok(Reply::Events),
         };
         let reply = reply.unwrap_or_else(|refusal| refusal);

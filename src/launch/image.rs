@@ -82,7 +82,7 @@ enum Text {
 
 /// Which file, and whether its bytes are still the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+pub(crate) struct Identity {
     device: u64,
     inode: u64,
     size: i64,
@@ -354,7 +354,7 @@ fn pair<T, U: From<T>>((name, value): (T, T)) -> (U, U) {
     (name.into(), value.into())
 }
 
-fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
+pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
     let found = fstat(file)?;
     Ok(Identity {
         device: found.st_dev,

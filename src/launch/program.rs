@@ -13,7 +13,7 @@ use crate::sys::environment::Snapshot;
 ///
 /// A path is taken as it was given and never resolved: `current` in `/srv/current/app` is followed by the kernel, to
 /// wherever it leads by then. A bare name is looked for here, since a spawn that searches cannot avoid a fork.
-pub(super) fn resolve(chosen: Option<&Path>, snapshot: &Snapshot) -> PathBuf {
+pub(crate) fn resolve(chosen: Option<&Path>, snapshot: &Snapshot) -> PathBuf {
     let name = snapshot.argv.first().cloned().unwrap_or_default();
     let given = Path::new(&name);
     chosen

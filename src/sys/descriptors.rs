@@ -6,7 +6,7 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +30,12 @@ pub(crate) struct Received {
     pub(crate) body_cut: bool,
     /// More descriptors were sent than arrived; the kernel has closed the rest (facts: MSG_CTRUNC).
     pub(crate) descriptors_cut: bool,
+    /// The process that has sent it, where the socket asks the kernel for that (SO_PASSCRED, unix(7)).
+    #[cfg_attr(
+        not(feature = "pool"),
+        expect(dead_code, reason = "supervisors alone ask for it")
+    )]
+    pub(crate) sender: Option<u32>,
 }
 
 /// Two connected, non-blocking SOCK_SEQPACKET sockets, neither of which takes the place of a standard stream.
@@ -102,9 +108,11 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Opti
     })?;
     #[allow(clippy::unnecessary_cast, reason = "musl counts in 32 bits")]
     let (written, flags) = (message.msg_controllen as usize, message.msg_flags);
+    let control = control.get(..written).unwrap_or(&control);
     let received = Received {
         length,
-        descriptors: descriptors_in(control.get(..written).unwrap_or(&control)),
+        descriptors: descriptors_in(control),
+        sender: sender_in(control),
         body_cut: flags & libc::MSG_TRUNC != 0,
         descriptors_cut: flags & libc::MSG_CTRUNC != 0,
     };
@@ -192,15 +200,19 @@ fn descriptor_flags(number: RawFd) -> io::Result<libc::c_int> {
     check(unsafe { libc::fcntl(number, libc::F_GETFD) })
 }
 
+/// A duplicate with a number from `floor` on, close-on-exec.
+pub(super) fn duplicate_above(descriptor: BorrowedFd<'_>, floor: RawFd) -> io::Result<OwnedFd> {
+    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+    // SAFETY: the call above succeeded, so this is a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Moves a descriptor above the standard streams, whose numbers may be free in this process.
 fn lifted(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     if descriptor.as_raw_fd() > libc::STDERR_FILENO {
         return Ok(descriptor);
     }
-    let floor = libc::STDERR_FILENO + 1;
-    let number = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(floor))?;
-    // SAFETY: the call above succeeded, so this is a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    duplicate_above(descriptor.as_fd(), libc::STDERR_FILENO + 1)
 }
 
 fn header(part: &mut libc::iovec, control: &mut [u8]) -> libc::msghdr {
@@ -242,32 +254,45 @@ fn control_of(descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<u8>> {
 }
 
 /// Owns every descriptor in what recvmsg(2) has just written.
-fn descriptors_in(mut control: &[u8]) -> Vec<OwnedFd> {
-    let mut descriptors = Vec::new();
-    while let Some((length, rest)) = control.split_first_chunk::<WORD>() {
+fn descriptors_in(control: &[u8]) -> Vec<OwnedFd> {
+    let rights = messages(control).filter_map(|body| body.strip_prefix(&tag(libc::SCM_RIGHTS)));
+    let numbers = rights.flat_map(|rights| rights.chunks_exact(size_of::<RawFd>()));
+    let owned = numbers.map(|number| {
+        let number = RawFd::from_ne_bytes([number[0], number[1], number[2], number[3]]);
+        // SAFETY: the kernel has just installed this descriptor for us, and told nobody else of it.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    });
+    owned.collect()
+}
+
+/// The process in the credentials that the kernel has put there: they begin with it (`struct ucred`, unix(7)). 0 is one
+/// that cannot be seen from here.
+fn sender_in(control: &[u8]) -> Option<u32> {
+    let tag = tag(libc::SCM_CREDENTIALS);
+    let credentials = messages(control).find_map(|body| body.strip_prefix(&tag))?;
+    let pid = u32::from_ne_bytes(*credentials.first_chunk()?);
+    (pid > 0).then_some(pid)
+}
+
+/// Each control message, without its length.
+fn messages(mut control: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = control.split_first_chunk::<WORD>()?;
         let length = usize::from_ne_bytes(*length);
-        let Some(body) = rest.get(..length.saturating_sub(WORD)) else {
-            break;
-        };
-        if let Some(rights) = body.strip_prefix(&rights_tag()) {
-            descriptors.extend(rights.chunks_exact(size_of::<RawFd>()).map(|number| {
-                let number = RawFd::from_ne_bytes([number[0], number[1], number[2], number[3]]);
-                // SAFETY: the kernel has just installed this descriptor for us, and told nobody else of it.
-                unsafe { OwnedFd::from_raw_fd(number) }
-            }));
-        }
+        let body = rest.get(..length.saturating_sub(WORD))?;
         // A length below a header would never end the loop; the kernel writes none.
         let step = length.max(HEADER).next_multiple_of(WORD);
         control = control.get(step..).unwrap_or_default();
-    }
-    descriptors
+        Some(body)
+    })
 }
 
-fn rights_tag() -> [u8; 2 * size_of::<libc::c_int>()] {
+/// Level and kind, as they stand before the data.
+fn tag(kind: libc::c_int) -> [u8; 2 * size_of::<libc::c_int>()] {
     let mut tag = [0; 2 * size_of::<libc::c_int>()];
-    let (level, kind) = tag.split_at_mut(size_of::<libc::c_int>());
+    let (level, rest) = tag.split_at_mut(size_of::<libc::c_int>());
     level.copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
-    kind.copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+    rest.copy_from_slice(&kind.to_ne_bytes());
     tag
 }
 

@@ -21,8 +21,10 @@ use super::descriptors;
 
 /// The variable that names a successor's channel.
 pub(crate) const CHANNEL: &str = "HANDOVER_CHANNEL";
+/// The variable by which a process knows that it is a worker of a pool, whose supervisor does the rest.
+pub(crate) const WORKER: &str = "HANDOVER_WORKER";
 /// What a service manager tells one process, and that process only (sd_listen_fds(3), sd_notify(3)).
-const SERVICE_MANAGER: [&str; 7] = [
+const SERVICE_MANAGER: [&str; 8] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",
@@ -30,6 +32,7 @@ const SERVICE_MANAGER: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    WORKER,
 ];
 
 /// What this process was started with.

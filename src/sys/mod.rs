@@ -1,5 +1,7 @@
 //! Everything unsafe: system calls that std, nix and tokio do not have, behind functions over owned descriptors.
 
+#[cfg(feature = "pool")]
+pub(crate) mod activated;
 pub(crate) mod descriptors;
 pub(crate) mod environment;
 pub(crate) mod limits;

@@ -108,6 +108,23 @@ impl Pidfd {
         self.signal(libc::SIGKILL)
     }
 
+    /// A duplicate of one of its descriptors, close-on-exec (pidfd_getfd(2)).
+    ///
+    /// # Errors
+    ///
+    /// If this process could not trace it, or it has no such descriptor.
+    #[cfg_attr(
+        not(feature = "pool"),
+        expect(dead_code, reason = "supervisors alone ask for it")
+    )]
+    pub(crate) fn duplicate_of(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: takes numbers, and touches no memory.
+        let number =
+            check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) })?;
+        // SAFETY: the call above succeeded, so this is a new descriptor, close-on-exec, that nothing else owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+    }
+
     /// Waits until the process is gone; for a child, until it can be [reaped](Self::reap).
     ///
     /// # Cancel safety
@@ -144,7 +161,8 @@ impl Pidfd {
         }
     }
 
-    fn signal(&self, signal: libc::c_int) -> io::Result<()> {
+    /// Sends a signal to the process, if it is still there.
+    pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         let none = ptr::null::<libc::siginfo_t>();
         // SAFETY: a null pointer asks for the siginfo that kill(2) would send; nothing else points to memory.
         check(unsafe {
@@ -252,7 +270,7 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// As in the kernel's asm-generic/socket.h; libc has it for a short time only.
 const SO_PEERPIDFD: libc::c_int = 77;
 
-fn assignment((name, value): &(OsString, OsString)) -> OsString {
+pub(super) fn assignment((name, value): &(OsString, OsString)) -> OsString {
     let mut text = name.clone();
     text.push("=");
     text.push(value);
@@ -273,13 +291,13 @@ fn ending(info: &libc::siginfo_t) -> ExitStatus {
 const CORE_DUMPED: libc::c_int = 0x80;
 
 /// A null-terminated list of C strings. The pointers lead into `_owned`, whose buffers stay where they are.
-struct Strings {
+pub(super) struct Strings {
     _owned: Vec<CString>,
-    pointers: Vec<*mut libc::c_char>,
+    pub(super) pointers: Vec<*mut libc::c_char>,
 }
 
 impl Strings {
-    fn new(texts: impl Iterator<Item = OsString>) -> io::Result<Self> {
+    pub(super) fn new(texts: impl Iterator<Item = OsString>) -> io::Result<Self> {
         let owned = texts
             .map(|text| CString::new(OsStr::as_bytes(&text)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -381,7 +399,7 @@ impl Drop for Attributes {
     }
 }
 
-fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+pub(super) fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

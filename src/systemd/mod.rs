@@ -5,7 +5,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod job;
-mod names;
+pub(crate) mod names;
 pub(crate) mod notify;
 pub(crate) mod store;
 #[cfg(test)]

@@ -14,7 +14,7 @@ const STORED_MAX: usize = 255;
 
 /// Whose a descriptor of this name is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// A unit's, or that of another program with the same store.
     Unit,
     /// A socket that a generation has stored under this name.
@@ -35,7 +35,7 @@ pub(super) fn blob(name: &str) -> Option<String> {
     stored(BLOB, name)
 }
 
-pub(super) fn owner(stored_as: &str) -> Owner {
+pub(crate) fn owner(stored_as: &str) -> Owner {
     if stored_as == PROBE {
         return Owner::Probe;
     }

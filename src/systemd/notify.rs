@@ -80,6 +80,15 @@ impl Notice {
         self.line("STATUS", one_line(text))
     }
 
+    /// What this process has counted, for the supervisor of a pool. Others ignore what begins like this (sd_notify(3)).
+    pub(crate) fn counts(self, tally: &impl serde::Serialize) -> Self {
+        match serde_json::to_string(tally) {
+            Ok(text) => self.line(COUNTS, one_line(&text)),
+            // Numbers and a text always have a form.
+            Err(_) => self,
+        }
+    }
+
     /// From now on another process is the main one.
     pub(crate) fn main_pid(self, pid: u32) -> Self {
         self.line("MAINPID", pid)
@@ -319,6 +328,8 @@ fn manager_error(doing: String) -> Error {
     Error::new(ErrorKind::Io, doing)
 }
 
+/// The variable in which a worker of a pool says what it has counted.
+pub(crate) const COUNTS: &str = "X_HANDOVER_COUNTS";
 const BARRIER: &str = "waiting until the service manager has read what it was told";
 /// Notices that wait for a manager which reads slowly; a busy service has a few.
 const QUEUE_MAX: usize = 1024;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use handover::control::{Fault, Strategy};
+use handover::pool::{self, HALT_ON_FAILURES, Listen, Readiness, SURGE, UNAVAILABLE};
 use handover::rollout::{By, Network, Promotion, Share};
 use serde_json::{Map, Value};
 
@@ -94,6 +95,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Keeps workers of a program, as a supervisor that holds their sockets: replaces them one by one on SIGHUP, stops
+    /// them on SIGTERM, and starts those that crash again.
+    Run(Box<Run>),
+    /// Has another number of workers from now on.
+    Scale {
+        /// How many.
+        workers: usize,
+    },
     /// Becomes a program that takes over from the service, as if the service had started it.
     Takeover {
         /// The program and its arguments, behind `--`.
@@ -135,6 +144,114 @@ pub(crate) enum Command {
         /// Where to write them.
         directory: Option<PathBuf>,
     },
+}
+
+/// A pool, and how it is kept.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// A socket that every worker gets, such as web=0.0.0.0:8080, app=unix:/run/app.sock or dns=udp:[::]:53.
+    #[arg(long, value_name = "NAME=ADDRESS")]
+    listen: Vec<Listen>,
+    /// How many workers there are to be.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    workers: usize,
+    /// When a worker is ready: when it says READY=1 on NOTIFY_SOCKET (notify), when it accepts a connection on a private
+    /// socket that it gets besides, named probe (accepts), or when it has lived for so long (5s).
+    #[arg(long, value_name = "HOW", default_value = "notify", value_parser = readiness)]
+    ready: Readiness,
+    /// How many workers more than wanted an update may have.
+    #[arg(long, value_name = "NUMBER", default_value_t = SURGE)]
+    surge: usize,
+    /// How many workers fewer than wanted may be ready during an update.
+    #[arg(long, value_name = "NUMBER", default_value_t = UNAVAILABLE)]
+    unavailable: usize,
+    /// How long a candidate must have been ready before it counts.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    min_healthy: Duration,
+    /// How long a worker may take to be ready.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    healthy_deadline: Duration,
+    /// How long an update may go on without a further candidate that counts.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    progress_deadline: Duration,
+    /// How many candidates have to fail before an update is halted.
+    #[arg(long, value_name = "NUMBER", default_value_t = HALT_ON_FAILURES)]
+    halt_on_failures: usize,
+    /// What becomes of a halted update.
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "revert")]
+    on_failure: OnFailureName,
+    /// How many workers may be on their way out at a time; as many as are wanted where this is not given.
+    #[arg(long, value_name = "NUMBER")]
+    draining_max: Option<usize>,
+    /// Lets candidates be judged by nobody; deaths and missed deadlines undo an update in any case.
+    #[arg(long)]
+    unguarded: bool,
+    /// How long the replacement of a crashed worker waits at most.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    backoff_max: Duration,
+    /// How long a worker that was told to stop may take until it is killed.
+    #[arg(long, value_name = "TIME", default_value = "28s", value_parser = duration)]
+    stop_within: Duration,
+    /// The program and its arguments, behind `--`.
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+impl Run {
+    /// The pool that it describes; none without a program.
+    pub(crate) fn builder(self) -> Option<pool::Builder> {
+        let mut program = self.program.into_iter();
+        let plan = pool::Plan {
+            surge: self.surge,
+            unavailable: self.unavailable,
+            min_healthy: self.min_healthy,
+            healthy_deadline: self.healthy_deadline,
+            progress_deadline: self.progress_deadline,
+            halt_on_failures: self.halt_on_failures,
+            on_failure: self.on_failure.into(),
+            draining_max: self.draining_max,
+            guards: !self.unguarded,
+        };
+        let care = pool::Care {
+            backoff_max: self.backoff_max,
+            ..pool::Care::default()
+        };
+        let builder = pool::builder(program.next()?)
+            .args(program)
+            .workers(self.workers)
+            .plan(plan)
+            .care(care)
+            .readiness(self.ready)
+            .stop_within(self.stop_within);
+        Some(self.listen.into_iter().fold(builder, pool::Builder::listen))
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnFailureName {
+    /// Stable workers come back.
+    Revert,
+    /// The mix stays until somebody resumes the update or aborts it.
+    Halt,
+}
+
+impl From<OnFailureName> for pool::OnFailure {
+    fn from(name: OnFailureName) -> Self {
+        match name {
+            OnFailureName::Revert => Self::Revert,
+            OnFailureName::Halt => Self::Halt,
+        }
+    }
+}
+
+fn readiness(text: &str) -> Result<Readiness, String> {
+    match text {
+        "notify" => Ok(Readiness::Notify),
+        "accepts" => Ok(Readiness::Accepts),
+        time => duration(time)
+            .map(Readiness::Alive)
+            .map_err(|_| "notify, accepts or a time such as 5s".to_owned()),
+    }
 }
 
 /// What is to be other than the service's own plan, or the strategy's.

@@ -16,10 +16,18 @@ use crate::exit::{Exit, io_kind};
 use crate::following::{End, Following};
 use crate::output::{Output, Paint, say};
 use crate::progress::with_progress;
+use crate::supervise::supervise;
 use crate::{schema, text, watch};
 
 pub(crate) async fn run(arguments: Arguments) -> Exit {
     let output = Output::new(arguments.json);
+    let arguments = match arguments.command {
+        Command::Run(run) => return supervise(output, *run, arguments.control).await,
+        command => Arguments {
+            command,
+            ..arguments
+        },
+    };
     match &arguments.command {
         Command::Completions { shell } => return completions(*shell),
         Command::Man { directory } => return man(output, directory.as_deref()),
@@ -110,7 +118,8 @@ pub(crate) async fn run(arguments: Arguments) -> Exit {
         Command::Explain => answer(output, &client, &Request::Explain).await,
         Command::Events => events(output, &client).await,
         Command::Watch => watch::watch(output, client).await,
-        Command::Completions { .. } | Command::Man { .. } => Exit::Usage,
+        Command::Scale { workers } => answer(output, &client, &Request::Scale { workers }).await,
+        Command::Run(_) | Command::Completions { .. } | Command::Man { .. } => Exit::Usage,
     }
 }
 
@@ -184,7 +193,7 @@ fn show(output: Output, request: &Request, reply: &Reply) -> Exit {
             Reply::Verdict { upgrade },
         ) => Exit::of_undoing(upgrade),
         (_, Reply::Verdict { upgrade }) => Exit::of(upgrade),
-        (_, Reply::Standby { .. } | Reply::Paused { .. }) => Exit::Decide,
+        (_, Reply::Standby { .. } | Reply::Paused { .. } | Reply::Held { .. }) => Exit::Decide,
         (_, Reply::Verified { verification }) if !verification.passed => Exit::Degraded,
         (_, Reply::Drilled { drill }) if !drill.passed => Exit::Degraded,
         _ => Exit::Reached,
@@ -212,6 +221,9 @@ fn in_words(reply: &Reply, paint: Paint) -> String {
             "the rollout to generation {generation} waits: promote it, resume it or abort\n{}",
             text::rollout(rollout, paint)
         ),
+        Reply::Held { generation, reason } => {
+            format!("the update to release {generation} is held: {reason}; resume it or abort")
+        }
         Reply::Done { generation } => format!("done, at generation {generation}"),
         Reply::Verdict { upgrade } => text::explain(Some(upgrade), paint),
         Reply::Explain { upgrade, underway } => {

@@ -1,4 +1,5 @@
-//! `handover`: asks a running service how it is, and upgrades, rolls back and stops it, over its control socket.
+//! `handover`: asks a running service how it is, and upgrades, rolls back and stops it, over its control socket; and runs
+//! pools of workers.
 
 mod arguments;
 mod commands;
@@ -8,6 +9,7 @@ mod following;
 mod output;
 mod progress;
 mod schema;
+mod supervise;
 mod text;
 mod view;
 mod watch;

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use handover::control::{
     ClassWork, DrainState, Drill, Elder, ForwardedCounts, ForwardingState, Found, Generation,
-    Happened, Losses, Role, Rollback, RollbackKind, RolloutState, SideState, Status, Upgrade,
-    Verdict, Verification, VerifiedAddress, What,
+    Happened, Losses, PoolState, Role, Rollback, RollbackKind, RolloutState, SideState, Status,
+    UpdateState, Upgrade, Verdict, Verification, VerifiedAddress, What,
 };
 use handover::rollout::{By, Explanation, Until};
 
@@ -13,6 +13,7 @@ use crate::output::Paint;
 
 pub(crate) fn status(status: &Status, paint: Paint) -> String {
     let mut lines = vec![head(status, paint)];
+    lines.extend(status.pool.iter().flat_map(|pool| self::pool(pool, paint)));
     if let Some(reason) = &status.degraded {
         lines.push(format!(
             "{}    {reason}: look, then promote or upgrade",
@@ -55,7 +56,9 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
             .iter()
             .map(|elder| format!("draining    {}", self::elder(elder))),
     );
-    lines.push(format!("in flight   {}", classes(&status.classes)));
+    if status.pool.is_none() {
+        lines.push(format!("in flight   {}", classes(&status.classes)));
+    }
     for socket in &status.sockets {
         lines.push(format!(
             "listens     {} ({} {})",
@@ -66,6 +69,51 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
         lines.push(format!("last        {}", upgrade(last, paint)));
     }
     lines.join("\n")
+}
+
+/// A pool's workers, one in a line.
+pub(crate) fn pool(pool: &PoolState, paint: Paint) -> Vec<String> {
+    let ready = format!("{} of {} ready", pool.ready, pool.wanted);
+    let ready = match pool.ready < pool.wanted {
+        true => paint.bad(&ready),
+        false => paint.good(&ready),
+    };
+    let update = pool.update.as_ref().map(|update| {
+        let UpdateState {
+            candidate,
+            stage,
+            reason,
+            replaced,
+            failures,
+            ..
+        } = update;
+        let reason = match reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        format!("; {stage} to release {candidate}, {replaced} replaced, {failures} failed{reason}")
+    });
+    let mut lines = vec![format!("workers     {ready}{}", update.unwrap_or_default())];
+    lines.extend(pool.workers.iter().map(|worker| {
+        let crashes = match worker.crashes {
+            0 => String::new(),
+            crashes => format!(", after {crashes} crashes"),
+        };
+        let counted = worker.requests.map(|requests| {
+            let errors = worker.errors.unwrap_or_default();
+            format!(", {requests} requests, {errors} errors")
+        });
+        format!(
+            "worker {:<5}release {}, pid {}, {} for {}{crashes}{}",
+            worker.worker,
+            worker.release,
+            worker.pid,
+            worker.stage,
+            millis(worker.age_ms),
+            counted.unwrap_or_default()
+        )
+    }));
+    lines
 }
 
 /// The way back, in one line.
@@ -372,6 +420,7 @@ pub(crate) fn role(role: Role) -> &'static str {
         Role::Successor => "successor",
         Role::LameDuck => "lame duck",
         Role::Draining => "draining",
+        Role::Supervisor => "supervisor",
         _ => "unknown",
     }
 }
@@ -605,11 +654,40 @@ pub(crate) fn happened(happened: &Happened) -> String {
             stragglers.len()
         ),
         What::Warning { message } => format!("warning: {message}"),
+        What::Worker {
+            worker,
+            pid,
+            release,
+            now,
+            reason,
+            ready,
+            wanted,
+        } => {
+            let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+            let reason = match reason.as_str() {
+                "" => String::new(),
+                reason => format!(": {reason}"),
+            };
+            format!(
+                "worker {worker} (release {release}{pid}) {now}{reason}; {ready} of {wanted} ready"
+            )
+        }
+        What::Held { successor, reason } => {
+            format!("the update to release {successor} is held: {reason}")
+        }
+        What::Reverting { successor, reason } => {
+            format!("the update to release {successor} is being undone: {reason}")
+        }
         What::Missed { count } => format!("{count} events were missed"),
         _ => "something that this build does not know".to_owned(),
     };
     let what = what.lines().collect::<Vec<_>>().join(" | ");
     format!("{} [{}] {what}", clock(happened.at_ms), happened.to)
+}
+
+/// Whether nothing comes after it.
+pub(crate) fn is_end(happened: &Happened) -> bool {
+    matches!(happened.what, What::Drained { .. })
 }
 
 /// The same for short ones.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use handover::control::{Generation, Happened, Role, Status};
+use handover::control::{Generation, Happened, PoolState, Role, Status};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -69,6 +69,47 @@ impl View {
     }
 
     pub(crate) fn draw(&self, frame: &mut Frame<'_>) {
+        match self.status.as_ref().and_then(|status| status.pool.as_ref()) {
+            Some(pool) => self.draw_pool(frame, pool),
+            None => self.draw_service(frame),
+        }
+    }
+
+    /// Every worker, as far as there is room: who serves nobody has no traffic of its own.
+    fn draw_pool(&self, frame: &mut Frame<'_>, pool: &PoolState) {
+        let workers: Vec<_> = text::pool(pool, Paint::Plain)
+            .into_iter()
+            .map(|line| {
+                let style = match line.contains("stopping") || line.contains("killed") {
+                    true => Style::new().fg(Color::DarkGray),
+                    false if line.contains("starting") || line.contains("settling") => {
+                        Style::new().fg(Color::Yellow)
+                    }
+                    false => Style::new(),
+                };
+                Line::styled(line, style)
+            })
+            .collect();
+        let height = u16::try_from(workers.len()).unwrap_or(u16::MAX);
+        let [head, all, events, foot] = Layout::vertical([
+            Constraint::Length(3),
+            Constraint::Length(height.saturating_add(2)),
+            Constraint::Min(3),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        frame.render_widget(boxed("pool", vec![self.head()]), head);
+        frame.render_widget(boxed("workers", workers), all);
+        self.draw_events(frame, events, foot);
+    }
+
+    fn draw_events(&self, frame: &mut Frame<'_>, events: Rect, foot: Rect) {
+        let room = usize::from(events.height.saturating_sub(2));
+        frame.render_widget(boxed("events", self.last_events(room)), events);
+        frame.render_widget(Paragraph::new("q: quit"), foot);
+    }
+
+    fn draw_service(&self, frame: &mut Frame<'_>) {
         let alive = u16::try_from(self.generations.len()).unwrap_or(u16::MAX);
         let rollout = self.rollout();
         let told = rollout.as_ref().map_or(0, |(_, lines)| lines.len());
@@ -92,9 +133,7 @@ impl View {
         }
         self.draw_traffic(frame, traffic);
         frame.render_widget(boxed("in flight", self.drain()), drain);
-        let room = usize::from(events.height.saturating_sub(2));
-        frame.render_widget(boxed("events", self.last_events(room)), events);
-        frame.render_widget(Paragraph::new("q: quit"), foot);
+        self.draw_events(frame, events, foot);
     }
 
     /// The candidate's share, from 0 to 1, and what there is to say of the rollout, its guards included.
@@ -284,6 +323,29 @@ mod tests {
         ] {
             assert!(screen.contains(part), "{part:?} is not in\n{screen}");
         }
+    }
+
+    #[test]
+    fn every_worker_of_a_pool_is_on_the_screen_with_its_update() {
+        let mut view = View::default();
+        view.set_status(of_json(
+            r#"{"generation":1,"pid":10,"role":"supervisor","health":"ready","pool":{"wanted":2,"ready":2,"stable":1,
+                "update":{"candidate":2,"stage":"rolling","replaced":0,"failures":0},"workers":[
+                {"worker":1,"pid":11,"release":1,"stage":"serving","age_ms":65000},
+                {"worker":2,"pid":12,"release":1,"stage":"stopping","age_ms":65000,"crashes":3},
+                {"worker":3,"pid":13,"release":2,"stage":"settling","age_ms":50,"requests":7,"errors":1}]}}"#,
+        ));
+        let screen = drawn(&view, 100, 24);
+        for part in [
+            "generation 1 (supervisor), ready, pid 10",
+            "2 of 2 ready; rolling to release 2, 0 replaced, 0 failed",
+            "worker 1    release 1, pid 11, serving for 1m5s",
+            "pid 12, stopping for 1m5s, after 3 crashes",
+            "pid 13, settling for 50ms, 7 requests, 1 errors",
+        ] {
+            assert!(screen.contains(part), "{part:?} is not in\n{screen}");
+        }
+        drawn(&view, 1, 1);
     }
 
     /// A canary whose candidate errs, at two looks.

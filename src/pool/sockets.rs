@@ -1,0 +1,183 @@
+//! The sockets that every worker gets: bound once by the supervisor, which never accepts from them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{self, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::config::{STOP_EMPTY, STOP_SETTLE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::listen::{FinalStop, ListenOptions, Table};
+
+/// Where a pool listens, as `NAME=ADDRESS`: `web=0.0.0.0:8080`, `app=unix:/run/app.sock` or `dns=udp:[::]:53`. A path that
+/// begins with `@` is an abstract name.
+///
+/// ```
+/// use handover::pool::Listen;
+///
+/// let web: Listen = "web=127.0.0.1:8080".parse()?;
+/// assert_eq!(web.to_string(), "web=127.0.0.1:8080");
+/// assert!("127.0.0.1:8080".parse::<Listen>().is_err());
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    name: String,
+    address: Address,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Address {
+    Tcp(String),
+    Udp(String),
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, address) = text
+            .split_once('=')
+            .ok_or("a name and an address, such as web=0.0.0.0:8080")?;
+        // As the service manager has it: LISTEN_FDNAMES is separated by colons (sd_listen_fds(3)).
+        let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+        if name.is_empty() || !name.bytes().all(is_name) {
+            return Err(format!("{name:?} is no name for a socket"));
+        }
+        let address = match address.split_once(':') {
+            Some(("unix", path)) => Address::Unix(path.into()),
+            Some(("udp", address)) => Address::Udp(address.to_owned()),
+            Some(("tcp", address)) => Address::Tcp(address.to_owned()),
+            _ => Address::Tcp(address.to_owned()),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            address,
+        })
+    }
+}
+
+impl Listen {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match &self.address {
+            Address::Tcp(address) => write!(f, "{name}={address}"),
+            Address::Udp(address) => write!(f, "{name}=udp:{address}"),
+            Address::Unix(path) => write!(f, "{name}=unix:{}", path.display()),
+        }
+    }
+}
+
+/// All of them, held for as long as the pool is there.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    table: Table,
+}
+
+impl Sockets {
+    /// Binds them, or takes them from `table` where a service manager has passed them.
+    pub(crate) async fn claim(table: Table, wanted: &[Listen]) -> Result<Self> {
+        let options = ListenOptions::default();
+        for Listen { name, address } in wanted {
+            match address {
+                Address::Tcp(address) => {
+                    drop(table.std_tcp(name, &resolve(name, address)?, &options)?);
+                }
+                Address::Udp(address) => {
+                    drop(table.std_udp(name, &resolve(name, address)?, &options)?);
+                }
+                Address::Unix(path) => drop(table.std_unix(name, path, &options).await?),
+            }
+        }
+        Ok(Self { table })
+    }
+
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// Name by name, in the order in which they were asked for.
+    pub(crate) fn all(&self) -> Vec<(String, Arc<OwnedFd>)> {
+        let offered = self.table.offer().into_iter();
+        let public = offered.filter(|(slot, _)| !slot.name.starts_with(OWN));
+        public.map(|(slot, socket)| (slot.name, socket)).collect()
+    }
+
+    /// Refuses new connections, and waits until the workers have emptied the queues: those who come in the meantime are
+    /// told so, and nobody who was let in is cut off. Workers stop only after that.
+    pub(crate) fn give_up(&self) -> impl Future<Output = Vec<String>> + Send + use<> {
+        self.table.leave_to_manager();
+        self.table.final_stop(FinalStop {
+            is_alone: true,
+            settle: STOP_SETTLE,
+            deadline: STOP_EMPTY,
+        })
+    }
+}
+
+/// `LISTEN_FDNAMES`, for these sockets in this order.
+pub(crate) fn names(names: &[&str]) -> OsString {
+    names.join(":").into()
+}
+
+/// By the system's resolver, while the pool starts and nobody waits for anything else.
+fn resolve(name: &str, address: &str) -> Result<Vec<net::SocketAddr>> {
+    let failed = || {
+        let doing = format!("resolving {address:?} for {name:?}");
+        Error::new(ErrorKind::Listen, doing)
+    };
+    let found = address.to_socket_addrs();
+    let found: Vec<_> = found.map_err(|error| failed().because(error))?.collect();
+    match found.is_empty() {
+        true => Err(failed().because("it has no address")),
+        false => Ok(found),
+    }
+}
+
+/// How the names of the library's own sockets begin.
+const OWN: &str = "handover.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_named_and_of_a_kind() {
+        for text in [
+            "web=0.0.0.0:80",
+            "web=[::1]:80",
+            "app=unix:/run/a=b",
+            "dns=udp:[::]:53",
+        ] {
+            let listen: Listen = text.parse().unwrap();
+            assert_eq!(listen.to_string(), text);
+        }
+        let tcp: Listen = "web=tcp:localhost:80".parse().unwrap();
+        assert_eq!(tcp, "web=localhost:80".parse().unwrap());
+        for wrong in ["", "80", "=:80", "a:b=:80", "a b=:80"] {
+            assert!(wrong.parse::<Listen>().is_err(), "{wrong}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_socket_is_bound_once_and_none_accepts() {
+        let wanted: Listen = "web=127.0.0.1:0".parse().unwrap();
+        let sockets = Sockets::claim(Table::default(), &[wanted]).await.unwrap();
+        let all = sockets.all();
+        assert_eq!(all.len(), 1);
+        let (_, _, address) = &sockets.table().describe()[0];
+        let waiting = net::TcpStream::connect(address).unwrap();
+        assert_eq!(all[0].0, "web");
+        drop(waiting);
+    }
+}

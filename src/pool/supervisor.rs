@@ -1,0 +1,844 @@
+//! The one task that joins the machine and the processes: await one input, `handle_*`, perform every `poll_output`.
+//!
+//! The supervisor holds the sockets and never accepts from them: it is an incumbent whose gates are shut for ever.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{sleep_until, timeout};
+
+use super::controller::{Controller, Ended, Output, ReleaseId, Stage, UpdateStage, WorkerId};
+use super::judge::{Counted, Judge};
+use super::kept::Kept;
+use super::orphans::Orphans;
+use super::plan::Plan;
+use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
+use super::release::{Command, Release};
+use super::sockets::{self, Sockets};
+use super::worker::Worker;
+use crate::control::{
+    Asked, Condition, Generation, History, PoolState, Reply, Request, Role, Rollback, RollbackKind,
+    Socket, Status, Underway, UpdateState, Upgrade, Verdict, What, WorkerState, unix_ms,
+};
+use crate::error::Result;
+use crate::protocol::message::{Tally, millis};
+use crate::sys::environment::WORKER;
+use crate::systemd::notify::COUNTS;
+use crate::trigger::{Signals, Trigger};
+
+/// What a pool is, beside the machine's numbers.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) command: Command,
+    pub(super) readiness: Readiness,
+    pub(super) build: String,
+    pub(super) sockets: Sockets,
+    pub(super) machine: Controller,
+    pub(super) signals: Signals,
+    pub(super) inbox: mpsc::Receiver<Ask>,
+    pub(super) events: broadcast::Sender<What>,
+    pub(super) asked: watch::Sender<Asked>,
+    pub(super) orphans: Orphans,
+    pub(super) stop_within: Duration,
+}
+
+/// A request of an operator, and where its answer goes.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) request: Request,
+    pub(super) reply: oneshot::Sender<Reply>,
+}
+
+/// The task.
+pub(super) struct Supervisor {
+    parts: Parts,
+    /// The sockets once more, for workers that start while the pool gives its own up.
+    shared: Vec<(String, Arc<OwnedFd>)>,
+    notify: NotifySocket,
+    releases: BTreeMap<ReleaseId, Release>,
+    /// The release before the stable one.
+    before: Option<ReleaseId>,
+    last_release: ReleaseId,
+    workers: BTreeMap<WorkerId, Worker>,
+    probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
+    update: Option<Underwent>,
+    counted: Counted,
+    kept: Kept,
+    judge: Option<Judge>,
+    history: History,
+    waiting: Vec<oneshot::Sender<Reply>>,
+    giving_up: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
+    began: Instant,
+    stable_since: SystemTime,
+    stopping_since: Option<Instant>,
+    is_stopped: bool,
+}
+
+/// When the update under way was asked for, and what it was from.
+#[derive(Clone, Copy, Debug)]
+struct Underwent {
+    from: ReleaseId,
+    since: Instant,
+    at: SystemTime,
+}
+
+enum Input {
+    Exited(WorkerId),
+    Said(Notification),
+    Probed(WorkerId),
+    Asked(Ask),
+    Triggered(Trigger),
+    GivenUp(Vec<String>),
+    TimedOut,
+}
+
+impl Supervisor {
+    /// Starts the first workers.
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be started at all. Whatever else becomes of them is for crash care.
+    pub(super) fn begin(parts: Parts, first: Release) -> io::Result<Self> {
+        let mut this = Self {
+            shared: parts.sockets.all(),
+            notify: NotifySocket::open()?,
+            last_release: first.number,
+            releases: BTreeMap::from([(first.number, first)]),
+            before: None,
+            workers: BTreeMap::new(),
+            probed: mpsc::channel(PROBED_MAX),
+            update: None,
+            counted: Counted::default(),
+            kept: Kept::default(),
+            judge: None,
+            history: History::default(),
+            waiting: Vec::new(),
+            giving_up: None,
+            began: Instant::now(),
+            stable_since: SystemTime::now(),
+            stopping_since: None,
+            is_stopped: false,
+            parts,
+        };
+        while let Some(output) = this.parts.machine.poll_output() {
+            if let Output::Start { worker, release } = output
+                && let Err(error) = this.start(worker, release)
+            {
+                this.workers.values().for_each(kill);
+                return Err(error);
+            }
+        }
+        Ok(this)
+    }
+
+    /// Until the pool has stopped.
+    pub(super) async fn run(mut self) {
+        while !self.is_stopped {
+            match self.next().await {
+                Input::Exited(worker) => self.collect(worker),
+                Input::Said(word) => self.hear(word),
+                Input::Probed(worker) => self.is_ready(worker),
+                Input::Asked(ask) => self.answer(ask),
+                Input::Triggered(Trigger::Upgrade) => self.roll_by_signal(),
+                Input::Triggered(Trigger::Stop) => self.stop(),
+                Input::GivenUp(cut_off) => self.given_up(&cut_off),
+                Input::TimedOut => self.time_passed(),
+            }
+            self.perform();
+        }
+        let took = self
+            .stopping_since
+            .map_or(Duration::ZERO, |since| since.elapsed());
+        self.tell(What::Drained {
+            stragglers: Vec::new(),
+            took_ms: millis(took),
+        });
+        // Nobody waits for it who has not gone.
+        let _ = self.parts.asked.send(Asked::NeverAgain);
+    }
+
+    async fn next(&mut self) -> Input {
+        let looks = self.judge.as_ref().map(Judge::poll_timeout);
+        let deadline = self
+            .parts
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(looks)
+            .min();
+        let until = deadline.unwrap_or_else(Instant::now);
+        let workers = &self.workers;
+        let exited = poll_fn(|context| {
+            let mut gone = workers.iter();
+            let gone = gone.find(|(_, worker)| worker.poll_exited(context).is_ready());
+            gone.map_or(Poll::Pending, |(id, _)| Poll::Ready(*id))
+        });
+        let giving_up = &mut self.giving_up;
+        let given_up = async {
+            match giving_up {
+                Some(giving_up) => giving_up.await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            worker = exited => Input::Exited(worker),
+            Ok(word) = self.notify.next() => Input::Said(word),
+            Some(worker) = self.probed.1.recv() => Input::Probed(worker),
+            trigger = self.parts.signals.next() => Input::Triggered(trigger),
+            cut_off = given_up => Input::GivenUp(cut_off),
+            () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
+            Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
+        }
+    }
+
+    fn time_passed(&mut self) {
+        let now = Instant::now();
+        self.parts.machine.handle_timeout(now);
+        let found = self
+            .judge
+            .as_mut()
+            .and_then(|judge| judge.look(&self.counted, now));
+        if let Some(reason) = found {
+            self.parts.machine.handle_unfit(reason, now);
+        }
+    }
+
+    fn perform(&mut self) {
+        while let Some(output) = self.parts.machine.poll_output() {
+            match output {
+                Output::Start { worker, release } => {
+                    if let Err(error) = self.start(worker, release) {
+                        let how = format!("it could not be started: {error}");
+                        self.end(worker, release, None, &how);
+                    }
+                }
+                Output::Stop { worker } => self.tell_to_stop(worker),
+                Output::Kill { worker } => self.kill(worker),
+                Output::Held { release, reason } => {
+                    self.tell(What::Held {
+                        successor: release,
+                        reason: reason.clone(),
+                    });
+                    self.resolve(&Reply::Held {
+                        generation: release,
+                        reason,
+                    });
+                }
+                Output::Resumed { release } => self.tell(What::Resumed { successor: release }),
+                Output::Reverting { release, reason } => self.tell(What::Reverting {
+                    successor: release,
+                    reason,
+                }),
+                Output::Verdict {
+                    release,
+                    ended,
+                    reason,
+                } => self.conclude(release, ended, reason),
+                Output::Looping { crashes } => {
+                    let message =
+                        format!("a crash loop: workers have crashed {crashes} times in a row");
+                    self.tell(What::Warning { message });
+                }
+                Output::LoopOver => {
+                    let message = "the crash loop is over".to_owned();
+                    self.tell(What::Warning { message });
+                }
+                Output::Stopped => self.is_stopped = true,
+            }
+        }
+    }
+}
+
+/// Workers.
+impl Supervisor {
+    fn start(&mut self, worker: WorkerId, release: ReleaseId) -> io::Result<()> {
+        let image = self.releases.get(&release);
+        let image = image.ok_or_else(|| io::Error::other("its image is not held any more"))?;
+        let probe = match self.parts.readiness {
+            Readiness::Accepts => Some(readiness::private_listener()?),
+            _ => None,
+        };
+        let shared = self.shared.iter();
+        let shared = shared.map(|(name, socket)| (name.as_str(), socket.as_fd()));
+        let probing = probe.as_ref().map(|probe| (PROBE, probe.as_fd()));
+        let passed = shared.chain(self.kept.state()).chain(probing);
+        let (names, sockets): (Vec<&str>, Vec<BorrowedFd<'_>>) = passed.unzip();
+        let names = sockets::names(&names);
+        let extra: [(OsString, OsString); 3] = [
+            ("LISTEN_FDNAMES".into(), names),
+            ("NOTIFY_SOCKET".into(), self.notify.address()),
+            (
+                WORKER.into(),
+                format!("{worker}:{}", std::process::id()).into(),
+            ),
+        ];
+        let pid = image.start(&self.parts.command, &extra, &sockets)?;
+        let started = Worker::watch(pid, release, Instant::now())?;
+        self.workers.insert(worker, started);
+        self.tell_of(worker, release, Some(pid), "started", String::new());
+        self.await_ready(worker, probe);
+        Ok(())
+    }
+
+    /// What a worker does not say itself.
+    fn await_ready(&self, worker: WorkerId, probe: Option<std::net::TcpListener>) {
+        let sender = self.probed.0.clone();
+        let limit = self.parts.machine.plan().healthy_deadline;
+        let readiness = self.parts.readiness;
+        if readiness == Readiness::Notify {
+            return;
+        }
+        // Nobody hears of one that has gone in the meantime, and the machine does not listen.
+        tokio::spawn(async move {
+            let is_ready = match (readiness, probe) {
+                (Readiness::Alive(time), _) => {
+                    tokio::time::sleep(time).await;
+                    true
+                }
+                (_, Some(probe)) => {
+                    let accepted = timeout(limit, readiness::accepted(probe)).await;
+                    accepted.is_ok_and(|accepted| accepted.is_ok())
+                }
+                _ => false,
+            };
+            if is_ready {
+                let _ = sender.send(worker).await;
+            }
+        });
+    }
+
+    fn hear(&mut self, mut word: Notification) {
+        let mut workers = self.workers.iter_mut();
+        // The word of anybody else is nobody's: a helper's, or a stranger's.
+        let Some((&id, worker)) = workers.find(|(_, worker)| worker.pid == word.pid) else {
+            return;
+        };
+        let tally = word.value(COUNTS).map(serde_json::from_str::<Tally>);
+        // What cannot be understood is no count.
+        if let Some(Ok(tally)) = tally {
+            let (release, before) = (worker.release, worker.tally.as_ref());
+            self.counted.add(release, before, &tally);
+            worker.tally = Some(tally);
+        }
+        self.kept.hear(&mut word);
+        if word.value("READY") == Some("1") && self.parts.readiness == Readiness::Notify {
+            self.is_ready(id);
+        }
+    }
+
+    fn is_ready(&mut self, id: WorkerId) {
+        let stage = self.parts.machine.stage(id);
+        let is_news = matches!(stage, Some((Stage::Starting, _)));
+        self.parts.machine.handle_ready(id, Instant::now());
+        if let Some(worker) = self.workers.get(&id).filter(|_| is_news) {
+            let (release, pid) = (worker.release, worker.pid);
+            self.tell_of(id, release, Some(pid), "ready", String::new());
+            self.relieve_orphans();
+        }
+    }
+
+    /// Those of a supervisor before this one serve until this one's workers do.
+    fn relieve_orphans(&mut self) {
+        let machine = &self.parts.machine;
+        if machine.ready() >= machine.wanted() && !self.parts.orphans.is_empty() {
+            let orphans = std::mem::take(&mut self.parts.orphans);
+            let message = format!("relieves {:?}, whose supervisor was killed", orphans.pids());
+            self.tell(What::Warning { message });
+            orphans.relieve(self.parts.stop_within);
+        }
+    }
+
+    fn tell_to_stop(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else {
+            return;
+        };
+        // One that is gone is about to be collected.
+        let _ = worker.stop();
+        let (release, pid) = (worker.release, worker.pid);
+        self.tell_of(id, release, Some(pid), "stopping", String::new());
+    }
+
+    fn kill(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else {
+            return;
+        };
+        kill(worker);
+        let (release, pid) = (worker.release, worker.pid);
+        let why = "it had not left in time".to_owned();
+        self.tell_of(id, release, Some(pid), "killed", why);
+    }
+
+    fn collect(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.remove(&id) {
+            let how = worker.reap();
+            self.end(id, worker.release, Some(worker.pid), &how);
+        }
+    }
+
+    fn end(&mut self, id: WorkerId, release: ReleaseId, pid: Option<u32>, how: &str) {
+        let jitter = (readiness::random() >> 11) as f64 / (1_u64 << 53) as f64;
+        let now = Instant::now();
+        self.parts.machine.handle_exited(id, how, jitter, now);
+        self.tell_of(id, release, pid, "ended", how.to_owned());
+    }
+}
+
+/// Updates.
+impl Supervisor {
+    fn roll_by_signal(&mut self) {
+        if let Err(refusal) = self.roll(None) {
+            let reason = reason_of(&refusal);
+            self.tell(What::Refused { reason });
+        }
+    }
+
+    /// Begins an update to what the command means by now.
+    fn roll(&mut self, plan: Option<Plan>) -> Result<ReleaseId, Reply> {
+        let number = self.last_release + 1;
+        let found = Release::find(number, &self.parts.command).map_err(|error| {
+            let program = self.parts.command.argv.first().cloned().unwrap_or_default();
+            Reply::refused(format!("finding {program:?}: {error}"))
+        })?;
+        self.roll_to(found, plan)
+    }
+
+    fn roll_to(&mut self, release: Release, plan: Option<Plan>) -> Result<ReleaseId, Reply> {
+        if self.stopping_since.is_some() {
+            return Err(Reply::refused("the pool is stopping"));
+        }
+        let number = release.number;
+        let plan = plan.unwrap_or_else(|| self.parts.machine.plan().clone());
+        let (from, now) = (self.parts.machine.stable(), Instant::now());
+        let is_guarded = plan.guards;
+        let begun = self.parts.machine.update(number, plan, now);
+        begun.map_err(|refusal| Reply::refused(refusal.to_string()))?;
+        self.last_release = number;
+        self.releases.insert(number, release);
+        self.judge = is_guarded.then(|| Judge::begin(number, from, &self.counted, now));
+        self.update = Some(Underwent {
+            from,
+            since: now,
+            at: SystemTime::now(),
+        });
+        Ok(number)
+    }
+
+    /// Goes back to the release before the stable one, by an update of its own.
+    fn roll_back(&mut self) -> Result<ReleaseId, Reply> {
+        let before = self.before.and_then(|before| self.releases.get(&before));
+        let none = || Reply::refused("no other release has been stable before this one");
+        let release = before.ok_or_else(none)?.again(self.last_release + 1);
+        let release = release.map_err(|error| Reply::refused(error.to_string()))?;
+        self.roll_to(release, None)
+    }
+
+    fn conclude(&mut self, release: ReleaseId, ended: Ended, reason: String) {
+        let Some(underwent) = self.update.take() else {
+            return;
+        };
+        self.judge = None;
+        let after_ms = millis(underwent.since.elapsed());
+        let (successor, pid) = (release, std::process::id());
+        let (verdict, what) = match ended {
+            Ended::Committed => (
+                Verdict::Committed,
+                What::Committed {
+                    successor,
+                    pid,
+                    after_ms,
+                },
+            ),
+            Ended::Aborted => (
+                Verdict::Aborted,
+                What::Aborted {
+                    successor,
+                    reason: reason.clone(),
+                    after_ms,
+                },
+            ),
+            Ended::RolledBack => (
+                Verdict::RolledBack,
+                What::RolledBack {
+                    successor,
+                    reason: reason.clone(),
+                    after_ms,
+                },
+            ),
+            Ended::Degraded => (
+                Verdict::Degraded,
+                What::RolledBack {
+                    successor,
+                    reason: reason.clone(),
+                    after_ms,
+                },
+            ),
+        };
+        if ended == Ended::Committed {
+            self.before = Some(underwent.from);
+            self.stable_since = SystemTime::now();
+        }
+        let kept = [Some(self.parts.machine.stable()), self.before];
+        self.releases
+            .retain(|number, _| kept.contains(&Some(*number)));
+        self.tell(what);
+        let upgrade = Upgrade {
+            generation: release,
+            from: underwent.from,
+            verdict,
+            reason,
+            rollback_to: None,
+            phase: None,
+            pid: Some(pid),
+            incumbent_serves: ended != Ended::Committed && self.parts.machine.ready() > 0,
+            exit: None,
+            last_words: String::new(),
+            asked_at_ms: unix_ms(underwent.at),
+            ready_after_ms: None,
+            flip_took_us: None,
+            rollback_took_us: None,
+            took_ms: after_ms,
+            explanation: None,
+            candidate: None,
+            stable: None,
+            forwarding: None,
+            drill: None,
+        };
+        self.history.add(upgrade.clone());
+        let upgrade = Box::new(upgrade);
+        self.resolve(&Reply::Verdict { upgrade });
+    }
+
+    /// Everybody who waits for the update has an answer.
+    fn resolve(&mut self, reply: &Reply) {
+        for waiting in self.waiting.drain(..) {
+            // Who has gone needs none.
+            let _ = waiting.send(reply.clone());
+        }
+    }
+}
+
+/// The stop of the pool: new connections are refused, the queues emptied, and only then do workers leave.
+impl Supervisor {
+    /// The second time nobody is waited for.
+    fn stop(&mut self) {
+        if self.stopping_since.is_none() {
+            self.stopping_since = Some(Instant::now());
+            self.judge = None;
+            self.update = None;
+            self.parts.machine.stand_still();
+            self.resolve(&Reply::refused("the pool is stopping"));
+            self.giving_up = Some(Box::pin(self.parts.sockets.give_up()));
+            self.tell(What::Draining {
+                in_flight: self.workers.len(),
+                reason: "stopping".to_owned(),
+            });
+        } else {
+            self.giving_up = None;
+            let now = Instant::now();
+            if !self.parts.machine.is_stopping() {
+                self.parts.machine.stop(now);
+            }
+            self.parts.machine.stop(now);
+        }
+    }
+
+    fn given_up(&mut self, cut_off: &[String]) {
+        self.giving_up = None;
+        if !cut_off.is_empty() {
+            let message = format!("connections waited until the end at {}", cut_off.join(", "));
+            self.tell(What::Warning { message });
+        }
+        self.parts.machine.stop(Instant::now());
+    }
+}
+
+/// Operators.
+impl Supervisor {
+    fn answer(&mut self, Ask { request, reply }: Ask) {
+        let answer = match request {
+            Request::Upgrade {
+                wait,
+                strategy: None,
+                plan,
+                ..
+            } => {
+                let begun = self.plan_of(plan).and_then(|plan| self.roll(plan));
+                return self.answer_when_done(begun, wait, reply);
+            }
+            Request::Upgrade { .. } => Err(Reply::refused("a pool knows rolling updates only")),
+            Request::Rollback {
+                cold: true, wait, ..
+            } => {
+                let begun = self.roll_back();
+                return self.answer_when_done(begun, wait, reply);
+            }
+            Request::Abort { reason } | Request::Rollback { reason, .. } => {
+                let reason = match reason.as_str() {
+                    "" => "by an operator".to_owned(),
+                    reason => format!("by an operator: {reason}"),
+                };
+                let begun = self.operate(|machine, now| machine.abort(reason, now));
+                return self.answer_when_done(begun, true, reply);
+            }
+            Request::Pause => self.operate(Controller::pause).map(done),
+            Request::Resume => self.operate(Controller::resume).map(done),
+            Request::Scale { workers } => self
+                .operate(|machine, now| machine.scale(workers, now))
+                .map(done),
+            Request::Stop { now } => {
+                if !now && self.stopping_since.is_some() {
+                    Err(Reply::refused("the pool is stopping already"))
+                } else {
+                    self.stop();
+                    if now {
+                        self.stop();
+                    }
+                    Ok(Reply::Stopping)
+                }
+            }
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::Generations => Ok(Reply::Generations {
+                generations: self.generations(),
+            }),
+            Request::History => Ok(Reply::History {
+                upgrades: self.history.iter().cloned().collect(),
+            }),
+            Request::Explain => Ok(Reply::Explain {
+                upgrade: self.history.last().cloned().map(Box::new),
+                underway: self.underway().map(Box::new),
+            }),
+            _ => Err(Reply::refused("the supervisor of a pool has no such thing")),
+        };
+        // Who has gone needs none.
+        let _ = reply.send(answer.unwrap_or_else(|refusal| refusal));
+    }
+
+    fn plan_of(
+        &self,
+        changes: Option<serde_json::Map<String, serde_json::Value>>,
+    ) -> Result<Option<Plan>, Reply> {
+        let Some(changes) = changes else {
+            return Ok(None);
+        };
+        let wrong = |error: serde_json::Error| Reply::refused(format!("the plan: {error}"));
+        let mut plan = serde_json::to_value(self.parts.machine.plan()).map_err(wrong)?;
+        if let Some(plan) = plan.as_object_mut() {
+            plan.extend(changes);
+        }
+        serde_json::from_value(plan).map(Some).map_err(wrong)
+    }
+
+    fn answer_when_done(
+        &mut self,
+        begun: Result<ReleaseId, Reply>,
+        wait: bool,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let now = match begun {
+            Ok(_) if wait => return self.waiting.push(reply),
+            Ok(generation) => Reply::Begun { generation },
+            Err(refusal) => refusal,
+        };
+        // Who has gone needs none.
+        let _ = reply.send(now);
+    }
+
+    /// The number of the release that it is about.
+    fn operate<R: ToString>(
+        &mut self,
+        command: impl FnOnce(&mut Controller, Instant) -> Result<(), R>,
+    ) -> Result<ReleaseId, Reply> {
+        if self.stopping_since.is_some() {
+            return Err(Reply::refused("the pool is stopping"));
+        }
+        let machine = &mut self.parts.machine;
+        let about = machine
+            .progress()
+            .map_or_else(|| machine.stable(), |update| update.candidate);
+        match command(machine, Instant::now()) {
+            Ok(()) => Ok(about),
+            Err(refusal) => Err(Reply::refused(refusal.to_string())),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let machine = &self.parts.machine;
+        let looping = machine.looping();
+        let condition = match (machine.progress().map(|update| update.stage), looping) {
+            (Some(UpdateStage::Paused | UpdateStage::Halted(_)), _) => Condition::Paused,
+            (Some(_), _) => Condition::Progressing,
+            (None, Some(_)) => Condition::Degraded,
+            (None, None) => Condition::Healthy,
+        };
+        let health = match (self.stopping_since, machine.ready()) {
+            (Some(_), _) => "stopping",
+            (None, 0) => "starting",
+            (None, _) => "ready",
+        };
+        let before = self.before.map(|before| {
+            let (kind, build) = (RollbackKind::Cold, self.parts.build.clone());
+            Rollback::to(kind, before, build)
+        });
+        Status {
+            generation: machine.stable(),
+            pid: std::process::id(),
+            role: Role::Supervisor,
+            condition,
+            degraded: looping
+                .map(|crashes| format!("workers have crashed {crashes} times in a row")),
+            build: self.parts.build.clone(),
+            crate_version: env!("CARGO_PKG_VERSION").to_owned(),
+            health: health.to_owned(),
+            uptime_ms: millis(self.began.elapsed()),
+            incumbent_since_ms: Some(unix_ms(self.stable_since)),
+            upgrade: self.underway(),
+            rollback: before,
+            elders: Vec::new(),
+            classes: Vec::new(),
+            sockets: self.sockets(),
+            last: self.history.last().cloned(),
+            counts: None,
+            verification: None,
+            drill: None,
+            schema: None,
+            pool: Some(self.pool()),
+        }
+    }
+
+    fn pool(&self) -> PoolState {
+        let machine = &self.parts.machine;
+        PoolState {
+            wanted: machine.wanted(),
+            ready: machine.ready(),
+            stable: machine.stable(),
+            looping: machine.looping(),
+            update: machine.progress().map(|update| {
+                let (stage, reason) = match update.stage {
+                    UpdateStage::Rolling => ("rolling", String::new()),
+                    UpdateStage::Paused => ("paused", String::new()),
+                    UpdateStage::Halted(reason) => ("halted", reason),
+                    UpdateStage::Reverting(reason) => ("reverting", reason),
+                };
+                UpdateState {
+                    candidate: update.candidate,
+                    stage: stage.to_owned(),
+                    reason,
+                    replaced: update.replaced,
+                    failures: update.failures,
+                }
+            }),
+            workers: self.worker_states(),
+        }
+    }
+
+    fn worker_states(&self) -> Vec<WorkerState> {
+        let workers = self.workers.iter().filter_map(|(id, worker)| {
+            let (stage, crashes) = self.parts.machine.stage(*id)?;
+            Some(WorkerState {
+                worker: *id,
+                pid: worker.pid,
+                release: worker.release,
+                stage: stage.to_string(),
+                age_ms: millis(worker.started.elapsed()),
+                crashes,
+                requests: worker.tally.as_ref().map(|tally| tally.requests),
+                errors: worker.tally.as_ref().map(|tally| tally.errors),
+            })
+        });
+        workers.collect()
+    }
+
+    fn underway(&self) -> Option<Underway> {
+        let (underwent, pool) = (self.update.as_ref()?, self.pool().update?);
+        Some(Underway {
+            generation: pool.candidate,
+            pid: None,
+            phase: pool.stage,
+            for_ms: millis(underwent.since.elapsed()),
+            rollout: None,
+        })
+    }
+
+    /// Every worker is a process of its release.
+    fn generations(&self) -> Vec<Generation> {
+        let candidate = self.parts.machine.progress().map(|update| update.candidate);
+        let workers = self.workers.iter().map(|(id, worker)| {
+            let stage = self.parts.machine.stage(*id).map(|(stage, _)| stage);
+            Generation {
+                generation: worker.release,
+                pid: Some(worker.pid),
+                role: match stage {
+                    Some(Stage::Stopping | Stage::Killed) => Role::Draining,
+                    _ if candidate == Some(worker.release) => Role::Successor,
+                    Some(Stage::Starting) => Role::Starting,
+                    _ => Role::Incumbent,
+                },
+                phase: stage.map(|stage| stage.to_string()),
+            }
+        });
+        workers.collect()
+    }
+
+    fn sockets(&self) -> Vec<Socket> {
+        let described = self.parts.sockets.table().describe().into_iter();
+        let sockets = described.map(|(name, kind, address)| Socket {
+            name,
+            kind,
+            address,
+        });
+        sockets.collect()
+    }
+
+    fn tell_of(
+        &self,
+        worker: WorkerId,
+        release: ReleaseId,
+        pid: Option<u32>,
+        now: &str,
+        reason: String,
+    ) {
+        self.tell(What::Worker {
+            worker,
+            pid,
+            release,
+            now: now.to_owned(),
+            reason,
+            ready: self.parts.machine.ready(),
+            wanted: self.parts.machine.wanted(),
+        });
+    }
+
+    fn tell(&self, what: What) {
+        tracing::debug!(?what, "pool");
+        // Nobody has to listen.
+        let _ = self.parts.events.send(what);
+    }
+}
+
+fn kill(worker: &Worker) {
+    // One that is gone is about to be collected.
+    let _ = worker.kill();
+}
+
+fn done(generation: ReleaseId) -> Reply {
+    Reply::Done { generation }
+}
+
+fn reason_of(refusal: &Reply) -> String {
+    match refusal {
+        Reply::Error(refusal) => refusal.message.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Probes that have succeeded and not been looked at.
+const PROBED_MAX: usize = 16;

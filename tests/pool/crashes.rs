@@ -1,0 +1,144 @@
+//! Workers and supervisors that die.
+
+use std::time::{Duration, Instant};
+
+use handover_load::process::{is_alive, signal, wait_gone};
+use handover_load::{Failure, Kind, Load, Mix, Signal};
+
+use crate::rig::{Pool, QUICK};
+use crate::support::{DEADLINE, assert_no_failure, get, more_answers};
+
+/// How long workers are killed.
+const KILLING: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn workers_killed_five_times_a_second_cost_what_they_had_in_flight_and_nobody_is_refused() {
+    let flags = ["--backoff-max", "200ms"];
+    let pool = Pool::start(4, &[&QUICK[..], &flags].concat()).await;
+    let mix = Mix::none().with(Kind::Fresh, 8).with(Kind::KeepAlive, 4);
+    let load = Load::start(pool.web, mix);
+    load.until_answers(1, 100, DEADLINE).await.unwrap();
+    let (begun, mut killed) = (Instant::now(), 0_u64);
+    let mut ticks = tokio::time::interval(EVERY);
+    while begun.elapsed() < KILLING {
+        ticks.tick().await;
+        let pids = pool.pids().await;
+        // As random as it has to be.
+        let index = (killed as usize).wrapping_mul(7) % pids.len().max(1);
+        if let Some(pid) = pids.get(index) {
+            // It may have gone in the meantime.
+            killed += u64::from(signal(*pid, Signal::KILL).is_ok());
+        }
+    }
+    pool.until_rests_on(1, 4).await;
+    more_answers(&load, 1).await;
+    let report = load.stop().await;
+    println!("{killed} killed\n{report}");
+    assert!(killed > 20, "{killed}");
+    for kind in &report.kinds {
+        let cut: u64 = [
+            Failure::Reset,
+            Failure::EofBeforeResponse,
+            Failure::IdleRace,
+            Failure::EofInsideResponse,
+        ]
+        .iter()
+        .map(|failure| report.failed(kind.kind, *failure))
+        .sum();
+        assert_eq!(kind.failed(), cut, "{report}");
+    }
+    // Each of the twelve clients has one request in flight at most.
+    assert!(report.failures() <= 12 * killed, "{report}");
+}
+
+#[tokio::test]
+async fn a_crash_loop_is_told_and_leaves_the_others_alone() {
+    let pool = Pool::start(3, &["--backoff-max", "50ms"]).await;
+    let before = pool.pids().await;
+    // Whoever is started from now on crashes.
+    std::fs::write(pool.file("plan"), "after-start=exit:9").unwrap();
+    signal(before[0], Signal::KILL).unwrap();
+    pool.line("a crash loop: workers have crashed 5 times in a row")
+        .await;
+    let status = pool.run(&["status"]).await;
+    status.assert_says(&["2 of 3 ready", "degraded"]);
+    for pid in &before[1..] {
+        assert!(is_alive(*pid));
+    }
+    assert_eq!(get(pool.web, "/").await.unwrap().text, "hello\n");
+}
+
+#[tokio::test]
+async fn workers_of_a_killed_supervisor_serve_on_and_leave_when_told() {
+    let pool = Pool::start(2, &QUICK).await;
+    let mix = Mix::none().with(Kind::Fresh, 4).with(Kind::KeepAlive, 4);
+    let load = Load::start(pool.web, mix);
+    load.until_answers(1, 50, DEADLINE).await.unwrap();
+    let workers = pool.pids().await;
+    pool.signal(Signal::KILL);
+    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+    for pid in workers {
+        signal(pid, Signal::TERM).unwrap();
+        wait_gone(pid, DEADLINE).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_started_again_takes_the_sockets_back_and_nobody_notices() {
+    if !handover_can_trace() {
+        println!("skipped: this user may not trace its own processes (kernel.yama.ptrace_scope)");
+        return;
+    }
+    let mut pool = Pool::start(3, &QUICK).await;
+    let load = Load::start(
+        pool.web,
+        Mix::none().with(Kind::Fresh, 8).with(Kind::Slow, 4),
+    );
+    load.until_answers(1, 50, DEADLINE).await.unwrap();
+    let before = pool.pids().await;
+    pool.signal(Signal::KILL);
+    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
+    more_answers(&load, 1).await;
+    let _killed = pool.restart(3, &QUICK);
+    pool.until_ready(3).await;
+    pool.line("whose supervisor was killed").await;
+    for pid in before {
+        wait_gone(pid, DEADLINE).await.unwrap();
+    }
+    pool.until_rests_on(1, 3).await;
+    pool.run(&["upgrade"]).await.assert_code(0);
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+/// Root may; others where nothing restricts it.
+fn handover_can_trace() -> bool {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    rustix::process::geteuid().is_root() || scope.is_ok_and(|scope| scope.trim() == "0")
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_leave_is_killed_at_its_deadline() {
+    let pool = Pool::start(1, &[&QUICK[..], &["--stop-within", "300ms"]].concat()).await;
+    // It listens to the signal, and one that is stopped hears of nothing.
+    let stubborn = pool.pids().await[0];
+    signal(stubborn, Signal::STOP).unwrap();
+    pool.run(&["upgrade"]).await.assert_code(0);
+    pool.line("killed: it had not left in time").await;
+    wait_gone(stubborn, DEADLINE).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_does_not_upgrade_itself() {
+    let pool = Pool::start(2, &QUICK).await;
+    let before = pool.pids().await;
+    signal(before[0], Signal::HUP).unwrap();
+    for _ in 0..20 {
+        get(pool.web, "/").await.unwrap();
+    }
+    assert_eq!(pool.pids().await, before);
+    assert_eq!(pool.server.live().len(), 3);
+}

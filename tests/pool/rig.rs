@@ -1,0 +1,187 @@
+//! A pool of testds under `handover run`, whose releases are scripts that become a testd with a plan.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use handover::control::{Client, PoolState, Reply, Request, Status};
+use handover_load::{Server, Signal};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use crate::operated::{Ran, program, run};
+use crate::support::{DEADLINE, free_address, testd};
+
+pub(crate) struct Pool {
+    pub(crate) server: Server,
+    pub(crate) web: SocketAddr,
+    pub(crate) room: TempDir,
+    workers: usize,
+}
+
+impl Pool {
+    /// Of good testds, once all of them are ready.
+    pub(crate) async fn start(workers: usize, flags: &[&str]) -> Self {
+        let (room, web) = (tempfile::tempdir().unwrap(), free_address());
+        release(room.path(), "");
+        let program = room.path().join(PROGRAM);
+        let pool = Self::of(room, web, workers, flags, &[program.to_str().unwrap()]);
+        pool.until_ready(workers).await;
+        pool
+    }
+
+    /// Of whatever it is, ready or not.
+    pub(crate) fn of(
+        room: TempDir,
+        web: SocketAddr,
+        workers: usize,
+        flags: &[&str],
+        program: &[&str],
+    ) -> Self {
+        let server = Server::spawn(supervisor(&room, web, workers, flags, program)).unwrap();
+        Self {
+            server,
+            web,
+            room,
+            workers,
+        }
+    }
+
+    /// Once more, at the same place. Returns the one before, whose end ends its processes.
+    pub(crate) fn restart(&mut self, workers: usize, flags: &[&str]) -> Server {
+        let program = self.file(PROGRAM);
+        let program = [program.to_str().unwrap()];
+        let command = supervisor(&self.room, self.web, workers, flags, &program);
+        std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
+    }
+
+    /// What the next workers are started from: a testd, after this part of a script.
+    pub(crate) fn release(&self, script: &str) {
+        release(self.room.path(), script);
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.room.path().join(name)
+    }
+
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
+        let mut command = program(arguments);
+        command.env("HANDOVER_CONTROL", self.file(CONTROL));
+        run(command).await
+    }
+
+    /// In JSON, and its exit code.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> (i32, Value) {
+        let ran = self.run(&[arguments, &["--json"]].concat()).await;
+        (ran.code, ran.json())
+    }
+
+    pub(crate) async fn ask(&self, request: &Request) -> Reply {
+        let client = Client::new(self.file(CONTROL)).deadline(DEADLINE);
+        client.ask(request).await.unwrap()
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        match self.ask(&Request::Status).await {
+            Reply::Status(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn pool(&self) -> PoolState {
+        self.status().await.pool.unwrap()
+    }
+
+    /// The processes of all workers that are not on their way out.
+    pub(crate) async fn pids(&self) -> Vec<u32> {
+        let workers = self.pool().await.workers.into_iter();
+        let live = workers.filter(|worker| !["stopping", "killed"].contains(&&*worker.stage));
+        live.map(|worker| worker.pid).collect()
+    }
+
+    pub(crate) async fn until_ready(&self, workers: usize) {
+        self.line(&format!("; {workers} of {workers} ready")).await;
+    }
+
+    /// Nothing is under way, and as many are ready as are wanted, all of this release.
+    pub(crate) async fn until_rests_on(&self, release: u64, workers: usize) {
+        let rests = async {
+            loop {
+                let pool = self.pool().await;
+                let mut all = pool.workers.iter();
+                let is_one = pool.workers.len() == workers && all.all(|it| it.release == release);
+                if is_one && pool.ready == workers && pool.update.is_none() {
+                    return;
+                }
+            }
+        };
+        if timeout(DEADLINE, rests).await.is_err() {
+            panic!("{:?}\n{}", self.pool().await, self.server.log());
+        }
+    }
+
+    pub(crate) async fn line(&self, pattern: &str) -> String {
+        self.server.wait_for_line(pattern, DEADLINE).await.unwrap()
+    }
+
+    /// The fewest that were ready since all of them were for the first time, and until the pool was told to stop.
+    pub(crate) fn fewest_ready(&self) -> usize {
+        let log = self.server.log();
+        let ready = log.lines().filter_map(|line| {
+            let (rest, _) = line.split_once(" ready")?;
+            let (_, counts) = rest.rsplit_once("; ")?;
+            counts.split_once(" of ")?.0.parse().ok()
+        });
+        let up = ready.skip_while(|ready: &usize| *ready < self.workers);
+        up.min().unwrap()
+    }
+
+    pub(crate) fn signal(&self, with: Signal) {
+        self.server.signal(with).unwrap();
+    }
+}
+
+fn supervisor(
+    room: &TempDir,
+    web: SocketAddr,
+    workers: usize,
+    flags: &[&str],
+    program: &[&str],
+) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
+    command
+        .arg("run")
+        .arg("--control")
+        .arg(room.path().join(CONTROL))
+        .args(["--listen", &format!("web={web}")])
+        .args(["--workers", &workers.to_string()])
+        .args(flags)
+        .arg("--")
+        .args(program)
+        .env("TESTD_LISTEN", web.to_string())
+        .env("TESTD_QUIET", "all");
+    command
+}
+
+/// A script that becomes a testd, put in its place by a rename as releases are.
+fn release(room: &Path, script: &str) {
+    let draft = room.join("draft");
+    let testd = testd();
+    let text = format!(
+        "#!/bin/sh\ncd {}\nexport TESTD_PLAN=plan\n{script}\nexec {}\n",
+        room.display(),
+        testd.display()
+    );
+    fs::write(&draft, text).unwrap();
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(draft, room.join(PROGRAM)).unwrap();
+}
+
+const PROGRAM: &str = "app";
+const CONTROL: &str = "control.sock";
+
+/// Updates that do not take longer than a test may.
+pub(crate) const QUICK: [&str; 4] = ["--min-healthy", "50ms", "--draining-max", "64"];

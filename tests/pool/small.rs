@@ -1,0 +1,50 @@
+//! What a supervisor costs.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::rig::{Pool, QUICK};
+
+/// Over which no work may be measured.
+const IDLE: Duration = Duration::from_secs(2);
+/// A debug build's text is several times as long, and the kernel counts what was read of it.
+const RESIDENT_MAX_KIB: u64 = if cfg!(debug_assertions) {
+    16 * 1024
+} else {
+    8 * 1024
+};
+
+#[tokio::test]
+async fn a_supervisor_is_small_has_one_thread_and_does_nothing_while_nothing_happens() {
+    let pool = Pool::start(4, &QUICK).await;
+    // The last of the start: candidates' trials and crash counts are forgotten once.
+    pool.run(&["status"]).await.assert_code(0);
+    let pid = pool.server.pid();
+    let resident = number(pid, "VmRSS:");
+    println!(
+        "{resident} KiB resident, {} KiB of its own",
+        number(pid, "RssAnon:")
+    );
+    assert!(resident <= RESIDENT_MAX_KIB, "{resident} KiB");
+    assert_eq!(number(pid, "Threads:"), 1);
+    let before = ticks(pid);
+    tokio::time::sleep(IDLE).await;
+    assert_eq!(ticks(pid), before, "it has worked");
+}
+
+fn number(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// What it has run for, in user and system mode, in hundredths of a second (proc_pid_stat(5)).
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let fields: Vec<&str> = fields.split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}

@@ -1,0 +1,118 @@
+//! Bad releases: halted, undone, and told by exit code 3.
+
+use handover_load::{Kind, Load, Mix};
+
+use crate::rig::{Pool, QUICK};
+use crate::support::{
+    DEADLINE, assert_lost_only_what_was_in_flight, assert_no_failure, get, more_answers,
+};
+
+fn mix() -> Mix {
+    Mix::none().with(Kind::Fresh, 8).with(Kind::KeepAlive, 4)
+}
+
+#[tokio::test]
+async fn a_release_whose_second_worker_crashes_is_halted_and_undone_and_costs_what_that_one_had() {
+    let pool = Pool::start(4, &["--min-healthy", "300ms"]).await;
+    let load = Load::start(pool.web, mix());
+    load.until_answers(1, 100, DEADLINE).await.unwrap();
+    pool.release("mkdir first 2>/dev/null || { echo after-ready=abort-after:100 >bad; export TESTD_PLAN=bad; }");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 3, "{reply}");
+    let upgrade = &reply["upgrade"];
+    assert_eq!(upgrade["verdict"], "rolled_back", "{reply}");
+    let reason = upgrade["reason"].as_str().unwrap();
+    assert!(reason.contains("SIGABRT"), "{reason}");
+    pool.until_rests_on(1, 4).await;
+    let log = pool.server.log();
+    let tried = log
+        .lines()
+        .filter(|line| line.contains("(release 2, ") && line.contains("started"));
+    assert_eq!(tried.count(), 2, "a candidate was started again");
+    more_answers(&load, 1).await;
+    assert_lost_only_what_was_in_flight(&load.stop().await);
+}
+
+#[tokio::test]
+async fn a_release_that_is_never_ready_is_undone_at_its_deadline_and_nobody_notices() {
+    let flags = ["--min-healthy", "50ms", "--healthy-deadline", "1s"];
+    let pool = Pool::start(4, &flags).await;
+    let load = Load::start(pool.web, mix());
+    load.until_answers(1, 100, DEADLINE).await.unwrap();
+    pool.release("echo before-ready=hang >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 3, "{reply}");
+    let reason = reply["upgrade"]["reason"].as_str().unwrap();
+    assert!(reason.contains("was not ready within 1s"), "{reason}");
+    pool.until_rests_on(1, 4).await;
+    assert_eq!(pool.fewest_ready(), 4);
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+#[tokio::test]
+async fn a_release_that_answers_500_is_undone_by_the_guard() {
+    let pool = Pool::start(4, &["--min-healthy", "15s", "--healthy-deadline", "20s"]).await;
+    let web = pool.web;
+    let asking = tokio::spawn(async move {
+        loop {
+            let asked = (0..8).map(|_| get(web, "/work"));
+            // An answer with 500 is an error here, and is what the guard is to see.
+            let _ = futures_util::future::join_all(asked).await;
+        }
+    });
+    pool.release("echo ill=yes >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    asking.abort();
+    assert_eq!(code, 3, "{reply}");
+    let reason = reply["upgrade"]["reason"].as_str().unwrap();
+    assert!(reason.contains("errors"), "{reason}");
+    pool.until_rests_on(1, 4).await;
+}
+
+#[tokio::test]
+async fn what_ran_before_comes_back_though_its_file_is_another_by_now() {
+    let pool = Pool::start(2, &QUICK).await;
+    pool.release("mkdir first 2>/dev/null || exit 7");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(
+        (code, &reply["upgrade"]["verdict"]),
+        (3, &"rolled_back".into()),
+        "{reply}"
+    );
+    pool.until_rests_on(1, 2).await;
+    assert_eq!(get(pool.web, "/").await.unwrap().text, "hello\n");
+}
+
+#[tokio::test]
+async fn a_mix_that_is_to_stay_waits_for_an_operator_with_exit_code_6() {
+    let flags = ["--on-failure", "halt"];
+    let pool = Pool::start(2, &[&QUICK[..], &flags].concat()).await;
+    pool.release("mkdir first 2>/dev/null || exit 7");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!((code, &reply["reply"]), (6, &"held".into()), "{reply}");
+    let releases: Vec<u64> = pool
+        .pool()
+        .await
+        .workers
+        .iter()
+        .map(|it| it.release)
+        .collect();
+    assert!(
+        releases.contains(&1) && releases.contains(&2),
+        "{releases:?}"
+    );
+    pool.run(&["abort"]).await.assert_code(0);
+    pool.until_rests_on(1, 2).await;
+}
+
+#[tokio::test]
+async fn a_program_that_is_gone_is_refused_and_changes_nothing() {
+    let pool = Pool::start(2, &QUICK).await;
+    std::fs::remove_file(pool.file("app")).unwrap();
+    let before = pool.pids().await;
+    let ran = pool.run(&["upgrade"]).await;
+    ran.assert_code(2);
+    ran.assert_says(&["No such file"]);
+    assert_eq!(pool.pids().await, before);
+}
