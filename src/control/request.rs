@@ -334,12 +334,12 @@ pub struct Status {
     /// The last drill of the service, as far as this generation knows.
     #[serde(default)]
     pub drill: Option<Drill>,
-    /// How the schema stands, as the generation that answers has last heard, if it declares one.
-    #[serde(default)]
-    pub schema: Option<Box<SchemaState>>,
     /// Its workers, if the one that answers is the supervisor of a pool. Generations are releases then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolState>,
+    /// How the schema stands, as the generation that answers has last heard, if it declares one.
+    #[serde(default)]
+    pub schema: Option<Box<SchemaState>>,
 }
 
 /// How a service is, in one word.

@@ -506,10 +506,10 @@ impl Operator {
             counts: Some(self.counts()),
             verification: self.shared.verified.borrow().clone(),
             drill: self.shared.drill.borrow().clone(),
+            pool: None,
             schema: self.shared.schema.registration().map(|schema| {
                 Box::new(schema_wishes::state(schema, &schema.known(), String::new()))
             }),
-            pool: None,
         }
     }
 

@@ -58,6 +58,7 @@ mod judge;
 mod kept;
 #[cfg(test)]
 mod model;
+mod operator;
 mod orphans;
 mod plan;
 mod readiness;
