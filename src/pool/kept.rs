@@ -60,7 +60,7 @@ fn is_awaited(pipe: BorrowedFd<'_>) -> bool {
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
     let found = poll(&mut polled, PollTimeout::ZERO)
         .ok()
-        .and(polled[0].revents());
+        .and_then(|_| polled[0].revents());
     found.is_some_and(|found| !found.intersects(gone))
 }
 
