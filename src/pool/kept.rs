@@ -6,8 +6,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::readiness::Notification;
-use crate::sys::descriptors::is_hung_up;
 use crate::sys::memory;
 use crate::systemd::names::{Owner, owner};
 
@@ -51,7 +52,7 @@ impl Kept {
     fn keep(&mut self, name: String, descriptor: OwnedFd) {
         // Whoever asks for room by a pipe learns from its being open that there is some.
         self.0
-            .retain(|(name, kept)| is_state(name) || is_hung_up(kept.as_fd()).is_ok_and(|is| !is));
+            .retain(|(name, kept)| is_state(name) || is_awaited(kept.as_fd()));
         let fits = match owner(&name) {
             Owner::Blob(_) => memory::is_sealed(descriptor.as_fd()),
             Owner::Probe => !memory::is_memory(descriptor.as_fd()),
@@ -61,6 +62,16 @@ impl Kept {
             self.0.push((name, descriptor));
         }
     }
+}
+
+/// Whether somebody still has the reading end: POLLERR says that nobody has (poll(2)).
+fn is_awaited(pipe: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(pipe, PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    let found = poll(&mut polled, PollTimeout::ZERO)
+        .ok()
+        .and_then(|_| polled[0].revents());
+    found.is_some_and(|found| !found.intersects(gone))
 }
 
 fn is_state(name: &str) -> bool {
@@ -75,6 +86,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::sys::descriptors::is_hung_up;
 
     fn word(text: &str, descriptors: Vec<OwnedFd>) -> Notification {
         Notification {

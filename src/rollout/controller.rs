@@ -644,6 +644,10 @@ impl Controller {
         if self.errors >= self.error_limit() {
             return self.hold(now, PauseReason::CannotMeasure);
         }
+        if self.find(Finding::Failed).is_some() {
+            // What the guards have said stays so until they say something else.
+            return self.hold_without_way_back(now);
+        }
         let elapsed = self.window().map(|window| window.elapsed(now));
         if elapsed.is_some_and(|elapsed| elapsed < self.time_min()) {
             return;

@@ -43,6 +43,8 @@ struct World {
     finding: Option<Finding>,
     trouble: bool,
     degraded: bool,
+    /// Stable does not fit what the candidate has been let to make of the schema.
+    cut_off: bool,
     verified: [bool; 2],
     /// The operator's hand is in what the machine does next.
     by_operator: bool,
@@ -76,6 +78,7 @@ enum Action {
     TroubleOver,
     Degraded,
     Recovered,
+    CutOff,
     Flipped,
     Verified {
         side: Side,
@@ -93,6 +96,13 @@ enum Action {
     Rollback,
 }
 
+impl Exploration {
+    /// Steps before the flip have nothing to do with it, and there are enough states with them.
+    fn cuts_off(&self) -> bool {
+        (self.reaches)(PROMOTED) && self.plan.step_after(Share::NONE).is_none()
+    }
+}
+
 impl World {
     fn new(exploration: &Exploration) -> Self {
         let mut world = Self {
@@ -108,6 +118,7 @@ impl World {
             finding: None,
             trouble: false,
             degraded: false,
+            cut_off: false,
             verified: [false; 2],
             by_operator: false,
             all_the_way: false,
@@ -153,7 +164,10 @@ impl World {
                     }
                     self.committing = true;
                 }
-                Output::Abort { .. } | Output::RollBack { .. } => {
+                Output::Abort { reason } | Output::RollBack { reason } => {
+                    if self.cut_off && reason.starts_with("the guard") {
+                        self.broken = Some("a guard undid a flip that there is no way back from");
+                    }
                     if self.share > Share::NONE {
                         self.broken = Some("a candidate given up with a share");
                     }
@@ -271,6 +285,7 @@ impl Model for Exploration {
         add(world.trouble, Action::TroubleOver);
         add(exists && !world.degraded, Action::Degraded);
         add(world.degraded, Action::Recovered);
+        add(flipped && !world.cut_off && self.cuts_off(), Action::CutOff);
         add(exists && world.flipping, Action::Flipped);
         add(exists && world.committing, Action::Committed);
         let gone = world.handover == Handover::Gone;
@@ -331,6 +346,10 @@ impl Model for Exploration {
             Action::TroubleOver => {
                 next.trouble = false;
                 next.machine.handle_trouble_over(now());
+            }
+            Action::CutOff => {
+                next.cut_off = true;
+                next.machine.handle_way_back(false);
             }
             Action::Degraded => {
                 next.degraded = true;
@@ -477,6 +496,12 @@ impl Model for Exploration {
             Property::sometimes("paused by hand", |_, world: &World| {
                 is_paused(world, PauseReason::Manual)
             }),
+            Property::sometimes(
+                "paused for want of a way back",
+                |exploration: &Self, world: &World| {
+                    !exploration.cuts_off() || is_paused(world, PauseReason::NoWayBack)
+                },
+            ),
             Property::sometimes("paused for trouble on both sides", |_, world: &World| {
                 is_paused(world, PauseReason::SharedTrouble)
             }),

@@ -547,11 +547,14 @@ impl Registration {
         self.0.known.borrow().clone()
     }
 
-    /// The record of this moment.
+    /// The record of this moment, without those of this host who are known to be gone.
     pub(crate) async fn look(&self) -> Result<Record> {
         let schema = &self.0.schema;
         let read = in_time(schema.limits.answer, schema.store.read()).await;
-        let record = read.map_err(|error| trouble("asking the store").because(error))?;
+        let mut record = read.map_err(|error| trouble("asking the store").because(error))?;
+        for gone in self.gone(&record) {
+            record.apply(&gone);
+        }
         self.hear(record.clone());
         Ok(record)
     }

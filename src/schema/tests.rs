@@ -318,6 +318,25 @@ async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_s
 }
 
 #[tokio::test]
+async fn a_generation_of_this_host_that_was_killed_is_in_nobodys_way() {
+    let store = Memory::default();
+    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let first = enter(both(1, 1..=1)).await.unwrap();
+    let mut killed = first.entry();
+    // The same number, and another start: that process is no more.
+    killed.process.push('1');
+    first.leave().await.unwrap();
+    let entered = Change::Entered(killed);
+    store.with(|content| content.record.apply(&entered));
+    let second = enter(both(2, 2..=2)).await.unwrap();
+    let [left] = &record(&store).generations[..] else {
+        panic!("{:?}", record(&store));
+    };
+    assert!(left.is(&second.entry()));
+    assert_eq!(second.check_candidate(1).await, Ok(()));
+}
+
+#[tokio::test]
 async fn a_host_is_expunged_by_whoever_means_it_and_never_by_itself() {
     let store = Memory::default();
     let registration = enter(schema(&store, 2, 2)).await.unwrap();
