@@ -232,6 +232,10 @@ async fn a_successor_whose_dead_incumbent_s_number_is_a_stranger_s_serves_at_onc
     let held = "held before-start pid ";
     let held = rig.server.wait_for_line(held, DEADLINE).await.unwrap();
     let successor = held.rsplit(' ').next().unwrap().parse().unwrap();
+    // One thing after the other: by the time it answers this, it has offered its sockets.
+    rig.ask_for_upgrade(first);
+    let busy = "event 1 refused an upgrade is under way";
+    rig.server.wait_for_line(busy, DEADLINE).await.unwrap();
     process::signal(first.pid, Signal::KILL).unwrap();
     process::wait_gone(first.pid, DEADLINE).await.unwrap();
     process::signal(successor, Signal::USR1).unwrap();
