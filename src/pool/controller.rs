@@ -276,9 +276,21 @@ impl Controller {
         stop_within: Duration,
         now: Instant,
     ) -> Result<Self, Refusal> {
+        let mut this = Self::empty(wanted, stable, plan, care, stop_within)?;
+        this.reconcile(now);
+        Ok(this)
+    }
+
+    fn empty(
+        wanted: usize,
+        stable: ReleaseId,
+        plan: Plan,
+        care: Care,
+        stop_within: Duration,
+    ) -> Result<Self, Refusal> {
         plan.check().map_err(Refusal::Plan)?;
         check_size(wanted)?;
-        let mut this = Self {
+        Ok(Self {
             wanted,
             stable,
             plan,
@@ -291,9 +303,7 @@ impl Controller {
             is_looping: false,
             last_worker: 0,
             outputs: VecDeque::new(),
-        };
-        this.reconcile(now);
-        Ok(this)
+        })
     }
 
     // What happens.

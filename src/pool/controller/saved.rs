@@ -1,13 +1,10 @@
 //! The machine's numbers on their way to the next supervisor in this process. Deadlines travel as what is left of them.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Care, Controller, Plan, Refusal, ReleaseId, State, Stop, Vacancy, Worker, WorkerId, check_size,
-};
+use super::{Care, Controller, Plan, Refusal, ReleaseId, State, Vacancy, Worker, WorkerId};
 
 /// A machine at rest: no update is under way, and the pool does not stop.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,9 +89,7 @@ impl Controller {
         stop_within: Duration,
         now: Instant,
     ) -> Result<Self, Refusal> {
-        plan.check().map_err(Refusal::Plan)?;
         let wanted = wanted.unwrap_or(saved.wanted);
-        check_size(wanted)?;
         let workers = saved.workers.into_iter().map(|it| {
             let state = match it.state {
                 SavedState::Starting { left } => State::Starting {
@@ -120,18 +115,11 @@ impl Controller {
             fill_at: vacancy.left.map(|left| now + left),
         });
         let mut this = Self {
-            wanted,
-            stable: saved.stable,
-            plan,
-            care,
-            stop_within,
             workers: workers.collect(),
             vacancies: vacancies.collect(),
-            update: None,
-            stop: Stop::No,
             is_looping: saved.is_looping,
             last_worker: saved.last_worker,
-            outputs: VecDeque::new(),
+            ..Self::empty(wanted, saved.stable, plan, care, stop_within)?
         };
         this.reconcile(now);
         Ok(this)
