@@ -127,6 +127,18 @@ impl KindReport {
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
+
+    /// How many of them their connection's end has cut off: what a process takes along that is killed.
+    pub fn cut_off(&self) -> u64 {
+        let ways = [
+            Failure::Reset,
+            Failure::EofBeforeResponse,
+            Failure::IdleRace,
+            Failure::EofInsideResponse,
+        ];
+        let counts = ways.iter().filter_map(|way| self.failures.get(way));
+        counts.sum()
+    }
 }
 
 impl Generation {

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use handover_load::process::{self, descriptors, eventually};
-use handover_load::{Failure, Kind, Load, Mix, Report, Server, Signal};
+use handover_load::{Kind, KindReport, Load, Mix, Report, Server, Signal};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -163,17 +163,7 @@ pub(crate) fn assert_nothing_lost(report: &Report) {
 
 /// A successor that served has been killed: each client has lost at most what it was waiting for, and none was refused.
 pub(crate) fn assert_only_its_own_lost(report: &Report) {
-    let in_flight = [
-        Failure::Reset,
-        Failure::EofBeforeResponse,
-        Failure::EofInsideResponse,
-        Failure::IdleRace,
-    ];
-    let lost: u64 = report
-        .kinds
-        .iter()
-        .flat_map(|kind| in_flight.iter().filter_map(|how| kind.failures.get(how)))
-        .sum();
+    let lost: u64 = report.kinds.iter().map(KindReport::cut_off).sum();
     assert_eq!(report.failures(), lost, "{report}");
     assert!(lost <= 2 * CLIENTS as u64, "{report}");
 }

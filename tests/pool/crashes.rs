@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use handover_load::process::{is_alive, signal, wait_gone};
-use handover_load::{Failure, Kind, Load, Mix, Signal};
+use handover_load::{Kind, Load, Mix, Signal};
 
 use crate::rig::{Pool, QUICK};
-use crate::support::{DEADLINE, assert_no_failure, get, more_answers};
+use crate::support::{DEADLINE, assert_no_failure, assert_only_cut_off, get, more_answers};
 
 /// How long workers are killed.
 const KILLING: Duration = Duration::from_secs(10);
@@ -36,18 +36,7 @@ async fn workers_killed_five_times_a_second_cost_what_they_had_in_flight_and_nob
     let report = load.stop().await;
     println!("{killed} killed\n{report}");
     assert!(killed > 20, "{killed}");
-    for kind in &report.kinds {
-        let cut: u64 = [
-            Failure::Reset,
-            Failure::EofBeforeResponse,
-            Failure::IdleRace,
-            Failure::EofInsideResponse,
-        ]
-        .iter()
-        .map(|failure| report.failed(kind.kind, *failure))
-        .sum();
-        assert_eq!(kind.failed(), cut, "{report}");
-    }
+    assert_only_cut_off(&report);
     // Each of the twelve clients has one request in flight at most.
     assert!(report.failures() <= 12 * killed, "{report}");
 }

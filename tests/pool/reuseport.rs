@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use handover_load::process::signal;
-use handover_load::{Failure, Kind, Load, Mix, Signal};
+use handover_load::{Kind, Load, Mix, Signal};
 
 use crate::rig::{Pool, QUICK};
-use crate::support::{DEADLINE, assert_no_failure, get, more_answers};
+use crate::support::{DEADLINE, assert_no_failure, assert_only_cut_off, get, more_answers};
 
 fn mix() -> Mix {
     Mix::none()
@@ -50,19 +50,7 @@ async fn who_waits_for_a_worker_that_is_killed_is_served_by_the_next_in_its_slot
     more_answers(&load, 1).await;
     let report = load.stop().await;
     println!("{report}");
-    for kind in &report.kinds {
-        let cut: u64 = [
-            Failure::Reset,
-            Failure::EofBeforeResponse,
-            Failure::IdleRace,
-            Failure::EofInsideResponse,
-        ]
-        .iter()
-        .map(|failure| report.failed(kind.kind, *failure))
-        .sum();
-        // Nobody was refused, and nobody waited in vain.
-        assert_eq!(kind.failed(), cut, "{report}");
-    }
+    assert_only_cut_off(&report);
     assert!(report.failures() <= 20 * 12, "{report}");
 }
 

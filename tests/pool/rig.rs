@@ -5,15 +5,26 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use handover::control::{Client, PoolState, Reply, Request, Status};
-use handover_load::{Server, Signal};
+use handover_load::{Mix, Server, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::operated::{Ran, program, run};
 use crate::support::{DEADLINE, free_address, testd};
+
+/// Every kind of client, none of them for long.
+pub(crate) fn mix() -> Mix {
+    Mix {
+        slow_for: Duration::from_millis(300),
+        stream_for: Duration::from_millis(500),
+        upload_for: Duration::from_millis(300),
+        ..Mix::standard()
+    }
+}
 
 pub(crate) struct Pool {
     pub(crate) server: Server,

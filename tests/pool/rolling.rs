@@ -1,22 +1,11 @@
 //! Releases that are as good as the one before.
 
-use std::time::Duration;
-
 use handover_load::{Kind, Load, Mix, Signal};
 
-use crate::rig::{Pool, QUICK};
+use crate::rig::{Pool, QUICK, mix};
 use crate::support::{DEADLINE, assert_no_failure, more_answers};
 
 const ROUNDS: u64 = 50;
-
-fn mix() -> Mix {
-    Mix {
-        slow_for: Duration::from_millis(300),
-        stream_for: Duration::from_millis(500),
-        upload_for: Duration::from_millis(300),
-        ..Mix::standard()
-    }
-}
 
 #[tokio::test]
 async fn fifty_rolling_updates_under_mixed_load_lose_nothing_and_four_are_always_ready() {

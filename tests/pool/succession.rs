@@ -4,25 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Duration;
 
 use handover_load::process::eventually;
 use handover_load::{Kind, Load, Mix, Signal};
 use tokio::time::timeout;
 
-use crate::rig::{Pool, QUICK, SUPERVISOR};
+use crate::rig::{Pool, QUICK, SUPERVISOR, mix};
 use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers};
 
 const ROUNDS: u64 = 20;
-
-fn mix() -> Mix {
-    Mix {
-        slow_for: Duration::from_millis(300),
-        stream_for: Duration::from_millis(500),
-        upload_for: Duration::from_millis(300),
-        ..Mix::standard()
-    }
-}
 
 /// What the supervisor is started as from now on, put in its place by a rename.
 fn release(pool: &Pool, draft: impl FnOnce(&Path)) {

@@ -266,15 +266,8 @@ pub(crate) fn assert_no_failure(report: &Report) {
 /// A process that dies takes along the requests that its clients had in flight, and nothing else: nobody is refused,
 /// and nobody waits for nothing.
 pub(crate) fn assert_lost_only_what_was_in_flight(report: &Report) {
-    let cut = [
-        Failure::Reset,
-        Failure::EofBeforeResponse,
-        Failure::IdleRace,
-        Failure::EofInsideResponse,
-        Failure::H2,
-    ];
     for kind in &report.kinds {
-        let lost: u64 = cut.iter().map(|how| report.failed(kind.kind, *how)).sum();
+        let lost = kind.cut_off() + report.failed(kind.kind, Failure::H2);
         assert_eq!(kind.failed(), lost, "{report}");
         assert!(lost <= CLIENTS as u64, "{report}");
     }
