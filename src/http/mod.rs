@@ -23,7 +23,7 @@
 //! # Counting
 //!
 //! Requests are counted for the guards of a rollout, with failures and latency and without a lock: [`ObserveLayer`] says
-//! how. A request that says `x-handover-verify` is told in `x-handover-generation` who has answered. Against overload
+//! how. A request that says `x-handover` is told in `x-handover-generation` who has answered. Against overload
 //! there is [`ShedLayer`].
 //!
 //! # Health

@@ -101,7 +101,7 @@ async fn a_successor_that_is_degraded_when_it_is_ready_is_not_flipped_to() {
 async fn who_asks_is_told_which_generation_has_answered() {
     let service = Setup::new().start().await;
     service.upgrade(1, 2).await;
-    for (header, expected) in [("x-handover-verify: 1\r\n", true), ("", false)] {
+    for (header, expected) in [("x-handover: 1\r\n", true), ("", false)] {
         let mut stream = TcpStream::connect(service.web).await.unwrap();
         let request = format!("GET / HTTP/1.1\r\nhost: it\r\nconnection: close\r\n{header}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();

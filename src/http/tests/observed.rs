@@ -67,7 +67,7 @@ async fn a_response_whose_body_is_still_being_sent_is_answered() {
 async fn an_unobserved_server_counts_nothing_and_answers_nobody_who_asks() {
     let rig = Rig::new(server().unobserved()).await;
     let mut client = rig.connect().await;
-    let request = "GET / HTTP/1.1\r\nHost: test\r\nx-handover-verify: 1\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: test\r\nx-handover: 1\r\n\r\n";
     client.send(request).await;
     assert!(
         !client
