@@ -331,7 +331,7 @@ impl Registration {
     async fn drop_below(&self, version: Version, step: &Step) -> Result<()> {
         let doing = format!("dropping what lies below schema {version}");
         let is_wanted = |record: &Record| record.contracting == Some(version);
-        let (begun, over) = (Change::Contracting(version), Change::Contracted);
+        let (begun, over) = (Change::Contracting(version), Change::Contracted(version));
         self.take(&doing, step, is_wanted, begun, over).await?;
         Ok(())
     }
@@ -401,7 +401,11 @@ impl Registration {
         in_time(step.deadline, step.how.run())
             .await
             .map_err(failed)?;
-        let finish = |_: &Record| Decision::of(true, [over]);
+        // The claim may have been lost meanwhile, and then others are further by now.
+        let finish = |record: &Record| match is_wanted(record) {
+            true => Decision::of(true, [over]),
+            false => Decision::none(false),
+        };
         self.transact(doing, finish).await
     }
 

@@ -109,6 +109,38 @@ async fn code_outside_of_a_transaction_runs_once_as_well_and_its_begin_is_in_the
     );
 }
 
+/// A step, outside of a transaction, in whose middle others make these changes.
+fn overtaken(store: &Memory, by: impl IntoIterator<Item = Change>) -> Step {
+    let (store, by): (_, Vec<_>) = (store.clone(), by.into_iter().collect());
+    Step::run(move || {
+        store.with(|content| by.iter().for_each(|change| content.record.apply(change)));
+        async { Ok(()) }
+    })
+}
+
+#[tokio::test]
+async fn whoever_was_overtaken_in_a_step_does_not_take_the_record_back() {
+    let store = Memory::default();
+    let others = [1, 2, 3].map(Change::Expanded);
+    let step = overtaken(&store, others.into_iter().chain([Change::Expanding(4)]));
+    let registration = enter(schema(&store, 3, 1).expand(1, step)).await.unwrap();
+    assert_eq!(
+        (record(&store).version, record(&store).expanding),
+        (3, Some(4))
+    );
+
+    let others = [Change::Contracted(2), Change::Contracting(3)];
+    let overtaken = schema(&store, 3, 1).contract(2, overtaken(&store, others));
+    registration.leave().await.unwrap();
+    let registration = enter(overtaken).await.unwrap();
+    serve(&registration).await;
+    registration.contract(2, Confirmed::Yes).await.unwrap();
+    assert_eq!(
+        (record(&store).floor, record(&store).contracting),
+        (3, Some(3))
+    );
+}
+
 #[tokio::test]
 async fn a_command_that_fails_is_named_and_what_it_began_is_known() {
     let store = Memory::default();
