@@ -265,7 +265,7 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         serve(&registration).await;
         let error = registration.contract(2, Confirmed::Yes).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Schema);
-        assert!(registration.has_begun());
+        assert!(error.has_begun());
         let begun = record(&store);
         assert_eq!((begun.floor, begun.contracting), (2, Some(2)));
         registration.leave().await.unwrap();
@@ -278,6 +278,44 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         assert_eq!(record(&store).contracting, None);
         assert_eq!(statements(&store).last().unwrap(), "drop 2");
     }
+}
+
+#[tokio::test]
+async fn an_error_tells_whether_something_may_have_changed() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 1, 1)).await.unwrap();
+    registration.leave().await.unwrap();
+    let later = schema(&store, 3, 1).expand_at_start(false);
+    let failing = later.expand(3, Step::sql("fail"));
+    let registration = enter(failing).await.unwrap();
+    serve(&registration).await;
+    let expanding = async || registration.expand().await.unwrap_err();
+    let contracting = async || {
+        let contracted = registration.contract(1, Confirmed::Yes).await;
+        contracted.unwrap_err()
+    };
+    let gone = |reason: Option<&str>| {
+        let reason = reason.map(str::to_owned);
+        store.with(|content| content.gone = reason);
+    };
+    let mute = |is_mute| store.with(|content| content.is_mute = is_mute);
+
+    gone(Some("gone fishing"));
+    assert!(!expanding().await.has_begun());
+    assert!(!contracting().await.has_begun());
+    gone(None);
+    assert!(expanding().await.has_begun());
+    assert_eq!(record(&store).version, 2);
+    assert!(expanding().await.has_begun());
+
+    mute(true);
+    assert!(contracting().await.has_begun());
+    assert_eq!(record(&store).contracting, Some(1));
+    mute(false);
+    // What others have left unfinished says nothing of what this one has changed.
+    gone(Some("gone fishing"));
+    assert!(!registration.look().await.unwrap_err().has_begun());
+    assert!(!contracting().await.has_begun());
 }
 
 #[tokio::test]
