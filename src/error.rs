@@ -19,6 +19,7 @@ struct Inner {
     phase: Option<Phase>,
     peer_pid: Option<u32>,
     incumbent_serving: bool,
+    has_begun: bool,
     exit: Option<String>,
     stderr_tail: String,
 }
@@ -56,6 +57,7 @@ impl Error {
             phase: None,
             peer_pid: None,
             incumbent_serving: false,
+            has_begun: false,
             exit: None,
             stderr_tail: String::new(),
         }))
@@ -79,6 +81,17 @@ impl Error {
     pub(crate) fn while_incumbent_serves(mut self) -> Self {
         self.0.incumbent_serving = true;
         self
+    }
+
+    /// Something may have changed.
+    pub(crate) fn having_begun(mut self) -> Self {
+        self.0.has_begun = true;
+        self
+    }
+
+    /// Whether something may have changed, though it failed.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.has_begun
     }
 
     pub(crate) fn with_last_words(mut self, exit: Option<String>, stderr_tail: String) -> Self {

@@ -17,7 +17,7 @@ pub(super) async fn grant(
         Ok(state) => Ok(state),
         Err(error) => {
             let kind = match error.kind() {
-                ErrorKind::Schema if schema.has_begun() => RefusalKind::Failed,
+                ErrorKind::Schema if error.has_begun() => RefusalKind::Failed,
                 _ => RefusalKind::Refused,
             };
             Err(Reply::error(kind, format!("{error:?}")))
@@ -61,7 +61,11 @@ async fn attempt(
             in_words(changed, &format!("host {host}"), "expunged")
         }
     };
-    let record = schema.look().await?;
+    let record = match schema.look().await {
+        // What was done has been done.
+        Err(_) if !done.is_empty() => schema.known(),
+        looked => looked?,
+    };
     Ok(state(schema, &record, done))
 }
 

@@ -112,12 +112,12 @@ pub enum Change {
     Activated(Version),
     /// A step begins that expands to this version outside of a transaction.
     Expanding(Version),
-    /// This version is there; nothing is being expanded.
+    /// This version is there, and nothing is being expanded; unless the record is beyond it.
     Expanded(Version),
     /// The floor rises to this version, and what lies below it is about to be dropped.
     Contracting(Version),
-    /// It has been dropped; nothing is being contracted.
-    Contracted,
+    /// What lies below this version has been dropped; that is not being contracted any more.
+    Contracted(Version),
     /// A generation enters itself, or is something else by now: the one of this host and process.
     Entered(Generation),
     /// The generation of this host and process is gone.
@@ -135,11 +135,16 @@ impl Record {
         match change {
             Change::Activated(version) => self.active = *version,
             Change::Expanding(version) => self.expanding = Some(*version),
-            Change::Expanded(version) => (self.version, self.expanding) = (*version, None),
+            Change::Expanded(version) if *version > self.version => {
+                (self.version, self.expanding) = (*version, None);
+            }
             Change::Contracting(version) => {
                 (self.floor, self.contracting) = (*version, Some(*version));
             }
-            Change::Contracted => self.contracting = None,
+            Change::Contracted(version) if self.contracting == Some(*version) => {
+                self.contracting = None;
+            }
+            Change::Expanded(_) | Change::Contracted(_) => {}
             Change::Entered(entered) => {
                 self.generations.retain(|other| !other.is(entered));
                 self.generations.push(entered.clone());

@@ -27,6 +27,8 @@ pub(super) struct Content {
     pub(super) statements: Vec<String>,
     /// Why nothing can be asked, if nothing can.
     pub(super) gone: Option<String>,
+    /// Whether nobody hears that something was committed.
+    pub(super) is_mute: bool,
 }
 
 struct Begun {
@@ -102,8 +104,12 @@ impl Transaction for Begun {
         Box::pin(async move {
             let Self { store, draft, .. } = *self;
             store.content()?;
+            let is_mute = draft.is_mute;
             store.with(|content| *content = draft);
-            Ok(())
+            match is_mute {
+                true => Err("nobody knows".into()),
+                false => Ok(()),
+            }
         })
     }
 }

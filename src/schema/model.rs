@@ -294,7 +294,7 @@ impl World {
             }
             (true, _) => {
                 run(self);
-                self.apply(&Change::Contracted);
+                self.apply(&Change::Contracted(to));
                 self.processes[index] = Process::Running;
             }
             (false, false) => {
@@ -307,7 +307,7 @@ impl World {
                 self.processes[index] = Process::Contracting { to, has_run };
             }
             (false, true) => {
-                self.apply(&Change::Contracted);
+                self.apply(&Change::Contracted(to));
                 self.end(index, Process::Running);
             }
         }

@@ -88,7 +88,10 @@ impl Store for Postgres {
     fn begin(&self, patience: Duration) -> Work<'_, Box<dyn Transaction>> {
         Box::pin(async move {
             let client = (self.connect)().await?;
-            client.batch_execute("BEGIN").await?;
+            // Whoever has waited for the row sees what was written meanwhile, whatever the database's default is.
+            client
+                .batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                .await?;
             wait_for_locks(&client, patience).await?;
             // Whoever is frozen in the middle of one keeps nobody waiting for long.
             let idle_ms = millis(patience.max(SCHEMA_LOCK_DEADLINE));

@@ -1,6 +1,7 @@
 //! One generation's entry in the record, and what is done to the record on its behalf.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -224,7 +225,11 @@ impl Registration {
             steps.keys().copied().collect(),
         );
         loop {
-            let there = self.look().await?;
+            let so_far = |error: Error| match done.is_empty() {
+                true => error,
+                false => error.having_begun(),
+            };
+            let there = self.look().await.map_err(so_far)?;
             let next = there.next_expansion(knows, &all);
             let Some((version, step)) = next.and_then(|next| Some((next, steps.get(&next)?)))
             else {
@@ -233,7 +238,8 @@ impl Registration {
             let is_wanted = |record: &Record| record.version + 1 == version;
             let doing = format!("expanding to schema {version}");
             let (begun, over) = (Change::Expanding(version), Change::Expanded(version));
-            if self.take(&doing, step, is_wanted, begun, over).await? {
+            let taken = self.take(&doing, step, is_wanted, begun, over).await;
+            if taken.map_err(so_far)? {
                 done.push(version);
             }
         }
@@ -299,7 +305,11 @@ impl Registration {
             (Todo::Nothing, ..) | (_, None, _) => Ok(Changed::Already),
             (_, Some(_), Confirmed::DryRun) => Ok(Changed::Would),
             (_, Some(step), Confirmed::Yes) => {
-                self.drop_below(version, step).await?;
+                let dropped = self.drop_below(version, step).await;
+                dropped.map_err(|error| match todo {
+                    Todo::Begin => error.having_begun(),
+                    Todo::Finish | Todo::Nothing => error,
+                })?;
                 Ok(Changed::Done)
             }
         }
@@ -331,7 +341,7 @@ impl Registration {
     async fn drop_below(&self, version: Version, step: &Step) -> Result<()> {
         let doing = format!("dropping what lies below schema {version}");
         let is_wanted = |record: &Record| record.contracting == Some(version);
-        let (begun, over) = (Change::Contracting(version), Change::Contracted);
+        let (begun, over) = (Change::Contracting(version), Change::Contracted(version));
         self.take(&doing, step, is_wanted, begun, over).await?;
         Ok(())
     }
@@ -400,9 +410,14 @@ impl Registration {
         }
         in_time(step.deadline, step.how.run())
             .await
-            .map_err(failed)?;
-        let finish = |_: &Record| Decision::of(true, [over]);
-        self.transact(doing, finish).await
+            .map_err(|error| failed(error).having_begun())?;
+        // The claim may have been lost meanwhile, and then others are further by now.
+        let finish = |record: &Record| match is_wanted(record) {
+            true => Decision::of(true, [over]),
+            false => Decision::none(false),
+        };
+        let finished = self.transact(doing, finish).await;
+        finished.map_err(Error::having_begun)
     }
 
     /// This generation is something else from now on. The store hears of it with the next renewal.
@@ -531,12 +546,6 @@ impl Registration {
         open.map(blockers).collect()
     }
 
-    /// Whether something has been begun that is not done, as far as has been heard.
-    pub(crate) fn has_begun(&self) -> bool {
-        let known = self.0.known.borrow();
-        known.expanding.is_some() || known.contracting.is_some()
-    }
-
     /// This generation's own entry, as it was last written.
     pub(crate) fn entry(&self) -> Generation {
         self.own().clone()
@@ -596,8 +605,15 @@ impl Registration {
         limit: Duration,
         decide: impl FnOnce(&Record) -> Decision<T>,
     ) -> Result<T> {
-        let done = in_time(limit, self.in_transaction(patience, decide)).await;
-        let (answer, record) = done.map_err(|error| trouble(doing).because(error))?;
+        let has_begun = AtomicBool::new(false);
+        let done = in_time(limit, self.in_transaction(patience, &has_begun, decide)).await;
+        let (answer, record) = done.map_err(|error| {
+            let error = trouble(doing).because(error);
+            match has_begun.into_inner() {
+                true => error.having_begun(),
+                false => error,
+            }
+        })?;
         self.hear(record);
         Ok(answer)
     }
@@ -621,6 +637,7 @@ impl Registration {
     async fn in_transaction<T>(
         &self,
         patience: Duration,
+        has_begun: &AtomicBool,
         decide: impl FnOnce(&Record) -> Decision<T>,
     ) -> std::result::Result<(T, Record), StoreError> {
         let mut transaction = self.0.schema.store.begin(patience).await?;
@@ -629,6 +646,8 @@ impl Registration {
             write(&mut *transaction, &mut record, &gone).await?;
         }
         let decision = decide(&record);
+        // Whoever is given up while it commits may be done, or not.
+        has_begun.store(!decision.changes.is_empty(), Ordering::Relaxed);
         if let Some(statements) = &decision.sql {
             transaction.execute(statements).await?;
         }

@@ -138,14 +138,17 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
         Change::Activated(version) => one("UPDATE handover_schema SET active = $1", version),
         Change::Expanding(version) => one("UPDATE handover_schema SET expanding = $1", version),
         Change::Expanded(version) => one(
-            "UPDATE handover_schema SET version = $1, expanding = NULL",
+            "UPDATE handover_schema SET version = $1, expanding = NULL WHERE version < $1",
             version,
         ),
         Change::Contracting(to) => vec![(
             "UPDATE handover_schema SET floor = $1, contracting = $2",
             vec![Value::from(*to), Value::from(*to)],
         )],
-        Change::Contracted => vec![("UPDATE handover_schema SET contracting = NULL", Vec::new())],
+        Change::Contracted(version) => one(
+            "UPDATE handover_schema SET contracting = NULL WHERE contracting = $1",
+            version,
+        ),
         Change::Entered(generation) => vec![(ENTER, columns(generation))],
         Change::Left { host, process } => {
             let who = [Value::Text(host.clone()), Value::Text(process.clone())];

@@ -3,15 +3,16 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::types::Value as Sql;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, OpenFlags, params_from_iter};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -31,12 +32,45 @@ use crate::config::{SCHEMA_CLAIM_RETRY, SCHEMA_DEADLINE};
 #[derive(Clone, Debug)]
 pub struct Sqlite {
     path: PathBuf,
+    /// The record has been seen there. From then on one that is not is lost, and is not made anew: that would be one of a
+    /// store that nobody has touched.
+    is_known: Arc<AtomicBool>,
 }
 
 impl Sqlite {
     /// The database at this path, which is made if it is not there.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            is_known: Arc::default(),
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
+    }
+
+    /// Whether the tables may be found not to be there.
+    fn found(&self, has_tables: bool) -> Result<(), StoreError> {
+        if has_tables {
+            self.is_known.store(true, Ordering::Relaxed);
+        }
+        match has_tables || !self.is_known() {
+            true => Ok(()),
+            false => Err(format!("{} has lost its record", self.path.display()).into()),
+        }
+    }
+
+    async fn open(&self, patience: Duration) -> Result<Session, StoreError> {
+        let mut flags = OpenFlags::default();
+        flags.set(OpenFlags::SQLITE_OPEN_CREATE, !self.is_known());
+        let (path, is_known) = (self.path.clone(), Arc::clone(&self.is_known));
+        let connect = move || {
+            let connection = Connection::open_with_flags(path, flags)?;
+            connection.busy_timeout(patience)?;
+            Ok(connection)
+        };
+        Session::open(connect, is_known).await
     }
 
     fn claim_path(&self) -> PathBuf {
@@ -49,33 +83,37 @@ impl Sqlite {
 impl Store for Sqlite {
     fn read(&self) -> Work<'_, Record> {
         Box::pin(async move {
-            if !fs::exists(&self.path)? {
+            if !self.is_known() && !fs::exists(&self.path)? {
                 return Read::default().into_record();
             }
-            let session = Session::open(&self.path, SCHEMA_DEADLINE).await?;
+            let session = self.open(SCHEMA_DEADLINE).await?;
             let found = session.ask(|connection| {
                 // The tables are read as they are at one time.
                 connection.execute_batch("BEGIN")?;
                 match has_tables(connection)? {
-                    true => read(connection),
-                    false => Ok(Read::default()),
+                    true => read(connection).map(Some),
+                    false => Ok(None),
                 }
             });
-            found.await?.into_record()
+            let found = found.await?;
+            self.found(found.is_some())?;
+            found.unwrap_or_default().into_record()
         })
     }
 
     fn begin(&self, patience: Duration) -> Work<'_, Box<dyn Transaction>> {
         Box::pin(async move {
-            let session = Session::open(&self.path, patience).await?;
+            let session = self.open(patience).await?;
             let begun = session.ask(|connection| {
                 connection.execute_batch("BEGIN IMMEDIATE")?;
-                if !has_tables(connection)? {
-                    connection.execute_batch(rows::TABLES)?;
-                }
-                Ok(())
+                has_tables(connection)
             });
-            begun.await?;
+            let has_tables = begun.await?;
+            self.found(has_tables)?;
+            if !has_tables {
+                let make = |connection: &Connection| connection.execute_batch(rows::TABLES);
+                session.ask(make).await?;
+            }
             let transaction: Box<dyn Transaction> = Box::new(session);
             Ok(transaction)
         })
@@ -106,22 +144,22 @@ async fn claimed(mut file: File) -> io::Result<Flock<File>> {
 /// A connection on a thread of its own, where it may block. It ends with this, and what was not committed with it.
 struct Session {
     orders: mpsc::Sender<Order>,
+    /// For when a record was made.
+    is_known: Arc<AtomicBool>,
 }
 
 type Order = Box<dyn FnOnce(&Connection) + Send>;
 
 impl Session {
-    async fn open(path: &Path, patience: Duration) -> Result<Self, StoreError> {
+    async fn open(
+        connect: impl FnOnce() -> rusqlite::Result<Connection> + Send + 'static,
+        is_known: Arc<AtomicBool>,
+    ) -> Result<Self, StoreError> {
         let (orders, received) = mpsc::channel::<Order>();
         let (opened, is_open) = oneshot::channel();
-        let path = path.to_owned();
         let thread = thread::Builder::new().name("handover-sqlite".to_owned());
         thread.spawn(move || {
-            let connection = Connection::open(path).and_then(|connection| {
-                connection.busy_timeout(patience)?;
-                Ok(connection)
-            });
-            match connection {
+            match connect() {
                 Ok(connection) => {
                     // Nobody waits any more: there are no orders either.
                     let _ = opened.send(Ok(()));
@@ -133,7 +171,7 @@ impl Session {
             }
         })?;
         is_open.await??;
-        Ok(Self { orders })
+        Ok(Self { orders, is_known })
     }
 
     async fn ask<T: Send + 'static>(
@@ -178,7 +216,9 @@ impl Transaction for Session {
     fn commit(self: Box<Self>) -> Work<'static, ()> {
         Box::pin(async move {
             self.ask(|connection| connection.execute_batch("COMMIT"))
-                .await
+                .await?;
+            self.is_known.store(true, Ordering::Relaxed);
+            Ok(())
         })
     }
 }
@@ -300,10 +340,15 @@ mod tests {
             Change::Expanding(1),
             Change::Expanded(1),
             Change::Expanding(2),
+            Change::Expanded(1),
+            Change::Expanded(2),
+            Change::Expanding(3),
+            Change::Expanded(1),
             Change::Activated(1),
             Change::Contracting(1),
-            Change::Contracted,
+            Change::Contracted(1),
             Change::Contracting(2),
+            Change::Contracted(1),
             Change::Entered(generation()),
             Change::Entered(other.clone()),
             Change::Entered(Generation {
@@ -355,6 +400,30 @@ mod tests {
         let mut transaction = store.begin(DEADLINE).await.unwrap();
         assert_eq!(transaction.read().await.unwrap().version, 0);
         transaction.execute("CREATE TABLE t (x)").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_record_that_was_there_and_is_gone_is_an_error_and_is_not_made_anew() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let transaction = store.begin(DEADLINE).await.unwrap();
+        transaction.commit().await.unwrap();
+        let away = room.path().join("away.db");
+        fs::rename(&store.path, &away).unwrap();
+        assert!(store.read().await.is_err());
+        assert!(store.begin(DEADLINE).await.is_err());
+        assert!(!store.path.exists());
+
+        // Somebody else has made an empty one.
+        Connection::open(&store.path).unwrap();
+        let lost = store.read().await.unwrap_err();
+        assert!(lost.to_string().contains("has lost its record"), "{lost}");
+        let lost = store.begin(DEADLINE).await.err().unwrap();
+        assert!(lost.to_string().contains("has lost its record"), "{lost}");
+
+        fs::rename(&away, &store.path).unwrap();
+        store.read().await.unwrap();
+        store.begin(DEADLINE).await.unwrap();
     }
 
     #[tokio::test]

@@ -109,6 +109,38 @@ async fn code_outside_of_a_transaction_runs_once_as_well_and_its_begin_is_in_the
     );
 }
 
+/// A step, outside of a transaction, in whose middle others make these changes.
+fn overtaken(store: &Memory, by: impl IntoIterator<Item = Change>) -> Step {
+    let (store, by): (_, Vec<_>) = (store.clone(), by.into_iter().collect());
+    Step::run(move || {
+        store.with(|content| by.iter().for_each(|change| content.record.apply(change)));
+        async { Ok(()) }
+    })
+}
+
+#[tokio::test]
+async fn whoever_was_overtaken_in_a_step_does_not_take_the_record_back() {
+    let store = Memory::default();
+    let others = [1, 2, 3].map(Change::Expanded);
+    let step = overtaken(&store, others.into_iter().chain([Change::Expanding(4)]));
+    let registration = enter(schema(&store, 3, 1).expand(1, step)).await.unwrap();
+    assert_eq!(
+        (record(&store).version, record(&store).expanding),
+        (3, Some(4))
+    );
+
+    let others = [Change::Contracted(2), Change::Contracting(3)];
+    let overtaken = schema(&store, 3, 1).contract(2, overtaken(&store, others));
+    registration.leave().await.unwrap();
+    let registration = enter(overtaken).await.unwrap();
+    serve(&registration).await;
+    registration.contract(2, Confirmed::Yes).await.unwrap();
+    assert_eq!(
+        (record(&store).floor, record(&store).contracting),
+        (3, Some(3))
+    );
+}
+
 #[tokio::test]
 async fn a_command_that_fails_is_named_and_what_it_began_is_known() {
     let store = Memory::default();
@@ -233,7 +265,7 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         serve(&registration).await;
         let error = registration.contract(2, Confirmed::Yes).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Schema);
-        assert!(registration.has_begun());
+        assert!(error.has_begun());
         let begun = record(&store);
         assert_eq!((begun.floor, begun.contracting), (2, Some(2)));
         registration.leave().await.unwrap();
@@ -246,6 +278,44 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         assert_eq!(record(&store).contracting, None);
         assert_eq!(statements(&store).last().unwrap(), "drop 2");
     }
+}
+
+#[tokio::test]
+async fn an_error_tells_whether_something_may_have_changed() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 1, 1)).await.unwrap();
+    registration.leave().await.unwrap();
+    let later = schema(&store, 3, 1).expand_at_start(false);
+    let failing = later.expand(3, Step::sql("fail"));
+    let registration = enter(failing).await.unwrap();
+    serve(&registration).await;
+    let expanding = async || registration.expand().await.unwrap_err();
+    let contracting = async || {
+        let contracted = registration.contract(1, Confirmed::Yes).await;
+        contracted.unwrap_err()
+    };
+    let gone = |reason: Option<&str>| {
+        let reason = reason.map(str::to_owned);
+        store.with(|content| content.gone = reason);
+    };
+    let mute = |is_mute| store.with(|content| content.is_mute = is_mute);
+
+    gone(Some("gone fishing"));
+    assert!(!expanding().await.has_begun());
+    assert!(!contracting().await.has_begun());
+    gone(None);
+    assert!(expanding().await.has_begun());
+    assert_eq!(record(&store).version, 2);
+    assert!(expanding().await.has_begun());
+
+    mute(true);
+    assert!(contracting().await.has_begun());
+    assert_eq!(record(&store).contracting, Some(1));
+    mute(false);
+    // What others have left unfinished says nothing of what this one has changed.
+    gone(Some("gone fishing"));
+    assert!(!registration.look().await.unwrap_err().has_begun());
+    assert!(!contracting().await.has_begun());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, aborts, contract, replaced, state, until_locked_by};
+use crate::rig::{Database, aborts, assert_refused, contract, release, replaced, state, until_locked_by};
 use crate::support::{gone, signal};
 
 #[tokio::test]
@@ -83,6 +83,18 @@ async fn an_expansion_that_fails_aborts_the_start_and_has_left_nothing() {
 }
 
 #[tokio::test]
+async fn an_expansion_by_hand_whose_step_fails_ends_with_4_and_has_left_nothing() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    release(&of, 1, "2:1\nexpand=fail\nexpand-at=hand").await;
+    let failed = of.run(&["schema", "expand"]).await;
+    assert_eq!(failed.code, 4, "{failed:?}");
+    assert!(failed.stderr.contains("expanding to schema 2"), "{failed:?}");
+    assert_eq!(database.record(), (1, 0, None, None));
+    assert_eq!(database.columns(), ["before", "id"]);
+}
+
+#[tokio::test]
 async fn a_contraction_whose_step_fails_ends_with_4_and_is_finished_when_that_is_repaired() {
     let database = Database::new();
     let of = database.start("web1").await;
@@ -97,6 +109,11 @@ async fn a_contraction_whose_step_fails_ends_with_4_and_is_finished_when_that_is
     let status = of.run(&["schema", "status"]).await;
     let unfinished = "the contraction to schema 2 has not been finished";
     assert!(status.stdout.contains(unfinished), "{status:?}");
+    // It is known to be unfinished, and whoever only asks has not changed anything.
+    let (there, away) = (database.path(), database.path().with_extension("away"));
+    std::fs::rename(&there, &away).unwrap();
+    assert_refused(&of.run(&["schema", "status"]).await, &["asking the store"]);
+    std::fs::rename(&away, &there).unwrap();
 
     database
         .connection()

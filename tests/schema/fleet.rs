@@ -164,6 +164,18 @@ async fn a_store_is_expanded_once_though_six_hosts_start_at_the_same_time() {
 }
 
 #[tokio::test]
+async fn a_store_is_expanded_once_whatever_isolation_its_database_has_by_default() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let strict = "ALTER DATABASE app SET default_transaction_isolation = 'serializable'";
+    let client = server.connect("app").await;
+    client.batch_execute(strict).await.unwrap();
+    six_start_at_once(&store).await;
+}
+
+#[tokio::test]
 async fn a_contraction_that_was_killed_on_one_host_is_finished_by_a_start_on_another() {
     let Some(server) = Server::start().await else {
         return;

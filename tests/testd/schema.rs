@@ -11,7 +11,8 @@ use crate::{Outcome, millis, setting};
 
 /// `TESTD_SCHEMA` names the store, and `TESTD_HOST` this host. The plan's `schema=KNOWS:NEEDS` is what the release says;
 /// without it, it knows and needs 1. Its steps make a table, give it a column and take one away; `expand=` and
-/// `contract=` make them others: `hold` outside of a transaction, `endless` or `fail` in it.
+/// `contract=` make them others: `hold` outside of a transaction, `endless` or `fail` in it. With `expand-at=` something an
+/// operator expands.
 pub(crate) async fn declare(starting: &mut Starting, plan: &Plan) -> Outcome {
     let Some(store) = setting("TESTD_SCHEMA") else {
         return Ok(());
@@ -25,6 +26,7 @@ pub(crate) async fn declare(starting: &mut Starting, plan: &Plan) -> Outcome {
         .knows(knows.parse()?)
         .needs(needs.parse()?)
         .contract_after(millis("TESTD_CONTRACT_AFTER_MS").unwrap_or_default())
+        .expand_at_start(plan.get("expand-at").is_none())
         .answer_deadline(Duration::from_secs(2));
     let schema = with_steps(schema, plan);
     let schema = match setting("TESTD_HOST") {
