@@ -162,6 +162,8 @@ pub const CARRIERS_IDLE_MAX: usize = 64;
 
 /// How long a question to the store of a schema may take: 5 s.
 pub const SCHEMA_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an instant rollback waits to hear whether the store of a schema has changed: 200 ms.
+pub const SCHEMA_GLANCE: Duration = Duration::from_millis(200);
 /// How long another transaction on the record of a schema, or another process's step, is waited for: 10 s.
 pub const SCHEMA_LOCK_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one step of a migration may take: 10 min.

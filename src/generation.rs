@@ -14,7 +14,7 @@ use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::check::Check;
-use crate::config::{Config, Image};
+use crate::config::{Config, Image, START_DEADLINE};
 use crate::control;
 #[cfg(feature = "http")]
 use crate::director::Splitter;
@@ -572,7 +572,7 @@ impl Starting {
 
     /// Asks the incumbent to wait this long from now before it gives this successor up.
     ///
-    /// The sum is limited by the incumbent's [`Builder::start_max`]. A fresh generation has nobody to ask.
+    /// It never waits for less than it would have before. The sum is limited by the incumbent's [`Builder::start_max`]. A fresh generation has nobody to ask.
     pub fn extend(&self, by: Duration) {
         if let Some(driver) = &self.driver {
             let mut driver = driver.lock().unwrap_or_else(PoisonError::into_inner);
@@ -631,7 +631,8 @@ impl Starting {
     /// Declares the schema of this release: [expands](Schema::expand) the store as far as this release can, checks that
     /// this release and what is alive beside it fit, and enters this generation in the record until nothing of it is left.
     /// Call it before [`ready`](Self::ready), once, and before anything that needs the schema. The deadline of the start
-    /// is [extended](Self::extend) by what the steps may take.
+    /// is [extended](Self::extend) by what the steps may take, as far as the incumbent's [`Builder::start_max`] goes: 15 min, for
+    /// all steps of a start together, unless it says otherwise.
     ///
     /// # Errors
     ///
@@ -649,7 +650,10 @@ impl Starting {
         }
         let number = self.shared.status.borrow().generation;
         let declared = schema.declared();
-        let entered = Registration::enter(schema, number, |by| self.extend(by)).await;
+        // What comes after the steps has its own time.
+        let start = self.start_deadline();
+        let extend = |by: Duration| self.extend(by.saturating_add(start));
+        let entered = Registration::enter(schema, number, extend).await;
         let is_successor = self.is_successor();
         let registration = entered.map_err(|error| match is_successor {
             true => error.while_incumbent_serves(),
@@ -661,9 +665,13 @@ impl Starting {
     }
 
     fn is_successor(&self) -> bool {
-        let driver = self.driver.as_ref();
-        let driver = driver.map(|driver| driver.lock().unwrap_or_else(PoisonError::into_inner));
+        let driver = self.driver.as_ref().map(lock);
         driver.is_some_and(|driver| driver.has_incumbent())
+    }
+
+    fn start_deadline(&self) -> Duration {
+        let driver = self.driver.as_ref().map(lock);
+        driver.map_or(START_DEADLINE, |driver| driver.start_deadline())
     }
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::io;
 use std::process::{ExitStatus, Stdio};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
+
+use crate::sys::group::Group;
 
 /// Runs the program to its end.
 ///
@@ -49,15 +49,14 @@ fn start(
     let child = command.spawn()?;
     // The command's own ends of the pipe close with it, so that the program's are the last.
     drop(command);
-    let group = child.id();
+    let group = Group::led_by(&child);
     let running = Running { group, child };
     Ok((running, Receiver::from_owned_fd(reader.into())?))
 }
 
 /// A program and its process group, which is killed with it.
 struct Running {
-    /// None once the program has been collected, so that the number may mean somebody else.
-    group: Option<u32>,
+    group: Group,
     child: Child,
 }
 
@@ -74,22 +73,12 @@ impl Running {
                 },
             }
         };
-        self.group = None;
+        self.group.collected();
         // All that it had to say is in the pipe. Whoever it left behind may keep that open, and is not waited for.
         while let Ok(length @ 1..) = nix::unistd::read(&output, &mut buffer) {
             tail.add(&buffer[..length]);
         }
         (status, tail)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let group = self.group.and_then(|group| i32::try_from(group).ok());
-        if let Some(group) = group {
-            // It may have ended in this very moment; then there is nobody to kill.
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
     }
 }
 

@@ -291,6 +291,11 @@ impl Driver {
         self.up.as_ref().is_some_and(|up| up.process.is_some())
     }
 
+    /// How long a start may take, unless it says that it needs longer.
+    pub(crate) fn start_deadline(&self) -> Duration {
+        self.config.start
+    }
+
     /// The application needs longer to warm up.
     pub(crate) fn extend(&mut self, by: Duration) {
         match &mut self.up {

@@ -16,7 +16,7 @@ use super::shared::{Command, Shared, lock};
 use super::sharing::{self, Sharing};
 use super::{Driver, Role};
 use super::{schema, schema_wishes};
-use crate::config::{CONTROL_DEADLINE, Config};
+use crate::config::{CONTROL_DEADLINE, Config, SCHEMA_GLANCE};
 use crate::control::{
     self, Answering, Asked, Condition, Fault, Happened, Lines, Reply, Request, RollbackKind,
     RolloutState, SchemaWish, SideState, Strategy, Underway, Upgrade, Verdict, Verification, What,
@@ -360,8 +360,8 @@ impl Operator {
             return Ok(());
         };
         if !cold {
-            // What is known by now, the driver looks at.
-            let _ = schema.look().await;
+            // What is known by then, the driver looks at.
+            let _ = tokio::time::timeout(SCHEMA_GLANCE, schema.look()).await;
             return Ok(());
         }
         let release = lock(&self.shared.images)

@@ -506,7 +506,7 @@ impl Incumbent {
         | State::AwaitReceived { deadline, .. }
         | State::AwaitReady { deadline, .. } = &mut self.state
         {
-            *deadline = wanted.min(latest);
+            *deadline = wanted.min(latest).max(*deadline);
         }
     }
 
@@ -709,6 +709,22 @@ mod tests {
 
     fn outputs(machine: &mut Incumbent) -> Vec<Output> {
         std::iter::from_fn(|| machine.poll_output()).collect()
+    }
+
+    #[test]
+    fn an_extension_never_shortens_the_time_that_is_left() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut machine = committing(now);
+        machine.deadlines.start_max = 60 * second;
+        machine.launched_at = Some(now);
+        machine.state = State::AwaitReady {
+            offered: 1,
+            deadline: now + 10 * second,
+        };
+        for (millis, left) in [(5_000, 10), (20_000, 20), (3_600_000, 60), (1_000, 60)] {
+            machine.on_extend(now, millis);
+            assert_eq!(machine.poll_timeout(), Some(now + left * second), "{millis}");
+        }
     }
 
     #[test]

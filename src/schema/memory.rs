@@ -88,7 +88,12 @@ impl Transaction for Begun {
         })
     }
 
-    fn execute<'a>(&'a mut self, sql: &'a str) -> Work<'a, ()> {
+    fn claim(&mut self, _: Duration) -> Work<'_, ()> {
+        // There is one transaction at a time.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn execute<'a>(&'a mut self, sql: &'a str, _: Duration) -> Work<'a, ()> {
         Box::pin(async {
             self.draft.statements.push(sql.to_owned());
             // Others get a turn, if they can have one.

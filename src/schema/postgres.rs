@@ -19,8 +19,8 @@ type Connecting = Pin<Box<dyn Future<Output = Result<Client, StoreError>> + Send
 ///
 /// Its record is in the tables `handover_schema`, `handover_generations` and `handover_departures`, which are made when
 /// they are needed, where the user's search path leads. Leases are by the clock of the database. Each transaction has a
-/// connection of its own, and so has each step that runs outside of one: that is claimed by an advisory lock of the
-/// session, so a pooler between must not share sessions.
+/// connection of its own. Steps are claimed by an advisory lock, those that run outside of a transaction by one of their
+/// session, so a pooler between must not share sessions. A step that takes long keeps nobody from starting.
 ///
 /// An `ALTER TABLE` waits for whoever uses the table, and everybody who comes later waits for it: a step in a transaction
 /// gives up after a [while](Self::lock_timeout), with nothing changed.
@@ -92,7 +92,6 @@ impl Store for Postgres {
             client
                 .batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 .await?;
-            wait_for_locks(&client, patience).await?;
             // Whoever is frozen in the middle of one keeps nobody waiting for long.
             let idle_ms = millis(patience.max(SCHEMA_LOCK_DEADLINE));
             client
@@ -103,14 +102,13 @@ impl Store for Postgres {
             if !has_tables(&client).await? {
                 // Of those who come at the same time one makes them, and the others find them. Asked once more, a server
                 // may answer from what it remembers.
+                wait_for_locks(&client, patience).await?;
                 client.execute(LOCK_TRANSACTION, &[&KEY_TABLES]).await?;
                 client.batch_execute(rows::TABLES).await?;
             }
-            client
-                .execute("SELECT 1 FROM handover_schema WHERE id = 1 FOR UPDATE", &[])
-                .await?;
             let transaction: Box<dyn Transaction> = Box::new(Session {
                 client,
+                patience,
                 lock_timeout: self.lock_timeout,
             });
             Ok(transaction)
@@ -135,12 +133,29 @@ impl Store for Postgres {
 /// A connection in the middle of a transaction, which ends with it.
 struct Session {
     client: Client,
+    /// With others at the record.
+    patience: Duration,
+    /// With others at the application's own tables.
     lock_timeout: Duration,
 }
 
 impl Transaction for Session {
     fn read(&mut self) -> Work<'_, Record> {
-        Box::pin(read(&self.client))
+        Box::pin(async {
+            wait_for_locks(&self.client, self.patience).await?;
+            self.client.execute(LOCK_RECORD, &[]).await?;
+            read(&self.client).await
+        })
+    }
+
+    fn claim(&mut self, patience: Duration) -> Work<'_, ()> {
+        Box::pin(async move {
+            wait_for_locks(&self.client, patience).await?;
+            self.client
+                .execute(LOCK_TRANSACTION, &[&KEY_STEPS])
+                .await?;
+            Ok(())
+        })
     }
 
     fn write<'a>(&'a mut self, change: &'a Change) -> Work<'a, ()> {
@@ -154,11 +169,15 @@ impl Transaction for Session {
         })
     }
 
-    fn execute<'a>(&'a mut self, sql: &'a str) -> Work<'a, ()> {
-        Box::pin(async {
+    fn execute<'a>(&'a mut self, sql: &'a str, limit: Duration) -> Work<'a, ()> {
+        Box::pin(async move {
             let before = self.number().await?;
             wait_for_locks(&self.client, self.lock_timeout).await?;
+            self.give_up_after(limit).await?;
             self.client.batch_execute(sql).await?;
+            self.client
+                .batch_execute("SET LOCAL statement_timeout TO DEFAULT")
+                .await?;
             match self.number().await? == before {
                 true => Ok(()),
                 false => Err("the statements have ended the transaction that they run in".into()),
@@ -172,6 +191,18 @@ impl Transaction for Session {
 }
 
 impl Session {
+    /// A server goes on with a statement that nobody waits for any more, and so with its locks. It ends it after the limit,
+    /// and looks each second whether the process that has asked is still there, where it can (since version 14).
+    async fn give_up_after(&self, limit: Duration) -> Result<(), StoreError> {
+        let millis = millis(limit);
+        let sql = format!(
+            "SET LOCAL statement_timeout = {millis};
+             SELECT set_config(name, '1s', true) FROM pg_settings
+                WHERE name = 'client_connection_check_interval' AND version() LIKE '%linux%'"
+        );
+        Ok(self.client.batch_execute(&sql).await?)
+    }
+
     /// Which transaction this is.
     async fn number(&self) -> Result<i64, StoreError> {
         let sql = "SELECT CAST(txid_current() AS BIGINT)";
@@ -243,6 +274,7 @@ fn millis(limit: Duration) -> i32 {
     i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
+const LOCK_RECORD: &str = "SELECT 1 FROM handover_schema WHERE id = 1 FOR UPDATE";
 const LOCK_TRANSACTION: &str = "SELECT pg_advisory_xact_lock($1)";
 const LOCK_SESSION: &str = "SELECT pg_advisory_lock($1)";
 

@@ -59,8 +59,6 @@ pub enum Changed {
 /// What is to be written, and to be said.
 struct Decision<T> {
     answer: T,
-    /// In the same transaction.
-    sql: Option<String>,
     changes: Vec<Change>,
 }
 
@@ -72,7 +70,6 @@ impl<T> Decision<T> {
     fn of(answer: T, changes: impl Into<Vec<Change>>) -> Self {
         Self {
             answer,
-            sql: None,
             changes: changes.into(),
         }
     }
@@ -161,7 +158,7 @@ impl Registration {
         match step {
             None => Ok(()),
             Some((version, step)) => {
-                extend(step.deadline);
+                extend(self.0.schema.limits.lock + step.deadline);
                 self.drop_below(version, &step).await
             }
         }
@@ -346,34 +343,38 @@ impl Registration {
         Ok(())
     }
 
-    /// Strikes every generation of a host out of the record, for somebody who knows that all of them are gone. One that is
-    /// not, after all, enters itself again, and may have lost what it needs by then.
+    /// Strikes every generation of a host out of the record whose lease has lapsed, for somebody who knows that all of them
+    /// are gone. One that is not, after all, enters itself again, and may have lost what it needs by then.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Refused`] if there is none, or it is this host. [`ErrorKind::Schema`] if the store cannot be asked.
+    /// [`ErrorKind::Refused`] if there is none, or all of them are alive. [`ErrorKind::Schema`] if the store cannot be asked.
     ///
     /// # Cancel safety
     ///
     /// It may be done or not.
     pub async fn expunge(&self, host: &str, confirmed: Confirmed) -> Result<Changed> {
         let doing = format!("expunging {host:?}");
-        if host == self.own().host {
-            let reason = "that is this host: what is gone here is known to be gone";
-            return Err(Error::new(ErrorKind::Refused, doing).because(reason));
-        }
         let answer = self.transact(&doing, |record| {
             let of_it = record.generations.iter().filter(|it| it.host == host);
-            let left: Vec<_> = of_it.map(left).collect();
-            match (left.is_empty(), confirmed) {
-                (true, _) => Decision::none(None),
-                (false, Confirmed::DryRun) => Decision::none(Some(Changed::Would)),
-                (false, Confirmed::Yes) => Decision::of(Some(Changed::Done), left),
+            let (lapsed, alive): (Vec<_>, Vec<_>) =
+                of_it.partition(|it| record.lapsed_ms(it).is_some());
+            match (lapsed.is_empty(), confirmed) {
+                (true, _) => Decision::none(Err(alive.len())),
+                (false, Confirmed::DryRun) => Decision::none(Ok(Changed::Would)),
+                (false, Confirmed::Yes) => {
+                    let left: Vec<_> = lapsed.into_iter().map(left).collect();
+                    Decision::of(Ok(Changed::Done), left)
+                }
             }
         });
-        let reason = "no generation of that host is in the record";
-        let nobody = || Error::new(ErrorKind::Refused, &doing).because(reason);
-        answer.await?.ok_or_else(nobody)
+        answer.await?.map_err(|alive| {
+            let reason = match alive {
+                0 => "no generation of that host is in the record",
+                _ => "all of that host have been heard of: their leases have not lapsed",
+            };
+            Error::new(ErrorKind::Refused, &doing).because(reason)
+        })
     }
 
     /// Whether a step that is done by one, at once or once more after a crash, is still to be done; does it then.
@@ -386,15 +387,9 @@ impl Registration {
         over: Change,
     ) -> Result<bool> {
         if let How::Sql(statements) = &step.how {
-            let decide = |record: &Record| match is_wanted(record) {
-                true => Decision {
-                    answer: true,
-                    sql: Some(statements.clone()),
-                    changes: vec![over],
-                },
-                false => Decision::none(false),
-            };
-            return self.transact_within(doing, step.deadline, decide).await;
+            return self
+                .take_in_transaction(doing, statements, step.deadline, is_wanted, over)
+                .await;
         }
         let failed = |error: StoreError| trouble(doing).because(error);
         // Whoever has it may be at this very step.
@@ -418,6 +413,48 @@ impl Registration {
         };
         let finished = self.transact(doing, finish).await;
         finished.map_err(Error::having_begun)
+    }
+
+    /// The same of statements. The record is locked only when they are done, so that they keep nobody else from renewing a
+    /// lease or from starting, however long they take.
+    async fn take_in_transaction(
+        &self,
+        doing: &str,
+        statements: &str,
+        deadline: Duration,
+        is_wanted: impl Fn(&Record) -> bool,
+        over: Change,
+    ) -> Result<bool> {
+        let limits = &self.0.schema.limits;
+        // Whoever has the claim may be at this very step.
+        let patience = limits.lock + deadline;
+        let has_begun = AtomicBool::new(false);
+        let work = async {
+            let mut transaction = self.0.schema.store.begin(patience).await?;
+            transaction.claim(patience).await?;
+            if !is_wanted(&self.0.schema.store.read().await?) {
+                return Ok(None);
+            }
+            has_begun.store(true, Ordering::Relaxed);
+            in_time(deadline, transaction.execute(statements, deadline)).await?;
+            let mut record = transaction.read().await?;
+            // The claim may have been lost meanwhile, and then others are further by now: this is undone.
+            if !is_wanted(&record) {
+                return Ok(None);
+            }
+            write(&mut *transaction, &mut record, &over).await?;
+            transaction.commit().await?;
+            Ok(Some(record))
+        };
+        let limit = patience + deadline + limits.answer;
+        let done = in_time(limit, work).await;
+        let taken = done.map_err(|error| failure(doing, error, has_begun.into_inner()))?;
+        let is_taken = taken.is_some();
+        match taken {
+            Some(record) => self.hear(record),
+            None => drop(self.look().await?),
+        }
+        Ok(is_taken)
     }
 
     /// This generation is something else from now on. The store hears of it with the next renewal.
@@ -580,21 +617,9 @@ impl Registration {
         doing: &str,
         decide: impl FnOnce(&Record) -> Decision<T>,
     ) -> Result<T> {
-        self.transact_within(doing, Duration::ZERO, decide).await
-    }
-
-    /// With statements that may take so long.
-    async fn transact_within<T>(
-        &self,
-        doing: &str,
-        step: Duration,
-        decide: impl FnOnce(&Record) -> Decision<T>,
-    ) -> Result<T> {
         let limits = &self.0.schema.limits;
-        // Others may be at a step of this kind.
-        let patience = limits.lock + step;
-        let limit = patience + limits.answer + step;
-        self.transact_in(doing, patience, limit, decide).await
+        let limit = limits.lock + limits.answer;
+        self.transact_in(doing, limits.lock, limit, decide).await
     }
 
     /// One transaction on the record, that waits for others no longer than it has patience.
@@ -607,13 +632,8 @@ impl Registration {
     ) -> Result<T> {
         let has_begun = AtomicBool::new(false);
         let done = in_time(limit, self.in_transaction(patience, &has_begun, decide)).await;
-        let (answer, record) = done.map_err(|error| {
-            let error = trouble(doing).because(error);
-            match has_begun.into_inner() {
-                true => error.having_begun(),
-                false => error,
-            }
-        })?;
+        let failed = |error| failure(doing, error, has_begun.into_inner());
+        let (answer, record) = done.map_err(failed)?;
         self.hear(record);
         Ok(answer)
     }
@@ -648,9 +668,6 @@ impl Registration {
         let decision = decide(&record);
         // Whoever is given up while it commits may be done, or not.
         has_begun.store(!decision.changes.is_empty(), Ordering::Relaxed);
-        if let Some(statements) = &decision.sql {
-            transaction.execute(statements).await?;
-        }
         for change in &decision.changes {
             write(&mut *transaction, &mut record, change).await?;
         }
@@ -715,6 +732,14 @@ async fn in_time<T>(
 
 fn trouble(doing: impl Into<String>) -> Error {
     Error::new(ErrorKind::Schema, doing)
+}
+
+fn failure(doing: &str, error: StoreError, has_begun: bool) -> Error {
+    let error = trouble(doing).because(error);
+    match has_begun {
+        true => error.having_begun(),
+        false => error,
+    }
 }
 
 fn refusal(doing: &str, blockers: &[Blocker]) -> Error {

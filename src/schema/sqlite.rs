@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::types::Value as Sql;
-use rusqlite::{Connection, OpenFlags, params_from_iter};
+use rusqlite::{Connection, InterruptHandle, OpenFlags, params_from_iter};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -25,7 +25,8 @@ use crate::config::{SCHEMA_CLAIM_RETRY, SCHEMA_DEADLINE};
 ///
 /// Its record is in the tables `handover_schema`, `handover_generations` and `handover_departures`, which are made when
 /// they are needed. Each transaction has a connection and a thread of its own, so the application opens its connections as
-/// it likes; it needs a busy timeout (`PRAGMA busy_timeout`), as everybody does who shares a file.
+/// it likes; it needs a busy timeout (`PRAGMA busy_timeout`), as everybody does who shares a file. SQLite has one writer: while
+/// a step runs in a transaction nobody else writes, and no generation starts.
 ///
 /// Steps that run outside of a transaction are claimed by a lock (flock(2)) on an empty file beside the database, of its
 /// name and `-handover`.
@@ -144,6 +145,7 @@ async fn claimed(mut file: File) -> io::Result<Flock<File>> {
 /// A connection on a thread of its own, where it may block. It ends with this, and what was not committed with it.
 struct Session {
     orders: mpsc::Sender<Order>,
+    interrupt: InterruptHandle,
     /// For when a record was made.
     is_known: Arc<AtomicBool>,
 }
@@ -162,7 +164,7 @@ impl Session {
             match connect() {
                 Ok(connection) => {
                     // Nobody waits any more: there are no orders either.
-                    let _ = opened.send(Ok(()));
+                    let _ = opened.send(Ok(connection.get_interrupt_handle()));
                     received.iter().for_each(|order| order(&connection));
                 }
                 Err(error) => {
@@ -170,8 +172,12 @@ impl Session {
                 }
             }
         })?;
-        is_open.await??;
-        Ok(Self { orders, is_known })
+        let interrupt = is_open.await??;
+        Ok(Self {
+            orders,
+            interrupt,
+            is_known,
+        })
     }
 
     async fn ask<T: Send + 'static>(
@@ -180,8 +186,10 @@ impl Session {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let order: Order = Box::new(move |connection| {
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(question(connection));
+            // Whoever asked may have stopped waiting, before or while it was answered.
+            if !reply.is_closed() {
+                let _ = reply.send(question(connection));
+            }
         });
         // Where the thread is gone there is no answer, which is seen below.
         let _ = self.orders.send(order);
@@ -199,7 +207,12 @@ impl Transaction for Session {
         Box::pin(self.ask(move |connection| write(connection, &change)))
     }
 
-    fn execute<'a>(&'a mut self, sql: &'a str) -> Work<'a, ()> {
+    fn claim(&mut self, _: Duration) -> Work<'_, ()> {
+        // There is one transaction at a time that writes.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn execute<'a>(&'a mut self, sql: &'a str, _: Duration) -> Work<'a, ()> {
         let sql = sql.to_owned();
         Box::pin(async move {
             let has_ended = self.ask(move |connection| {
@@ -220,6 +233,13 @@ impl Transaction for Session {
             self.is_known.store(true, Ordering::Relaxed);
             Ok(())
         })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A statement that nobody waits for any more would keep everybody else from writing until it is done.
+        self.interrupt.interrupt();
     }
 }
 
@@ -390,7 +410,7 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let store = Sqlite::new(room.path().join("app.db"));
         let mut transaction = store.begin(DEADLINE).await.unwrap();
-        transaction.execute("CREATE TABLE t (x)").await.unwrap();
+        transaction.execute("CREATE TABLE t (x)", DEADLINE).await.unwrap();
         transaction.write(&Change::Expanded(1)).await.unwrap();
         let impatient = store.begin(Duration::from_millis(10)).await;
         let error = impatient.err().unwrap();
@@ -399,7 +419,7 @@ mod tests {
         drop(transaction);
         let mut transaction = store.begin(DEADLINE).await.unwrap();
         assert_eq!(transaction.read().await.unwrap().version, 0);
-        transaction.execute("CREATE TABLE t (x)").await.unwrap();
+        transaction.execute("CREATE TABLE t (x)", DEADLINE).await.unwrap();
     }
 
     #[tokio::test]
@@ -431,7 +451,7 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let store = Sqlite::new(room.path().join("app.db"));
         let mut transaction = store.begin(DEADLINE).await.unwrap();
-        let ended = transaction.execute("CREATE TABLE t (x); COMMIT").await;
+        let ended = transaction.execute("CREATE TABLE t (x); COMMIT", DEADLINE).await;
         assert!(
             ended
                 .unwrap_err()

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::config::SCHEMA_STEP_DEADLINE;
+use crate::sys::group::Group;
 
 /// What a closure of the application is to come to.
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -68,6 +69,10 @@ impl Step {
 
     /// A program that has to exit with status 0, as [`run`](Self::run) otherwise. One without a slash is searched in the
     /// `PATH` of this process. Its output goes where this process's goes.
+    ///
+    /// It is killed, with the process group that it leads, when its deadline is over. If this process is killed meanwhile it
+    /// goes on alone, and whoever starts next may run it once more beside it: tools that take a lock of their own in the
+    /// database, as `sqlx` does, are safe from that.
     pub fn command(
         program: impl Into<OsString>,
         arguments: impl IntoIterator<Item = impl Into<OsString>>,
@@ -103,7 +108,11 @@ impl How {
             Self::Command { program, arguments } => {
                 let mut command = Command::new(program);
                 command.args(arguments).stdin(Stdio::null());
-                let status = command.kill_on_drop(true).status().await?;
+                let mut child = command.process_group(0).kill_on_drop(true).spawn()?;
+                let mut group = Group::led_by(&child);
+                let status = child.wait().await;
+                group.collected();
+                let status = status?;
                 match status.success() {
                     true => Ok(()),
                     false => Err(format!("{}: {status}", program.display()).into()),

@@ -24,8 +24,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// The record as it is, waiting for nobody's transaction. That of a store that nobody has touched is the default.
     fn read(&self) -> Work<'_, Record>;
 
-    /// Begins a transaction that runs beside no other one of these, once those that have begun before are over; an error
-    /// when `patience` is over. Makes whatever tables it needs.
+    /// Begins a transaction. Whenever it waits for another one of these, that is an error when `patience` is over. Makes
+    /// whatever tables it needs.
     fn begin(&self, patience: Duration) -> Work<'_, Box<dyn Transaction>>;
 
     /// Keeps every other caller of this waiting, in whatever process and on whatever host, until the claim is dropped or
@@ -35,14 +35,18 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
 /// Changes of a record, and of the data beside it, all of which are made or none.
 pub trait Transaction: Send {
-    /// The record, as nobody else can change it until this is over.
+    /// The record, as nobody else can change it until this is over. Waits for whoever has read it so before.
     fn read(&mut self) -> Work<'_, Record>;
+
+    /// As [`Store::claim`], until this is over.
+    fn claim(&mut self, patience: Duration) -> Work<'_, ()>;
 
     /// Makes a change.
     fn write<'a>(&'a mut self, change: &'a Change) -> Work<'a, ()>;
 
-    /// Runs statements of the application's own. They must not end the transaction.
-    fn execute<'a>(&'a mut self, sql: &'a str) -> Work<'a, ()>;
+    /// Runs statements of the application's own. They must not end the transaction. Dropped, or when the limit is over, they
+    /// are to be given up, also by whoever runs them.
+    fn execute<'a>(&'a mut self, sql: &'a str, limit: Duration) -> Work<'a, ()>;
 
     /// Makes everything so.
     fn commit(self: Box<Self>) -> Work<'static, ()>;

@@ -6,6 +6,7 @@ pub(crate) mod descriptors;
 pub(crate) mod environment;
 #[cfg(feature = "pool")]
 pub(crate) mod exec;
+pub(crate) mod group;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod process;
