@@ -28,6 +28,9 @@ use crate::config::{SCHEMA_CLAIM_RETRY, SCHEMA_DEADLINE};
 ///
 /// Steps that run outside of a transaction are claimed by a lock (flock(2)) on an empty file beside the database, of its
 /// name and `-handover`.
+///
+/// A program links SQLite once: here by rusqlite, in any version from 0.32 to 0.40 that the rest of the program links it
+/// with, sqlx 0.8 and 0.9 and refinery among them.
 #[derive(Clone, Debug)]
 pub struct Sqlite {
     path: PathBuf,
@@ -184,7 +187,9 @@ impl Transaction for Session {
 }
 
 fn has_tables(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.table_exists(None, "handover_schema")
+    // Not `Connection::table_exists`, which the oldest rusqlite that will do has not got.
+    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'handover_schema')";
+    connection.query_row(sql, [], |row| row.get(0))
 }
 
 fn read(connection: &Connection) -> rusqlite::Result<Read> {
