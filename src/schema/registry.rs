@@ -255,12 +255,14 @@ impl Registration {
             let reason = "the release that serves here does not wait for that: it has nothing to activate there";
             return Err(Error::new(ErrorKind::Refused, doing).because(reason));
         }
-        let answer = self.transact(&doing, |record| match record.may_activate(version) {
-            Ok(Todo::Begin | Todo::Finish) => {
-                Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+        let answer = self.transact(&doing, |record| {
+            match self.now(record).may_activate(version) {
+                Ok(Todo::Begin | Todo::Finish) => {
+                    Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+                }
+                Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
+                Err(blockers) => Decision::none(Err(blockers)),
             }
-            Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
-            Err(blockers) => Decision::none(Err(blockers)),
         });
         answer.await?.map_err(|blockers| refusal(&doing, &blockers))
     }
@@ -525,7 +527,8 @@ impl Registration {
         let open = self.0.schema.activated.iter();
         let open = open.filter(|version| **version > record.active);
         let blockers = |version: &Version| {
-            let blockers = record.may_activate(*version).err().unwrap_or_default();
+            let blockers = self.now(record).may_activate(*version).err();
+            let blockers = blockers.unwrap_or_default();
             (*version, blockers.iter().map(ToString::to_string).collect())
         };
         open.map(blockers).collect()
