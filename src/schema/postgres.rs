@@ -51,6 +51,9 @@ impl Postgres {
 
     /// By connections of the application's own making, for those who use TLS. Each call makes a new one, and takes care
     /// that it is driven.
+    ///
+    /// It is called for each question, each transaction and each step outside of one. So a connection that is lost costs
+    /// what it was at, which is undone, and what comes next has another one.
     pub fn with<F, C>(connect: F) -> Self
     where
         F: Fn() -> C + Send + Sync + 'static,
