@@ -88,8 +88,16 @@ impl Store for Sqlite {
         Box::pin(async move {
             let mut options = OpenOptions::new();
             options.create(true).truncate(false).write(true);
-            let file = options.open(self.claim_path())?;
-            let claim: Claim = Box::new(timeout(patience, claimed(file)).await??);
+            let path = self.claim_path();
+            let file = options.open(&path)?;
+            let Ok(claimed) = timeout(patience, claimed(file)).await else {
+                let path = path.display();
+                return Err(format!(
+                    "another process is at a step: it has had {path} locked for {patience:?}"
+                )
+                .into());
+            };
+            let claim: Claim = Box::new(claimed?);
             Ok(claim)
         })
     }
