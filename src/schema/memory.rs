@@ -35,6 +35,10 @@ struct Begun {
     _turn: OwnedMutexGuard<()>,
 }
 
+struct Claimed(#[expect(dead_code, reason = "its end is what counts")] OwnedMutexGuard<()>);
+
+impl Claim for Claimed {}
+
 impl Memory {
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut Content) -> T) -> T {
         look(&mut self.0.content.lock().unwrap())
@@ -65,10 +69,10 @@ impl Store for Memory {
         })
     }
 
-    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>> {
         Box::pin(async move {
             let claim = timeout(patience, Arc::clone(&self.0.claims).lock_owned()).await?;
-            let claim: Claim = Box::new(claim);
+            let claim: Box<dyn Claim> = Box::new(Claimed(claim));
             Ok(claim)
         })
     }

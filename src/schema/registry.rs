@@ -392,7 +392,7 @@ impl Registration {
         // Whoever has it may be at this very step.
         let claim = self.0.schema.store.claim(step.deadline);
         let claim = in_time(self.0.schema.limits.answer + step.deadline, claim);
-        let _claim = claim.await.map_err(failed)?;
+        let mut claim = claim.await.map_err(failed)?;
         let decide = |record: &Record| match is_wanted(record) {
             true => Decision::of(true, [begun]),
             false => Decision::none(false),
@@ -400,9 +400,12 @@ impl Registration {
         if !self.transact(doing, decide).await? {
             return Ok(false);
         }
-        in_time(step.deadline, step.how.run())
-            .await
-            .map_err(failed)?;
+        let run = tokio::select! {
+            run = in_time(step.deadline, step.how.run()) => run,
+            // Somebody else may be at it from now on.
+            reason = claim.lost() => Err(format!("the claim on it was lost: {reason:?}").into()),
+        };
+        run.map_err(failed)?;
         let finish = |_: &Record| Decision::of(true, [over]);
         self.transact(doing, finish).await
     }

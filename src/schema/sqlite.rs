@@ -84,7 +84,7 @@ impl Store for Sqlite {
         })
     }
 
-    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>> {
         Box::pin(async move {
             let mut options = OpenOptions::new();
             options.create(true).truncate(false).write(true);
@@ -97,11 +97,14 @@ impl Store for Sqlite {
                 )
                 .into());
             };
-            let claim: Claim = Box::new(claimed?);
+            let claim: Box<dyn Claim> = Box::new(claimed?);
             Ok(claim)
         })
     }
 }
+
+/// The kernel lets go of it when the process ends.
+impl Claim for Flock<File> {}
 
 async fn claimed(mut file: File) -> io::Result<Flock<File>> {
     loop {

@@ -57,7 +57,8 @@ impl Step {
     /// Code of the application, such as `refinery` or `sqlx::migrate!`, on connections of its own.
     ///
     /// It runs outside of a transaction, one process at a time. After a crash it runs once more, so it must find what it
-    /// has done: migration tools do.
+    /// has done: migration tools do. It is dropped when its deadline is over, or when another process may begin it since
+    /// the connection was lost that claimed it.
     pub fn run<F, W>(code: F) -> Self
     where
         F: Fn() -> W + Send + Sync + 'static,

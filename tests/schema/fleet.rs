@@ -251,6 +251,30 @@ async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_b
     assert_eq!(contracted.code, 0, "{contracted:?}");
 }
 
+#[tokio::test]
+async fn a_step_whose_claim_is_lost_with_its_connection_is_given_up_and_done_by_the_next() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    of.service.plan("schema=2:2\nexpand=hold");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    of.service.held("expand").await;
+    let client = server.connect("app").await;
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory'";
+    let count: i64 = client.query_one(cut, &[]).await.unwrap().get(0);
+    assert_eq!(count, 1);
+    of.service.line("event 1 aborted 2 ").await;
+    let told = of.run(&["explain"]).await;
+    told.assert_says(&["expanding to schema 2", "the claim on it was lost"]);
+    of.service.assert_serving(1).await;
+    of.service.plan("schema=2:2\nexpand=tell");
+    let successor = of.service.upgrade(1, 3).await;
+    of.service.line(&format!("ran expand in {successor}")).await;
+    assert_eq!(state(&of).await.version, 2);
+}
+
 async fn until_asked(of: &Operated) {
     let asked = async {
         while of.run(&["schema", "status"]).await.code != 0 {
