@@ -176,6 +176,8 @@ pub const SCHEMA_RENEW: Duration = Duration::from_secs(10);
 pub const SCHEMA_CONTRACT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long until a claim on a SQLite file that somebody else has is tried again: 20 ms.
 pub const SCHEMA_CLAIM_RETRY: Duration = Duration::from_millis(20);
+/// How often whoever is at a step outside of a transaction asks PostgreSQL whether it still has the claim on it: every 1 s.
+pub const SCHEMA_CLAIM_CHECK: Duration = Duration::from_secs(1);
 
 /// How a generation holds the file that it runs, so that a later one can go back to it after the file was replaced: see
 /// [`Builder::image`](crate::Builder::image).

@@ -159,8 +159,8 @@ mod tests {
         let reason = reason.unwrap_err();
         let (status, pid) = reason.split_once("; it said: ").unwrap();
         assert_eq!(status, "exit status: 1");
-        let left = Pid::from_raw(pid.parse().unwrap());
-        nix::sys::signal::kill(left, Signal::SIGKILL).unwrap();
+        let left = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+        nix::sys::signal::kill(left, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     #[tokio::test]

@@ -87,7 +87,9 @@ async fn follow(
                 _ = state.changed() => {}
                 _ = renewal.tick() => {}
             }
-            telling.tell(registration.renew().await, registration.misfit(None));
+            let renewed = registration.renew().await;
+            let is_warm = *state.borrow() == State::Warm;
+            telling.tell(renewed, registration.misfit(None), is_warm);
         }
     };
     let drained = async {
@@ -132,11 +134,13 @@ impl<'a> Telling<'a> {
         }
     }
 
-    fn tell(&mut self, renewed: Result<()>, misfit: Option<String>) {
+    fn tell(&mut self, renewed: Result<()>, misfit: Option<String>, is_warm: bool) {
         let was_misfit = std::mem::replace(&mut self.is_misfit, misfit.is_some());
         if let Some(misfit) = misfit.filter(|_| !was_misfit) {
-            self.shared
-                .warn(format!("this generation serves on, but {misfit}"));
+            self.shared.warn(match is_warm {
+                true => format!("no rollback goes back to this generation any more: it {misfit}"),
+                false => format!("this generation serves on, but {misfit}"),
+            });
         }
         match renewed {
             Err(error) if !self.is_lost => {

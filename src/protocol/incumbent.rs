@@ -723,7 +723,11 @@ mod tests {
         };
         for (millis, left) in [(5_000, 10), (20_000, 20), (3_600_000, 60), (1_000, 60)] {
             machine.on_extend(now, millis);
-            assert_eq!(machine.poll_timeout(), Some(now + left * second), "{millis}");
+            assert_eq!(
+                machine.poll_timeout(),
+                Some(now + left * second),
+                "{millis}"
+            );
         }
     }
 

@@ -37,6 +37,10 @@ struct Begun {
     _turn: OwnedMutexGuard<()>,
 }
 
+struct Claimed(#[expect(dead_code, reason = "its end is what counts")] OwnedMutexGuard<()>);
+
+impl Claim for Claimed {}
+
 impl Memory {
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut Content) -> T) -> T {
         look(&mut self.0.content.lock().unwrap())
@@ -67,10 +71,10 @@ impl Store for Memory {
         })
     }
 
-    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>> {
         Box::pin(async move {
             let claim = timeout(patience, Arc::clone(&self.0.claims).lock_owned()).await?;
-            let claim: Claim = Box::new(claim);
+            let claim: Box<dyn Claim> = Box::new(Claimed(claim));
             Ok(claim)
         })
     }
@@ -94,8 +98,11 @@ impl Transaction for Begun {
     }
 
     fn execute<'a>(&'a mut self, sql: &'a str, _: Duration) -> Work<'a, ()> {
-        Box::pin(async {
+        Box::pin(async move {
             self.draft.statements.push(sql.to_owned());
+            if sql == "hang" {
+                std::future::pending::<()>().await;
+            }
             // Others get a turn, if they can have one.
             tokio::task::yield_now().await;
             match sql.contains("fail") {

@@ -22,22 +22,53 @@
 //!
 //! # Beside a migration tool
 //!
-//! A tool that has its own table of what it has done stays in charge of that; the gates say when it may run, and what it is
-//! run for. A version here is then one of its own, or a number for some of them:
+//! A tool that has its own table of what it has done stays in charge of that; the gates say when it may run, and how far. What
+//! adds and what drops are two sets of migrations, so that an expansion never runs what a contraction is waiting with, and
+//! nobody calls the tool but these steps. A version here is one of the tool's, or a number for some of them.
+//!
+//! refinery, with a history of its own for what drops:
+//!
+//! ```ignore
+//! mod adds { refinery::embed_migrations!("migrations/expand"); }
+//! mod drops { refinery::embed_migrations!("migrations/contract"); }
+//!
+//! async fn migrate(mut runner: Runner, history: &str, to: i32) -> Result<(), Box<dyn Error + Send + Sync>> {
+//!     runner.set_migration_table_name(history);
+//!     runner.set_target(Target::Version(to)).run_async(&mut connect().await?).await?;
+//!     Ok(())
+//! }
+//! schema
+//!     .expand(8, Step::run(|| migrate(adds::migrations::runner(), "refinery_schema_history", 8)))
+//!     .contract(8, Step::run(|| migrate(drops::migrations::runner(), "refinery_contract_history", 8)))
+//! ```
+//!
+//! sqlx, where both sets have one history, so neither may mind what it does not find in its own:
+//!
+//! ```ignore
+//! async fn migrate(directory: &str, to: i64) -> Result<(), Box<dyn Error + Send + Sync>> {
+//!     let mut migrator = Migrator::new(Path::new(directory)).await?;
+//!     Ok(migrator.set_ignore_missing(true).run_to(to, &pool()).await?)
+//! }
+//! schema
+//!     .expand(8, Step::run(|| migrate("migrations/expand", 20260711)))
+//!     .contract(8, Step::run(|| migrate("migrations/contract", 20260801)))
+//! ```
+//!
+//! Whatever has a program: sqlx-cli, psql with a file for each step.
 //!
 //! ```
 //! use handover::schema::{Schema, Step};
 //!
 //! # fn steps(schema: Schema) -> Schema {
+//! let expand = ["migrate", "run", "--source", "migrations/expand", "--ignore-missing"];
+//! let to = ["--target-version", "20260711"];
 //! schema
-//!     // sqlx-cli, in the service's own environment:
-//!     .expand(7, Step::command("sqlx", ["migrate", "run", "--target-version", "20260711"]))
-//!     // sqlx::migrate!(..).run(&pool), or refinery's runner().run_async(&mut client):
-//!     .expand(8, Step::run(|| async { Ok(()) }))
-//!     // What drops something is in a file of its own, so that nothing but this runs it:
-//!     .contract(8, Step::command("psql", ["-v", "ON_ERROR_STOP=1", "-f", "contract/8.sql"]))
+//!     .expand(8, Step::command("sqlx", [&expand[..], &to].concat()))
+//!     .contract(8, Step::command("psql", ["-1", "-v", "ON_ERROR_STOP=1", "-f", "contract/8.sql"]))
 //! # }
 //! ```
+//!
+//! The package `migrators` in the repository is such a service, with ten of it started at once.
 //!
 //! # When the store cannot be asked
 //!

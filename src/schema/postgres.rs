@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::sleep;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::gate::{Change, Record};
 use super::rows::{self, Value};
 use super::store::{Claim, Store, StoreError, Transaction, Work};
-use crate::config::SCHEMA_LOCK_DEADLINE;
+use crate::config::{SCHEMA_CLAIM_CHECK, SCHEMA_LOCK_DEADLINE};
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Client, StoreError>> + Send>>;
 
@@ -51,6 +52,10 @@ impl Postgres {
 
     /// By connections of the application's own making, for those who use TLS. Each call makes a new one, and takes care
     /// that it is driven.
+    ///
+    /// It is called for each question, each transaction and each step outside of one. So a connection that is lost costs
+    /// what it was at, and what comes next has another one: a transaction is undone, and a step is given up, since another
+    /// process may begin it.
     pub fn with<F, C>(connect: F) -> Self
     where
         F: Fn() -> C + Send + Sync + 'static,
@@ -115,7 +120,7 @@ impl Store for Postgres {
         })
     }
 
-    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>> {
         Box::pin(async move {
             let client = (self.connect)().await?;
             let millis = millis(patience);
@@ -123,9 +128,22 @@ impl Store for Postgres {
                 .batch_execute(&format!("SET lock_timeout = {millis}"))
                 .await?;
             client.execute(LOCK_SESSION, &[&KEY_STEPS]).await?;
-            // The server lets go of it when the connection ends.
-            let claim: Claim = Box::new(client);
+            let claim: Box<dyn Claim> = Box::new(client);
             Ok(claim)
+        })
+    }
+}
+
+/// The server lets go of it when the connection ends, whoever ends it.
+impl Claim for Client {
+    fn lost(&mut self) -> Pin<Box<dyn Future<Output = StoreError> + Send + '_>> {
+        Box::pin(async {
+            loop {
+                sleep(SCHEMA_CLAIM_CHECK).await;
+                if let Err(error) = self.batch_execute("").await {
+                    return error.into();
+                }
+            }
         })
     }
 }
@@ -151,9 +169,7 @@ impl Transaction for Session {
     fn claim(&mut self, patience: Duration) -> Work<'_, ()> {
         Box::pin(async move {
             wait_for_locks(&self.client, patience).await?;
-            self.client
-                .execute(LOCK_TRANSACTION, &[&KEY_STEPS])
-                .await?;
+            self.client.execute(LOCK_TRANSACTION, &[&KEY_STEPS]).await?;
             Ok(())
         })
     }

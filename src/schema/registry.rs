@@ -258,12 +258,14 @@ impl Registration {
             let reason = "the release that serves here does not wait for that: it has nothing to activate there";
             return Err(Error::new(ErrorKind::Refused, doing).because(reason));
         }
-        let answer = self.transact(&doing, |record| match record.may_activate(version) {
-            Ok(Todo::Begin | Todo::Finish) => {
-                Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+        let answer = self.transact(&doing, |record| {
+            match self.now(record).may_activate(version) {
+                Ok(Todo::Begin | Todo::Finish) => {
+                    Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+                }
+                Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
+                Err(blockers) => Decision::none(Err(blockers)),
             }
-            Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
-            Err(blockers) => Decision::none(Err(blockers)),
         });
         answer.await?.map_err(|blockers| refusal(&doing, &blockers))
     }
@@ -395,7 +397,7 @@ impl Registration {
         // Whoever has it may be at this very step.
         let claim = self.0.schema.store.claim(step.deadline);
         let claim = in_time(self.0.schema.limits.answer + step.deadline, claim);
-        let _claim = claim.await.map_err(failed)?;
+        let mut claim = claim.await.map_err(failed)?;
         let decide = |record: &Record| match is_wanted(record) {
             true => Decision::of(true, [begun]),
             false => Decision::none(false),
@@ -403,10 +405,13 @@ impl Registration {
         if !self.transact(doing, decide).await? {
             return Ok(false);
         }
-        in_time(step.deadline, step.how.run())
-            .await
-            .map_err(|error| failed(error).having_begun())?;
-        // The claim may have been lost meanwhile, and then others are further by now.
+        let run = tokio::select! {
+            run = in_time(step.deadline, step.how.run()) => run,
+            // Somebody else may be at it from now on.
+            reason = claim.lost() => Err(format!("the claim on it was lost: {reason:?}").into()),
+        };
+        run.map_err(|error| failed(error).having_begun())?;
+        // Whether it was lost is only asked now and then, and others may be further by now.
         let finish = |record: &Record| match is_wanted(record) {
             true => Decision::of(true, [over]),
             false => Decision::none(false),
@@ -577,7 +582,8 @@ impl Registration {
         let open = self.0.schema.activated.iter();
         let open = open.filter(|version| **version > record.active);
         let blockers = |version: &Version| {
-            let blockers = record.may_activate(*version).err().unwrap_or_default();
+            let blockers = self.now(record).may_activate(*version).err();
+            let blockers = blockers.unwrap_or_default();
             (*version, blockers.iter().map(ToString::to_string).collect())
         };
         open.map(blockers).collect()

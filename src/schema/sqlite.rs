@@ -30,6 +30,9 @@ use crate::config::{SCHEMA_CLAIM_RETRY, SCHEMA_DEADLINE};
 ///
 /// Steps that run outside of a transaction are claimed by a lock (flock(2)) on an empty file beside the database, of its
 /// name and `-handover`.
+///
+/// A program links SQLite once: here by rusqlite, in any version from 0.32 to 0.40 that the rest of the program links it
+/// with, sqlx 0.8 and 0.9 and refinery among them.
 #[derive(Clone, Debug)]
 pub struct Sqlite {
     path: PathBuf,
@@ -120,16 +123,27 @@ impl Store for Sqlite {
         })
     }
 
-    fn claim(&self, patience: Duration) -> Work<'_, Claim> {
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>> {
         Box::pin(async move {
             let mut options = OpenOptions::new();
             options.create(true).truncate(false).write(true);
-            let file = options.open(self.claim_path())?;
-            let claim: Claim = Box::new(timeout(patience, claimed(file)).await??);
+            let path = self.claim_path();
+            let file = options.open(&path)?;
+            let Ok(claimed) = timeout(patience, claimed(file)).await else {
+                let path = path.display();
+                return Err(format!(
+                    "another process is at a step: it has had {path} locked for {patience:?}"
+                )
+                .into());
+            };
+            let claim: Box<dyn Claim> = Box::new(claimed?);
             Ok(claim)
         })
     }
 }
+
+/// The kernel lets go of it when the process ends.
+impl Claim for Flock<File> {}
 
 async fn claimed(mut file: File) -> io::Result<Flock<File>> {
     loop {
@@ -244,7 +258,9 @@ impl Drop for Session {
 }
 
 fn has_tables(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.table_exists(None, "handover_schema")
+    // Not `Connection::table_exists`, which the oldest rusqlite that will do has not got.
+    let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'handover_schema')";
+    connection.query_row(sql, [], |row| row.get(0))
 }
 
 fn read(connection: &Connection) -> rusqlite::Result<Read> {
@@ -410,7 +426,10 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let store = Sqlite::new(room.path().join("app.db"));
         let mut transaction = store.begin(DEADLINE).await.unwrap();
-        transaction.execute("CREATE TABLE t (x)", DEADLINE).await.unwrap();
+        transaction
+            .execute("CREATE TABLE t (x)", DEADLINE)
+            .await
+            .unwrap();
         transaction.write(&Change::Expanded(1)).await.unwrap();
         let impatient = store.begin(Duration::from_millis(10)).await;
         let error = impatient.err().unwrap();
@@ -419,7 +438,10 @@ mod tests {
         drop(transaction);
         let mut transaction = store.begin(DEADLINE).await.unwrap();
         assert_eq!(transaction.read().await.unwrap().version, 0);
-        transaction.execute("CREATE TABLE t (x)", DEADLINE).await.unwrap();
+        transaction
+            .execute("CREATE TABLE t (x)", DEADLINE)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]
@@ -451,7 +473,9 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let store = Sqlite::new(room.path().join("app.db"));
         let mut transaction = store.begin(DEADLINE).await.unwrap();
-        let ended = transaction.execute("CREATE TABLE t (x); COMMIT", DEADLINE).await;
+        let ended = transaction
+            .execute("CREATE TABLE t (x); COMMIT", DEADLINE)
+            .await;
         assert!(
             ended
                 .unwrap_err()
@@ -468,5 +492,21 @@ mod tests {
         assert!(store.claim(Duration::from_millis(50)).await.is_err());
         drop(claim);
         store.claim(DEADLINE).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_is_given_up_keeps_nobody_else_from_writing() {
+        let room = tempfile::tempdir().unwrap();
+        let store = Sqlite::new(room.path().join("app.db"));
+        let mut transaction = store.begin(DEADLINE).await.unwrap();
+        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+             SELECT max(i) FROM n";
+        let given_up = timeout(
+            Duration::from_millis(50),
+            transaction.execute(endless, DEADLINE),
+        );
+        assert!(given_up.await.is_err());
+        drop(transaction);
+        store.begin(DEADLINE).await.unwrap();
     }
 }

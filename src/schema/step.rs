@@ -58,7 +58,8 @@ impl Step {
     /// Code of the application, such as `refinery` or `sqlx::migrate!`, on connections of its own.
     ///
     /// It runs outside of a transaction, one process at a time. After a crash it runs once more, so it must find what it
-    /// has done: migration tools do.
+    /// has done: migration tools do. It is dropped when its deadline is over, or when another process may begin it since
+    /// the connection was lost that claimed it.
     pub fn run<F, W>(code: F) -> Self
     where
         F: Fn() -> W + Send + Sync + 'static,
@@ -131,5 +132,45 @@ impl fmt::Debug for Step {
                 write!(out, "Step::command({program:?}, {arguments:?})")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::sys::process::has_started_at;
+
+    /// Nothing a test waits for takes longer than this.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_is_killed_with_whatever_it_has_started() {
+        let room = tempfile::tempdir().unwrap();
+        let told = room.path().join("pid");
+        let script = format!("sleep 1000 & echo $! > {}; wait", told.display());
+        let step = Step::command("sh", ["-c", &script]);
+        let started = async {
+            loop {
+                let text = fs::read_to_string(&told).unwrap_or_default();
+                if let Some(pid) = text.strip_suffix('\n') {
+                    break pid.parse().unwrap();
+                }
+                yield_now().await;
+            }
+        };
+        let pid = tokio::select! {
+            pid = tokio::time::timeout(DEADLINE, started) => pid.unwrap(),
+            ended = step.how.run() => panic!("{ended:?}"),
+        };
+        let ended = async {
+            while has_started_at(pid).unwrap().is_some() {
+                yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, ended).await.unwrap();
     }
 }

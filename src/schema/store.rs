@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::pending;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -14,7 +15,16 @@ pub type StoreError = Box<dyn StdError + Send + Sync>;
 pub type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Keeps others from steps that run outside of a transaction, until it is dropped or the process is gone.
-pub type Claim = Box<dyn Send>;
+pub trait Claim: Send {
+    /// Why somebody else may have it by now, once that is so; never where nothing but this process can end it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    fn lost(&mut self) -> Pin<Box<dyn Future<Output = StoreError> + Send + '_>> {
+        Box::pin(pending())
+    }
+}
 
 /// A place that keeps one [`Record`]: a table or two in the database whose schema it is.
 ///
@@ -30,7 +40,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Keeps every other caller of this waiting, in whatever process and on whatever host, until the claim is dropped or
     /// the process that has it is gone; an error when `patience` is over.
-    fn claim(&self, patience: Duration) -> Work<'_, Claim>;
+    fn claim(&self, patience: Duration) -> Work<'_, Box<dyn Claim>>;
 }
 
 /// Changes of a record, and of the data beside it, all of which are made or none.

@@ -158,6 +158,19 @@ async fn a_command_that_fails_is_named_and_what_it_began_is_known() {
     assert_eq!(record(&store).generations, []);
 }
 
+#[tokio::test(start_paused = true)]
+async fn statements_that_hang_are_given_up_at_the_deadline_of_their_step() {
+    let store = Memory::default();
+    let limit = Duration::from_secs(1);
+    let schema = schema(&store, 1, 1).expand(1, Step::sql("hang").deadline(limit));
+    let begun = tokio::time::Instant::now();
+    let error = enter(schema).await.unwrap_err();
+    assert!(error.has_begun(), "{error:?}");
+    let took = begun.elapsed();
+    assert!((limit..2 * limit).contains(&took), "{took:?}");
+    assert_eq!(record(&store), Record::default());
+}
+
 #[tokio::test]
 async fn what_does_not_fit_is_refused_and_has_changed_nothing() {
     let store = Memory::default();
@@ -407,27 +420,35 @@ async fn a_generation_of_this_host_that_was_killed_is_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_host_is_expunged_by_whoever_means_it_and_never_by_itself() {
+async fn of_a_host_is_expunged_what_has_lapsed_by_whoever_means_it() {
     let store = Memory::default();
     let registration = enter(schema(&store, 2, 2)).await.unwrap();
-    add(&store, "there", 1, State::Active);
-    let would = registration
-        .expunge("there", Confirmed::DryRun)
-        .await
-        .unwrap();
-    assert_eq!(
-        (would, record(&store).generations.len()),
-        (Changed::Would, 2)
-    );
-    let done = registration.expunge("there", Confirmed::Yes).await.unwrap();
-    assert_eq!((done, record(&store).generations.len()), (Changed::Done, 1));
-    for host in ["there", "here"] {
-        let error = registration
-            .expunge(host, Confirmed::Yes)
-            .await
-            .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused);
+    // On this host it is in another container.
+    for host in ["here", "there"] {
+        add(&store, host, 1, State::Active);
     }
+    let expunge = async |host, confirmed| registration.expunge(host, confirmed).await;
+    let refused = async |host, reason: &str| {
+        let error = expunge(host, Confirmed::Yes).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(format!("{error:?}").contains(reason), "{error:?}");
+    };
+    for host in ["here", "there"] {
+        refused(host, "their leases have not lapsed").await;
+    }
+    let known = |store: &Memory| record(store).generations.len();
+    assert_eq!(known(&store), 3);
+
+    // The lease of whoever does it runs on.
+    store.with(|content| content.record.now_ms = 2_000);
+    let would = expunge("there", Confirmed::DryRun).await.unwrap();
+    assert_eq!((would, known(&store)), (Changed::Would, 3));
+    for (host, left) in [("there", 2), ("here", 1)] {
+        let done = expunge(host, Confirmed::Yes).await.unwrap();
+        assert_eq!((done, known(&store)), (Changed::Done, left));
+    }
+    refused("there", "no generation of that host").await;
+    refused("here", "their leases have not lapsed").await;
 }
 
 #[tokio::test]

@@ -9,37 +9,40 @@ use crate::postgres::Server;
 use crate::rig::{Database, assert_refused, contract, on, release, remove, replaced, state, until};
 use crate::support::{DEADLINE, freeze, gone, signal, thaw};
 
-/// Where the record is kept.
-async fn across_two_hosts(store: &str) {
+/// Both of the first release, "web1" and "web2", with one store.
+async fn two_hosts(store: &str) -> [Operated; 2] {
     let start = async |host| Operated::start(on(store, host)).await;
-    let [web1, web2] = [start("web1").await, start("web2").await];
-    release(&web1, 1, "2:2").await;
-    until(&web1, "generation 1 of web1 has left", |state| {
+    [start("web1").await, start("web2").await]
+}
+
+pub(crate) async fn across_two_hosts([web1, web2]: &[Operated; 2]) {
+    release(web1, 1, "2:2").await;
+    until(web1, "generation 1 of web1 has left", |state| {
         state.generations.len() == 2
     })
     .await;
     assert_refused(
-        &contract(&web1, 2).await,
+        &contract(web1, 2).await,
         &["web2 generation 1 (active) knows schema 1 only"],
     );
 
     // It may be frozen, it may be gone: nobody here can know.
-    freeze_outside_of_a_transaction(&web1, web2.service.pid()).await;
+    freeze_outside_of_a_transaction(web1, web2.service.pid()).await;
     let lapsed = |state: &handover::control::SchemaState| {
         state.generations.iter().any(|it| it.lapsed_ms.is_some())
     };
-    until(&web1, "the lease of web2 has lapsed", lapsed).await;
-    let refused = contract(&web1, 2).await;
+    until(web1, "the lease of web2 has lapsed", lapsed).await;
+    let refused = contract(web1, 2).await;
     assert_refused(&refused, &["has not been heard of", "expunge \"web2\""]);
     thaw(web2.service.pid());
-    until(&web1, "web2 is heard of again", |state| !lapsed(state)).await;
+    until(web1, "web2 is heard of again", |state| !lapsed(state)).await;
 
     // The candidate of the other host is part of a rollout, whatever it knows.
     web2.service.plan("schema=2:2\nbefore-ready=hold");
     assert_eq!(web2.run(&["upgrade", "--no-wait"]).await.code, 0);
     let candidate = web2.service.held("before-ready").await;
     assert_refused(
-        &contract(&web1, 2).await,
+        &contract(web1, 2).await,
         &[
             "web2 generation 2 (not yet) is part of a rollout",
             "web2 generation 1 (active) knows",
@@ -47,7 +50,7 @@ async fn across_two_hosts(store: &str) {
     );
     signal(candidate, Signal::USR1);
     web2.service.line("event 1 committed 2 ").await;
-    until(&web1, "generation 1 of web2 has left", |state| {
+    until(web1, "generation 1 of web2 has left", |state| {
         let [_, of_web2] = &state.generations[..] else {
             return false;
         };
@@ -56,7 +59,7 @@ async fn across_two_hosts(store: &str) {
     .await;
     // The statement fails where the column is gone, so it runs once.
     let asking = (0..10).map(|number| {
-        let asked = [&web1, &web2][number % 2];
+        let asked = [web1, web2][number % 2];
         tokio::spawn(
             asked
                 .program(&["schema", "contract", "2", "--confirm"])
@@ -67,11 +70,11 @@ async fn across_two_hosts(store: &str) {
         let output = asked.await.unwrap().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
-    assert_eq!(state(&web2).await.floor, 2);
+    assert_eq!(state(web2).await.floor, 2);
 
     // What has died on another host is for somebody who knows.
-    let three = release(&web1, 2, "3:2").await;
-    until(&web1, "generation 2 of web1 has left", |state| {
+    let three = release(web1, 2, "3:2").await;
+    until(web1, "generation 2 of web1 has left", |state| {
         state.generations.len() == 2
     })
     .await;
@@ -79,7 +82,7 @@ async fn across_two_hosts(store: &str) {
     let killed = web2.service.ready(2).await;
     signal(killed, Signal::KILL);
     gone(killed).await;
-    until(&web1, "the lease of web2 has lapsed", lapsed).await;
+    until(web1, "the lease of web2 has lapsed", lapsed).await;
     assert_refused(
         &web1.run(&["schema", "activate", "3"]).await,
         &[
@@ -92,7 +95,7 @@ async fn across_two_hosts(store: &str) {
     assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 2);
     assert_refused(
         &web1.run(&["schema", "expunge", "web1", "--confirm"]).await,
-        &["this host"],
+        &["their leases have not lapsed"],
     );
     assert_eq!(
         web1.run(&["schema", "expunge", "web2", "--confirm"])
@@ -101,12 +104,12 @@ async fn across_two_hosts(store: &str) {
         0
     );
     assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 0);
-    until(&web1, "web1 has heard of it", |state| {
+    until(web1, "web1 has heard of it", |state| {
         let gate = state.contractions.iter().find(|gate| gate.version == 3);
         gate.is_some_and(|gate| gate.blockers.is_empty())
     })
     .await;
-    assert_eq!(contract(&web1, 3).await.code, 0);
+    assert_eq!(contract(web1, 3).await.code, 0);
 }
 
 /// One that is frozen in the middle of one keeps everybody waiting, who says so, and knows no more.
@@ -127,7 +130,8 @@ async fn freeze_outside_of_a_transaction(other: &Operated, pid: u32) {
 #[tokio::test]
 async fn the_gate_holds_across_two_instances_with_one_sqlite_file() {
     let database = Database::new();
-    across_two_hosts(&database.path().display().to_string()).await;
+    let hosts = two_hosts(&database.path().display().to_string()).await;
+    across_two_hosts(&hosts).await;
     remove(&database.path());
 }
 
@@ -136,7 +140,8 @@ async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
     let Some(server) = Server::start().await else {
         return;
     };
-    across_two_hosts(&server.database("app").await).await;
+    let hosts = two_hosts(&server.database("app").await).await;
+    across_two_hosts(&hosts).await;
     let client = server.connect("app").await;
     let sql = "SELECT column_name::text FROM information_schema.columns WHERE table_name = 'thing'";
     assert!(client.query(sql, &[]).await.unwrap().is_empty());
@@ -222,11 +227,12 @@ async fn a_step_that_is_killed_in_the_middle_of_a_postgresql_transaction_has_lef
         panic!("{expanding:?}");
     };
     let pid = status.upgrade.unwrap().pid.unwrap();
+    // However long a step takes on one host, another one starts.
+    let web2 = Operated::start(on(&store, "web2")).await;
+    assert_eq!(state(&web2).await.generations.len(), 2);
     signal(pid, Signal::KILL);
     of.service.line("event 1 aborted 2 ").await;
-    // The server finds out that its client has gone when it has something to say to it.
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%ADD COLUMN%' AND pid <> pg_backend_pid()";
-    client.execute(end, &[]).await.unwrap();
+    // The server finds out by itself that its client has gone, and lets go of the table.
     of.service.plan("schema=2:2");
     of.service.upgrade(1, 3).await;
     let sql = "SELECT version, floor, expanding FROM handover_schema";
@@ -256,6 +262,30 @@ async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_b
     until_asked(&of).await;
     let contracted = contract(&of, 2).await;
     assert_eq!(contracted.code, 0, "{contracted:?}");
+}
+
+#[tokio::test]
+async fn a_step_whose_claim_is_lost_with_its_connection_is_given_up_and_done_by_the_next() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.database("app").await;
+    let of = Operated::start(on(&store, "web1")).await;
+    of.service.plan("schema=2:2\nexpand=hold");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    of.service.held("expand").await;
+    let client = server.connect("app").await;
+    let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory'";
+    let count: i64 = client.query_one(cut, &[]).await.unwrap().get(0);
+    assert_eq!(count, 1);
+    of.service.line("event 1 aborted 2 ").await;
+    let told = of.run(&["explain"]).await;
+    told.assert_says(&["expanding to schema 2", "the claim on it was lost"]);
+    of.service.assert_serving(1).await;
+    of.service.plan("schema=2:2\nexpand=tell");
+    let successor = of.service.upgrade(1, 3).await;
+    of.service.line(&format!("ran expand in {successor}")).await;
+    assert_eq!(state(&of).await.version, 2);
 }
 
 async fn until_asked(of: &Operated) {

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod crashes;
+mod encrypted;
 mod fleet;
+mod frozen;
 mod gates;
+mod namespaces;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
 mod operated;

@@ -1,8 +1,9 @@
 //! A PostgreSQL server of the test's own, from the Debian package `postgresql`: in a temporary directory, on a Unix socket
-//! alone, run by nobody.
+//! alone unless a test wants TLS, run by nobody.
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,21 +22,46 @@ const NOBODY: u32 = 65_534;
 pub(crate) struct Server {
     room: TempDir,
     programs: PathBuf,
+    /// Where it listens beside its Unix socket.
+    address: Option<IpAddr>,
     process: Option<Child>,
 }
 
 impl Server {
     /// None, which it says, where there is no PostgreSQL.
     pub(crate) async fn start() -> Option<Self> {
+        let mut server = Self::make()?;
+        server.restart().await;
+        Some(server)
+    }
+
+    /// The same, on an address too, with this certificate and key (PEM): there it lets in only who speaks TLS.
+    pub(crate) async fn start_with_tls(
+        address: IpAddr,
+        certificate: &str,
+        key: &str,
+    ) -> Option<Self> {
+        let mut server = Self::make()?;
+        server.address = Some(address);
+        server.put("server.crt", certificate);
+        server.put("server.key", key);
+        let who = "local all all trust\nhostssl all all all trust\n";
+        server.put("pg_hba.conf", who);
+        server.restart().await;
+        Some(server)
+    }
+
+    fn make() -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("skipped: the Debian package postgresql is not installed");
             return None;
         };
         let room = tempfile::tempdir().unwrap();
-        own(room.path());
-        let mut server = Self {
+        own(room.path(), 0o700);
+        let server = Self {
             room,
             programs,
+            address: None,
             process: None,
         };
         let made = server
@@ -51,18 +77,27 @@ impl Server {
             .stdout(Stdio::null())
             .status();
         assert!(made.unwrap().success());
-        server.restart().await;
         Some(server)
     }
 
+    /// A file of the server's own, beside its data.
+    fn put(&self, name: &str, text: &str) {
+        let path = self.data().join(name);
+        fs::write(&path, text).unwrap();
+        own(&path, 0o600);
+    }
+
     pub(crate) async fn restart(&mut self) {
+        let address = self.address.map(|address| address.to_string());
+        let listens = format!("listen_addresses={}", address.as_deref().unwrap_or(""));
+        let encrypts = format!("ssl={}", address.is_some());
         let mut command = self.command("postgres");
         command
             .arg("-D")
             .arg(self.data())
             .arg("-k")
             .arg(self.room.path())
-            .args(["-c", "listen_addresses=", "-c", "fsync=off"])
+            .args(["-c", &listens, "-c", &encrypts, "-c", "fsync=off"])
             .args(["-c", "logging_collector=off"])
             .stderr(Stdio::null());
         self.process = Some(command.spawn().unwrap());
@@ -133,11 +168,11 @@ impl Drop for Server {
     }
 }
 
-fn own(room: &Path) {
+fn own(path: &Path, mode: u32) {
     if rustix::process::geteuid().is_root() {
-        chown(room, Some(NOBODY), Some(NOBODY)).unwrap();
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     }
-    fs::set_permissions(room, PermissionsExt::from_mode(0o700)).unwrap();
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
 /// Of the newest version that is installed.

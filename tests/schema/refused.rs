@@ -1,8 +1,13 @@
 //! What does not fit is refused, with the sentence that an operator needs, before anything has changed.
 
+use std::pin::pin;
+
+use handover_load::Signal;
+
 use crate::operated::Operated;
 use crate::releases;
 use crate::rig::{Database, aborts, assert_refused, contract, release, replaced, until_alone};
+use crate::support::{get, signal};
 
 #[tokio::test]
 async fn a_release_that_needs_a_newer_schema_than_there_is_never_serves_and_changes_nothing() {
@@ -108,7 +113,7 @@ async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_an
     assert!(status.stdout.contains("blocked(schema)"), "{status:?}");
 
     // Somebody has to answer; and somebody has to look.
-    crate::support::signal(successor, handover_load::Signal::KILL);
+    signal(successor, Signal::KILL);
     of.service.line("event 1 rolled-back 2 ").await;
     of.service.assert_serving(1).await;
     let status = of.status().await;
@@ -117,6 +122,53 @@ async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_an
         degraded.contains("generation 1 serves again, and knows schema 1"),
         "{degraded}"
     );
+}
+
+/// A bake in which each connection is judged by itself, from the first one on.
+const GUARDED: &str = r#"{
+    "guards": true, "by": "connection", "warm_up": {"secs": 0, "nanos": 0}, "warm_up_units": 0, "units_min": 0
+}"#;
+
+#[tokio::test]
+async fn a_guard_that_fails_where_there_is_no_way_back_pauses_and_a_death_goes_back_all_the_same() {
+    let database = Database::new();
+    let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
+    let of = Operated::start(setup.with("TESTD_ROLLOUT", GUARDED)).await;
+    of.service.plan("schema=2:2\nill=yes");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    of.service.line("Stage { successor: 2, stage: Baking").await;
+    let successor = of.service.ready(2).await;
+    let by_hand = "UPDATE handover_schema SET floor = 2";
+    database.connection().execute_batch(by_hand).unwrap();
+    let misfit = "no rollback goes back to this generation any more: it knows schema 1";
+    of.service.line(misfit).await;
+
+    let paused = "event 1 Paused { successor: 2, pause: Pause { reason: NoWayBack, until: Operator";
+    let mut paused = pin!(of.service.line(paused));
+    loop {
+        tokio::select! {
+            _ = &mut paused => break,
+            _ = get(of.service.web, "/work") => {}
+        }
+    }
+    let why = "the candidate is worse, and the schema does not fit stable any more";
+    for told in ["status", "explain"] {
+        of.run(&[told]).await.assert_says(&[why, "errors"]);
+    }
+    let (_, status) = of.json(&["status"]).await;
+    assert_eq!(status["condition"], "paused", "{status}");
+    assert_eq!(status["rollback"]["kind"], "blocked", "{status}");
+    of.service.assert_serving(2).await;
+
+    signal(successor, Signal::KILL);
+    let undone = of.service.line("event 1 rolled-back 2 ").await;
+    assert!(undone.contains("SIGKILL"), "{undone}");
+    of.service.assert_serving(1).await;
+    let degraded = "generation 1 serves again, and knows schema 1";
+    of.run(&["status"])
+        .await
+        .assert_says(&["degraded", degraded]);
+    of.run(&["explain"]).await.assert_says(&["SIGKILL"]);
 }
 
 #[tokio::test]

@@ -75,16 +75,18 @@ pub(crate) async fn release(of: &Operated, from: u64, schema: &str) -> u32 {
     of.service.upgrade(from, from + 1).await
 }
 
-/// The same, and nothing is left of the one before.
+/// The same, nothing is left of the one before, and the record says so.
 pub(crate) async fn replaced(of: &Operated, from: u64, schema: &str) {
     release(of, from, schema).await;
     until_alone(of).await;
 }
 
 pub(crate) async fn until_alone(of: &Operated) {
-    until(of, "the generation before has left", |state| {
-        state.generations.len() == 1
-    })
+    until(
+        of,
+        "the generation before has left",
+        |state| matches!(&state.generations[..], [only] if only.state == "active"),
+    )
     .await;
 }
 

@@ -37,6 +37,10 @@ pub(crate) async fn declare(starting: &mut Starting, plan: &Plan) -> Outcome {
         (Some(lease), Some(renew)) => schema.lease(lease).renew(renew),
         _ => schema,
     };
+    let schema = match millis("TESTD_LOCK_MS") {
+        Some(limit) => schema.lock_deadline(limit),
+        None => schema,
+    };
     let schema = match plan.get("forms") {
         Some(forms) => {
             let (reads, writes) = forms.split_once(':').ok_or("forms=READS:FROM-TO")?;
@@ -65,10 +69,14 @@ fn schema_in(store: &str) -> Schema {
 fn with_steps(schema: Schema, plan: &Plan) -> Schema {
     let table = "CREATE TABLE thing (id BIGINT PRIMARY KEY, before TEXT)";
     let add = "ALTER TABLE thing ADD COLUMN after TEXT";
+    let limited = |step: Step| match millis("TESTD_STEP_MS") {
+        Some(limit) => step.deadline(limit),
+        None => step,
+    };
     let drop = "ALTER TABLE thing DROP COLUMN before";
     schema
         .expand(1, Step::sql(table))
-        .expand(2, step(plan.get("expand"), "expand", add))
+        .expand(2, limited(step(plan.get("expand"), "expand", add)))
         .contract(2, step(plan.get("contract"), "contract", drop))
         .expand(3, Step::sql("CREATE TABLE other (id BIGINT PRIMARY KEY)"))
         .contract(3, Step::sql("DROP TABLE thing"))

@@ -1,0 +1,1 @@
+CREATE TABLE visit (person BIGINT NOT NULL, at BIGINT NOT NULL);
