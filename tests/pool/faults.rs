@@ -1,14 +1,16 @@
 //! Calls that the kernel refuses to a supervisor, most of them by a preloaded library.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use handover_load::Signal;
-use handover_load::process::{children, eventually, signal};
+use handover_load::process::{children, eventually, is_alive, signal, wait_gone};
+use handover_load::{Kind, Load, Mix, Signal};
 
-use crate::rig::{Pool, QUICK};
+use crate::rig::{Pool, QUICK, SUPERVISOR};
 use crate::shim::{Fault, Mode, Role, Switch};
-use crate::support::{DEADLINE, free_address, testd};
+use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers, testd};
 
 /// What a supervisor is started under whose calls of a function fail once the switch is armed, from the first one on.
 fn failing(function: &'static str, mode: Mode, errno: i32, room: &Path) -> (Switch, Vec<String>) {
@@ -73,4 +75,74 @@ async fn a_next_supervisor_that_cannot_be_watched_in_its_trial_is_ended_and_refu
     only_workers(&pool).await;
     switch.disarm();
     pool.run(&["upgrade", "--supervisor"]).await.assert_code(0);
+}
+
+#[tokio::test]
+async fn sockets_that_may_not_be_taken_back_are_an_error_that_says_what_to_do_and_nobody_notices() {
+    let mut pool = Pool::start(3, &QUICK).await;
+    let load = Load::start(pool.web, Mix::none().with(Kind::Fresh, 4));
+    load.until_answers(1, 50, DEADLINE).await.unwrap();
+    let workers = pool.pids().await;
+    pool.signal(Signal::KILL);
+    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
+    let room = tempfile::tempdir().unwrap();
+    let (switch, prefix) = failing("pidfd_getfd", Mode::Ever, libc::EPERM, room.path());
+    switch.arm();
+    let refused = pool.run_again(&words(&prefix)).await;
+    refused.assert_code(1);
+    let pid = workers[0].to_string();
+    refused.assert_says(&[
+        "whose supervisor was killed",
+        &pid,
+        "Operation not permitted",
+        "CAP_SYS_PTRACE",
+        "kernel.yama.ptrace_scope",
+        "they serve on",
+    ]);
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
+    // Once it may, it does.
+    let _killed = pool.restart(3, &QUICK);
+    pool.until_ready(3).await;
+    for pid in workers {
+        wait_gone(pid, DEADLINE).await.unwrap();
+    }
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+/// Root alone can become somebody else.
+const NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+
+#[tokio::test]
+async fn a_user_who_may_not_look_at_the_workers_is_told_whose_they_may_be() {
+    let pool = Pool::start(2, &QUICK).await;
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(pool.room.path(), open).unwrap();
+    let tried = Command::new(NOBODY[0])
+        .args(&NOBODY[1..])
+        .arg(pool.file(SUPERVISOR))
+        .arg("--version")
+        .output();
+    if !tried.is_ok_and(|output| output.status.success()) {
+        println!("skipped: not root, or nobody may not execute what was built here");
+        return;
+    }
+    let workers = pool.pids().await;
+    pool.signal(Signal::KILL);
+    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
+    let refused = pool.run_again(&NOBODY).await;
+    refused.assert_code(1);
+    refused.assert_says(&[
+        "in use",
+        "processes may not be looked at",
+        "workers of a killed supervisor",
+        "as root",
+    ]);
+    assert_eq!(get(pool.web, "/").await.unwrap().text, "hello\n");
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use handover::control::{Client, PoolState, Reply, Request, Status};
@@ -81,6 +81,15 @@ impl Pool {
         let program = [program.to_str().unwrap()];
         let command = supervisor(&[], &self.room, self.web, workers, flags, &program);
         std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
+    }
+
+    /// Another supervisor at the same place, under a program that starts it, which ends by itself.
+    pub(crate) async fn run_again(&self, prefix: &[&str]) -> Ran {
+        let program = self.file(PROGRAM);
+        let program = [program.to_str().unwrap()];
+        let mut command = supervisor(prefix, &self.room, self.web, self.workers, &QUICK, &program);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        run(command.into()).await
     }
 
     /// What the next workers are started from: a testd, after this part of a script.
