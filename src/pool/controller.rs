@@ -219,6 +219,8 @@ pub(crate) struct Progress {
     pub(crate) stage: UpdateStage,
     /// Candidates that count.
     pub(crate) replaced: usize,
+    /// Those included that are on trial.
+    pub(crate) ready: usize,
     pub(crate) failures: usize,
 }
 
@@ -556,6 +558,7 @@ impl Controller {
                 Phase::Reverting { reason, .. } => UpdateStage::Reverting(reason.clone()),
             },
             replaced: self.count(update.candidate, |state| state == State::Serving),
+            ready: self.count(update.candidate, State::is_ready),
             failures: update.failures,
         })
     }

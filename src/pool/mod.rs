@@ -63,7 +63,9 @@
 //! processes they are and who may.
 
 mod controller;
+mod counted;
 mod desk;
+mod ears;
 mod inheritance;
 mod judge;
 mod kept;

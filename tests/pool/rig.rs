@@ -157,6 +157,22 @@ impl Pool {
         }
     }
 
+    /// Every worker has said that it has answered so many requests.
+    pub(crate) async fn until_all_answered(&self, requests: u64) {
+        let answered = async {
+            loop {
+                let workers = self.pool().await.workers;
+                if workers
+                    .iter()
+                    .all(|worker| worker.requests >= Some(requests))
+                {
+                    return;
+                }
+            }
+        };
+        timeout(DEADLINE, answered).await.unwrap();
+    }
+
     pub(crate) async fn line(&self, pattern: &str) -> String {
         self.server.wait_for_line(pattern, DEADLINE).await.unwrap()
     }
