@@ -43,18 +43,24 @@ impl Ears {
 
     /// Whether it could be said.
     fn say(&self, end: &OwnedFd) -> bool {
-        let watch = Message::Watch(Watch {
+        send(end.as_fd(), &self.word(), &[]).is_ok()
+    }
+
+    /// As an incumbent says it to a successor.
+    fn word(&self) -> Vec<u8> {
+        encode(&Message::Watch(Watch {
             slow_us: self.slow_us,
             window_ms: millis(CLIENT_WINDOW),
             by_connection: true,
-        });
-        send(end.as_fd(), &encode(&watch), &[]).is_ok()
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io;
+    use std::path::Path;
 
     use super::*;
     use crate::protocol::codec::decode;
@@ -81,6 +87,14 @@ mod tests {
             ears.tell(None);
         }
         assert!(is_hung_up(ours.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn what_is_said_is_said_byte_for_byte() {
+        let mut ears = Ears::default();
+        ears.tell(Some(118_000));
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/pool/watch.json");
+        assert_eq!(ears.word(), fs::read(golden).unwrap());
     }
 
     #[test]

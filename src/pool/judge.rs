@@ -10,7 +10,7 @@ use super::counted::Counted;
 use crate::config::LOOK_INTERVAL;
 use crate::control::SideState;
 use crate::protocol::message::millis;
-use crate::rollout::guard::{Counts, Finding, Guards, Sides};
+use crate::rollout::guard::{Finding, Guards, Sides};
 use crate::rollout::{Cause, Explanation, Rollout, Share, Stage};
 
 /// The guards of one update.
@@ -19,8 +19,8 @@ pub(super) struct Judge {
     guards: Guards,
     candidate: ReleaseId,
     stable: ReleaseId,
-    /// What stable had counted when the update began.
-    base: Counts,
+    /// What had been counted when it began to judge.
+    base: Sides,
     begun: Instant,
     next: Instant,
     /// Of the first guard that has failed, as it stood then.
@@ -60,7 +60,11 @@ impl Judge {
             guards: Guards::new(&Rollout::blue_green().warm_up(Duration::ZERO, 0)),
             candidate,
             stable,
-            base: counted.of(stable),
+            base: Sides {
+                candidate: counted.of(candidate),
+                stable: counted.of(stable),
+                share: Share::NONE,
+            },
             begun: now,
             next: now + LOOK_INTERVAL,
             verdict: None,
@@ -105,6 +109,13 @@ impl Judge {
         Some(reason)
     }
 
+    /// An operator lets the update go on: a guard that has failed is to find new reasons.
+    pub(super) fn forgive(&mut self, counted: &Counted, now: Instant) {
+        if self.verdict.is_some() {
+            *self = Self::begin(self.candidate, self.stable, counted, now);
+        }
+    }
+
     /// What has decided against the candidate, if a guard has.
     pub(super) fn verdict(&self) -> Option<Explanation> {
         self.verdict.clone()
@@ -126,8 +137,8 @@ impl Judge {
 
     fn sides(&self, counted: &Counted, share: Share) -> Sides {
         Sides {
-            candidate: counted.of(self.candidate),
-            stable: counted.of(self.stable).since(self.base),
+            candidate: counted.of(self.candidate).since(self.base.candidate),
+            stable: counted.of(self.stable).since(self.base.stable),
             share,
         }
     }

@@ -39,9 +39,9 @@ use super::worker::Worker;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::control::{Asked, History, Reply, Request, Upgrade, Verdict, What, unix_ms};
 use crate::error::Result;
-use crate::protocol::message::{Slot, Tally, millis};
+use crate::protocol::message::{Slot, millis};
 use crate::sys::environment::{Snapshot, WORKER};
-use crate::systemd::notify::{COUNTS, WATCH};
+use crate::systemd::notify::WATCH;
 use crate::trigger::Trigger;
 
 /// What a pool is, beside the machine's numbers.
@@ -321,7 +321,12 @@ impl Supervisor {
                         reason,
                     });
                 }
-                Output::Resumed { release } => self.tell(What::Resumed { successor: release }),
+                Output::Resumed { release } => {
+                    if let Some(judge) = &mut self.judge {
+                        judge.forgive(&self.counted, Instant::now());
+                    }
+                    self.tell(What::Resumed { successor: release });
+                }
                 Output::Reverting { release, reason } => self.tell(What::Reverting {
                     successor: release,
                     reason,
@@ -415,9 +420,7 @@ impl Supervisor {
         let Some((&id, worker)) = workers.find(|(_, worker)| worker.pid == word.pid) else {
             return;
         };
-        let tally = word.value(COUNTS).map(serde_json::from_str::<Tally>);
-        // What cannot be understood is no count.
-        if let Some(Ok(tally)) = tally {
+        if let Some(tally) = word.tally() {
             let before = worker.tally.replace(tally.clone()).unwrap_or_default();
             let (who, age) = ((id, worker.release), worker.started.elapsed());
             self.counted.hear(who, age, &before, &tally);

@@ -142,6 +142,12 @@ impl Notice {
         this
     }
 
+    /// Word for word.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &str {
+        &self.lines
+    }
+
     fn line(mut self, key: &str, value: impl Display) -> Self {
         // Writing to a String cannot fail.
         let _ = writeln!(self.lines, "{key}={value}");

@@ -159,6 +159,24 @@ async fn a_mix_that_is_to_stay_waits_for_an_operator_with_exit_code_6() {
 }
 
 #[tokio::test]
+async fn what_a_guard_has_found_is_forgiven_by_whoever_resumes() {
+    let flags = ["--on-failure", "halt", "--min-healthy", "1500ms"];
+    let pool = Pool::start(2, &flags).await;
+    let load = Load::start(pool.web, mix());
+    pool.release("echo errors=50 >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 6, "{reply}");
+    assert!(
+        reply["reason"].as_str().unwrap().starts_with("errors: "),
+        "{reply}"
+    );
+    // Nobody comes any more, so there are no new reasons.
+    drop(load.stop().await);
+    pool.run(&["resume"]).await.assert_code(0);
+    pool.line("upgrade to 2 committed").await;
+}
+
+#[tokio::test]
 async fn a_program_that_is_gone_is_refused_and_changes_nothing() {
     let pool = Pool::start(2, &QUICK).await;
     std::fs::remove_file(pool.file("app")).unwrap();
