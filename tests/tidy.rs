@@ -86,6 +86,9 @@ fn the_machines_know_no_effects() {
         let module = module_of(&path);
         let decides = ["protocol", "rollout"].contains(&&*module) && !path.ends_with("model.rs")
             || path.ends_with("pool/controller.rs")
+            || path
+                .parent()
+                .is_some_and(|it| it.ends_with("pool/controller"))
             || path.ends_with("pool/plan.rs");
         for effect in EFFECTS.iter().filter(|_| decides) {
             let code = text

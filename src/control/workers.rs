@@ -61,4 +61,6 @@ pub struct WorkerState {
     pub requests: Option<u64>,
     /// How many of them have failed.
     pub errors: Option<u64>,
+    /// How many of them took longer than nearly all of the stable workers' did before an update, if it counts them since.
+    pub slow: Option<u64>,
 }

@@ -444,11 +444,12 @@ impl Driver {
             degraded,
             p50_us,
             p99_us,
+            slow_us: None,
         }
     }
 }
 
-fn rules_of(watch: Watch) -> Rules {
+pub(super) fn rules_of(watch: Watch) -> Rules {
     Rules {
         slow_above: watch.slow_us.map(Duration::from_micros),
         window: Duration::from_millis(watch.window_ms),

@@ -153,6 +153,7 @@ enum Input {
     Command(Command),
     Trigger(Trigger),
     ManagerProblem(String),
+    FromSupervisor(Heard),
     Time,
 }
 
@@ -359,6 +360,7 @@ impl Driver {
             }
             None => (None, None),
         };
+        let supervisor = self.membership.as_mut().and_then(Membership::channel);
         tokio::select! {
             heard = when(up_channel.map(Heard::next)) => Input::FromIncumbent(heard),
             heard = when(down_channel.map(Heard::next)) => Input::FromSuccessor(heard),
@@ -372,6 +374,7 @@ impl Driver {
             trigger = self.signals.next() => Input::Trigger(trigger),
             elder = self.elders.next_gone() => Input::ElderGone(elder),
             problem = self.manager.problem() => Input::ManagerProblem(problem),
+            heard = when(supervisor.map(Heard::next)) => Input::FromSupervisor(heard),
             () = when(deadline.map(|at| tokio::time::sleep_until(at.into()))) => Input::Time,
         }
     }
@@ -398,6 +401,7 @@ impl Driver {
             }
             Input::Trigger(Trigger::Stop) => self.stop(),
             Input::ManagerProblem(problem) => self.shared.warn(problem),
+            Input::FromSupervisor(heard) => self.heard_from_supervisor(heard),
             Input::Time => self.time_passed(),
         }
     }

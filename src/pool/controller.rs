@@ -14,13 +14,20 @@
 //! 6. An update has one verdict, and nothing but the stable release after a revert.
 
 mod saved;
+#[cfg(test)]
+mod testing;
+mod update;
+mod vacancies;
+mod words;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::saved::Saved;
-use super::plan::{Care, OnFailure, Plan};
+use self::update::{Phase, Update};
+use self::vacancies::Vacancy;
+pub(crate) use self::words::{Ended, Output, Progress, Refusal, Stage, UpdateStage};
+use super::plan::{Care, Plan};
 
 /// A worker's number, never used again.
 pub(crate) type WorkerId = u64;
@@ -69,201 +76,11 @@ enum State {
     Killed,
 }
 
-/// The place of a worker that has crashed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Vacancy {
-    crashes: u32,
-    /// `None` once it has waited for long enough.
-    fill_at: Option<Instant>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Update {
-    candidate: ReleaseId,
-    plan: Plan,
-    phase: Phase,
-    failures: usize,
-    /// A stable worker has left for a candidate.
-    has_replaced: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Phase {
-    Rolling {
-        deadline: Instant,
-    },
-    /// By an operator; what is left of the progress deadline.
-    Paused {
-        left: Duration,
-    },
-    /// By a failure, with the mix as it is.
-    Halted {
-        reason: String,
-    },
-    Reverting {
-        reason: String,
-        deadline: Instant,
-    },
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Stop {
     No,
     Asked,
     Told,
-}
-
-/// What the supervisor has to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Output {
-    /// Start a worker; then `handle_ready` or `handle_exited`.
-    Start {
-        /// Its number.
-        worker: WorkerId,
-        /// From which image.
-        release: ReleaseId,
-    },
-    /// Tell a worker to finish and leave; then `handle_exited`.
-    Stop {
-        /// Which.
-        worker: WorkerId,
-    },
-    /// End a worker that has not left in time; then `handle_exited`.
-    Kill {
-        /// Which.
-        worker: WorkerId,
-    },
-    /// The update does not go on by itself.
-    Held {
-        /// The candidate.
-        release: ReleaseId,
-        /// Why.
-        reason: String,
-    },
-    /// It does again.
-    Resumed {
-        /// The candidate.
-        release: ReleaseId,
-    },
-    /// The update is being undone.
-    Reverting {
-        /// The candidate.
-        release: ReleaseId,
-        /// Why.
-        reason: String,
-    },
-    /// The update has ended. After [`Ended::Committed`] the candidate is the stable release.
-    Verdict {
-        /// The candidate.
-        release: ReleaseId,
-        /// How.
-        ended: Ended,
-        /// Why it did not end otherwise.
-        reason: String,
-    },
-    /// Workers crash again and again.
-    Looping {
-        /// How often in a row.
-        crashes: u32,
-    },
-    /// They do no longer.
-    LoopOver,
-    /// The pool was to stop, and nobody is left.
-    Stopped,
-}
-
-/// How an update ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Ended {
-    /// All workers are the candidate's.
-    Committed,
-    /// All are stable, and no stable one had left for it.
-    Aborted,
-    /// All are stable again.
-    RolledBack,
-    /// It could not be undone in time; the pool still tries to.
-    Degraded,
-}
-
-/// How far a worker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Stage {
-    /// Not ready yet.
-    Starting,
-    /// Ready, and on trial.
-    Settling,
-    /// Ready.
-    Serving,
-    /// Told to stop.
-    Stopping,
-    /// Killed for not having stopped.
-    Killed,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting",
-            Self::Settling => "settling",
-            Self::Serving => "serving",
-            Self::Stopping => "stopping",
-            Self::Killed => "killed",
-        })
-    }
-}
-
-/// Where an update is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) candidate: ReleaseId,
-    pub(crate) stage: UpdateStage,
-    /// Candidates that count.
-    pub(crate) replaced: usize,
-    pub(crate) failures: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum UpdateStage {
-    Rolling,
-    Paused,
-    Halted(String),
-    Reverting(String),
-}
-
-/// Why an operator's command was refused; nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// There is an update already, to this release.
-    UnderWay(ReleaseId),
-    /// There is none.
-    NoUpdate,
-    /// It is paused or halted already.
-    Held,
-    /// It is neither paused nor halted.
-    NotHeld,
-    /// It is being undone.
-    Reverting,
-    /// The pool stops.
-    Stopping,
-    /// There is no such pool.
-    Size,
-    /// The plan cannot be carried out.
-    Plan(String),
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnderWay(release) => write!(f, "an update to release {release} is under way"),
-            Self::NoUpdate => f.write_str("no update is under way"),
-            Self::Held => f.write_str("the update is held already: resume it or abort"),
-            Self::NotHeld => f.write_str("the update is not held"),
-            Self::Reverting => f.write_str("the update is being undone already"),
-            Self::Stopping => f.write_str("the pool is stopping"),
-            Self::Size => write!(f, "a pool has 1 to {WORKERS_MAX} workers"),
-            Self::Plan(why) => f.write_str(why),
-        }
-    }
 }
 
 impl Controller {
@@ -342,16 +159,6 @@ impl Controller {
         self.reconcile(now);
     }
 
-    /// What candidates answer is worse than what stable workers do.
-    pub(crate) fn handle_unfit(&mut self, reason: String, now: Instant) {
-        if let Some(update) = &self.update
-            && self.is_tried(update.candidate)
-        {
-            self.halt(reason, now);
-            self.reconcile(now);
-        }
-    }
-
     /// A deadline has passed. Looks at all of them.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let mut late = Vec::new();
@@ -408,76 +215,6 @@ impl Controller {
 
     // What operators want.
 
-    /// Replaces all workers by those of another release, or by fresh ones of the same bytes under a new number.
-    pub(crate) fn update(
-        &mut self,
-        candidate: ReleaseId,
-        plan: Plan,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        self.check_running()?;
-        if let Some(update) = &self.update {
-            return Err(Refusal::UnderWay(update.candidate));
-        }
-        plan.check().map_err(Refusal::Plan)?;
-        let deadline = now + plan.progress_deadline;
-        self.update = Some(Update {
-            candidate,
-            plan,
-            phase: Phase::Rolling { deadline },
-            failures: 0,
-            has_replaced: false,
-        });
-        self.reconcile(now);
-        Ok(())
-    }
-
-    /// Lets the update stay where it is. Stable workers that crash are replaced, by stable ones.
-    pub(crate) fn pause(&mut self, now: Instant) -> Result<(), Refusal> {
-        let update = self.check_update()?;
-        match update.phase {
-            Phase::Rolling { deadline } => {
-                let left = deadline.saturating_duration_since(now);
-                update.phase = Phase::Paused { left };
-                let (release, reason) = (update.candidate, "paused by an operator".to_owned());
-                self.outputs.push_back(Output::Held { release, reason });
-                self.reconcile(now);
-                Ok(())
-            }
-            Phase::Paused { .. } | Phase::Halted { .. } => Err(Refusal::Held),
-            Phase::Reverting { .. } => Err(Refusal::Reverting),
-        }
-    }
-
-    /// Lets a paused or halted update go on. The failures that have halted it are forgiven.
-    pub(crate) fn resume(&mut self, now: Instant) -> Result<(), Refusal> {
-        let update = self.check_update()?;
-        let left = match update.phase {
-            Phase::Paused { left } => left,
-            Phase::Halted { .. } => update.plan.progress_deadline,
-            Phase::Rolling { .. } => return Err(Refusal::NotHeld),
-            Phase::Reverting { .. } => return Err(Refusal::Reverting),
-        };
-        update.phase = Phase::Rolling {
-            deadline: now + left,
-        };
-        update.failures = 0;
-        let release = update.candidate;
-        self.outputs.push_back(Output::Resumed { release });
-        self.reconcile(now);
-        Ok(())
-    }
-
-    /// Undoes the update.
-    pub(crate) fn abort(&mut self, reason: String, now: Instant) -> Result<(), Refusal> {
-        if let Phase::Reverting { .. } = self.check_update()?.phase {
-            return Err(Refusal::Reverting);
-        }
-        self.revert(reason, now);
-        self.reconcile(now);
-        Ok(())
-    }
-
     /// Another number of workers is wanted from now on.
     pub(crate) fn scale(&mut self, wanted: usize, now: Instant) -> Result<(), Refusal> {
         self.check_running()?;
@@ -485,14 +222,6 @@ impl Controller {
         self.wanted = wanted;
         self.reconcile(now);
         Ok(())
-    }
-
-    /// Lets an update stay where it is for good, since the pool is about to stop. Nobody is told.
-    pub(crate) fn stand_still(&mut self) {
-        if let Some(update) = &mut self.update {
-            let left = update.plan.progress_deadline;
-            update.phase = Phase::Paused { left };
-        }
     }
 
     /// Stops all workers: the first time by telling them, the second time by killing them.
@@ -536,28 +265,8 @@ impl Controller {
             .count()
     }
 
-    /// How many crashes in a row make the crash loop that there is.
-    pub(crate) fn looping(&self) -> Option<u32> {
-        self.is_looping.then(|| self.crashes_max())
-    }
-
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
-    }
-
-    pub(crate) fn progress(&self) -> Option<Progress> {
-        let update = self.update.as_ref()?;
-        Some(Progress {
-            candidate: update.candidate,
-            stage: match &update.phase {
-                Phase::Rolling { .. } => UpdateStage::Rolling,
-                Phase::Paused { .. } => UpdateStage::Paused,
-                Phase::Halted { reason } => UpdateStage::Halted(reason.clone()),
-                Phase::Reverting { reason, .. } => UpdateStage::Reverting(reason.clone()),
-            },
-            replaced: self.count(update.candidate, |state| state == State::Serving),
-            failures: update.failures,
-        })
     }
 
     /// How far a worker is, and how often its place has crashed in a row.
@@ -649,55 +358,9 @@ impl Controller {
         self.fill(self.wanted.saturating_sub(stable).min(room), now);
     }
 
-    /// Starts so many stable workers, but for the places that have to wait because they have crashed.
-    fn fill(&mut self, missing: usize, now: Instant) {
-        self.vacancies.sort_by_key(|vacancy| vacancy.fill_at);
-        self.vacancies
-            .truncate(missing.max(self.wanted_stable_missing()));
-        let alone = self
-            .live()
-            .next()
-            .is_none()
-            .then_some(now + self.care.backoff_alone);
-        for vacancy in &mut self.vacancies {
-            let fill_at = vacancy
-                .fill_at
-                .map(|at| alone.map_or(at, |latest| at.min(latest)));
-            vacancy.fill_at = fill_at.filter(|at| *at > now);
-        }
-        let waiting = self
-            .vacancies
-            .iter()
-            .filter(|vacancy| vacancy.fill_at.is_some())
-            .count();
-        for _ in 0..missing.saturating_sub(waiting) {
-            let due = self
-                .vacancies
-                .iter()
-                .position(|vacancy| vacancy.fill_at.is_none());
-            let crashes = due.map_or(0, |due| self.vacancies.remove(due).crashes);
-            self.start(self.stable, crashes, now);
-        }
-    }
-
-    fn vacate(&mut self, crashes: u32, delay: Duration, now: Instant) {
-        let fill_at = Some(now + delay);
-        self.vacancies.push(Vacancy { crashes, fill_at });
-    }
-
     /// How many workers there are too few of, whichever they are.
     fn missing(&self) -> usize {
         self.wanted.saturating_sub(self.live().count())
-    }
-
-    /// A place is remembered as long as a stable worker could come to it.
-    fn wanted_stable_missing(&self) -> usize {
-        match self.update.as_ref().map(|update| &update.phase) {
-            None | Some(Phase::Reverting { .. }) => self
-                .wanted
-                .saturating_sub(self.count(self.stable, State::is_live)),
-            Some(_) => self.missing(),
-        }
     }
 
     /// Whether one of this release could be told to stop: one that is not ready at once, the others as capacity allows.
@@ -754,72 +417,6 @@ impl Controller {
         live.count()
     }
 
-    /// Ends an update that has come to its end.
-    fn conclude(&mut self, now: Instant) {
-        let Some(update) = &self.update else { return };
-        let candidate = update.candidate;
-        match &update.phase {
-            Phase::Rolling { .. } => {
-                // As many as have failed are the stable release's until then.
-                let others = self.others(candidate).count();
-                if !self.is_all_there(update) || others > update.failures {
-                    return;
-                }
-                self.stable = candidate;
-                self.update = None;
-                self.vacancies.clear();
-                self.converge(now);
-                self.verdict(candidate, Ended::Committed, String::new());
-            }
-            Phase::Reverting { reason, .. } => {
-                let stable = self.count(self.stable, State::is_ready);
-                if self.others(self.stable).next().is_some() || stable < self.wanted {
-                    return;
-                }
-                let ended = match update.has_replaced {
-                    false => Ended::Aborted,
-                    true => Ended::RolledBack,
-                };
-                let reason = reason.clone();
-                self.update = None;
-                self.verdict(candidate, ended, reason);
-            }
-            Phase::Paused { .. } | Phase::Halted { .. } => {}
-        }
-    }
-
-    /// Whether every candidate that there is to be counts.
-    fn is_all_there(&self, update: &Update) -> bool {
-        let target = self.wanted.saturating_sub(update.failures);
-        self.count(update.candidate, |state| state == State::Serving) >= target
-    }
-
-    fn verdict(&mut self, release: ReleaseId, ended: Ended, reason: String) {
-        self.outputs.push_back(Output::Verdict {
-            release,
-            ended,
-            reason,
-        });
-    }
-
-    fn watch_for_loops(&mut self) {
-        let crashes = self.crashes_max();
-        let is_looping = crashes >= self.care.loop_after;
-        if is_looping && !self.is_looping {
-            self.outputs.push_back(Output::Looping { crashes });
-        }
-        if !is_looping && self.is_looping {
-            self.outputs.push_back(Output::LoopOver);
-        }
-        self.is_looping = is_looping;
-    }
-
-    fn crashes_max(&self) -> u32 {
-        let vacancies = self.vacancies.iter().map(|vacancy| vacancy.crashes);
-        let workers = self.live().map(|(_, worker)| worker.crashes);
-        vacancies.chain(workers).max().unwrap_or(0)
-    }
-
     /// A worker is not ready in time.
     fn give_up(&mut self, id: WorkerId, now: Instant) {
         let Some(worker) = self.workers.get(&id).cloned() else {
@@ -837,78 +434,6 @@ impl Controller {
             let crashes = worker.crashes.saturating_add(1);
             self.vacate(crashes, self.care.delay(crashes, 0.0), now);
         }
-    }
-
-    fn update_times_out(&mut self, now: Instant) {
-        let Some(update) = &self.update else { return };
-        match &update.phase {
-            Phase::Rolling { deadline } if *deadline <= now => {
-                let limit = update.plan.progress_deadline;
-                if !self.is_all_there(update) {
-                    self.halt(
-                        format!("no further worker was healthy within {limit:?}"),
-                        now,
-                    );
-                } else if let Some(update) = &mut self.update {
-                    // Only stable workers that drain are waited for, which have deadlines of their own.
-                    update.phase = Phase::Rolling {
-                        deadline: now + limit,
-                    };
-                }
-            }
-            Phase::Reverting { reason, deadline } if *deadline <= now => {
-                let (candidate, reason) = (update.candidate, reason.clone());
-                self.update = None;
-                self.verdict(
-                    candidate,
-                    Ended::Degraded,
-                    format!("{reason}; it could not be undone in time"),
-                );
-            }
-            _ => {}
-        }
-    }
-
-    /// A candidate has failed.
-    fn fail(&mut self, reason: String, now: Instant) {
-        let wanted = self.wanted;
-        let Some(update) = &mut self.update else {
-            return;
-        };
-        update.failures += 1;
-        if update.failures >= update.plan.halt_on_failures.clamp(1, wanted) {
-            self.halt(reason, now);
-        }
-    }
-
-    fn halt(&mut self, reason: String, now: Instant) {
-        let Some(update) = &mut self.update else {
-            return;
-        };
-        match update.plan.on_failure {
-            OnFailure::Revert => self.revert(reason, now),
-            OnFailure::Halt => {
-                update.phase = Phase::Halted {
-                    reason: reason.clone(),
-                };
-                let release = update.candidate;
-                self.outputs.push_back(Output::Held { release, reason });
-            }
-        }
-    }
-
-    fn revert(&mut self, reason: String, now: Instant) {
-        let Some(update) = &mut self.update else {
-            return;
-        };
-        let deadline = now + update.plan.progress_deadline;
-        update.phase = Phase::Reverting {
-            reason: reason.clone(),
-            deadline,
-        };
-        let release = update.candidate;
-        self.outputs
-            .push_back(Output::Reverting { release, reason });
     }
 
     fn start(&mut self, release: ReleaseId, crashes: u32, now: Instant) {
@@ -945,21 +470,6 @@ impl Controller {
         }
     }
 
-    /// Whether this release is a candidate whose failures count.
-    fn is_tried(&self, release: ReleaseId) -> bool {
-        self.update.as_ref().is_some_and(|update| {
-            let counts = matches!(update.phase, Phase::Rolling { .. } | Phase::Paused { .. });
-            counts && update.candidate == release
-        })
-    }
-
-    /// The update's plan while there is one, else the pool's.
-    fn plan_now(&self) -> &Plan {
-        self.update
-            .as_ref()
-            .map_or(&self.plan, |update| &update.plan)
-    }
-
     /// The releases of all live workers that are not of this one, one for each worker.
     fn others(&self, than: ReleaseId) -> impl Iterator<Item = ReleaseId> {
         let live = self.live().map(|(_, worker)| worker.release);
@@ -984,11 +494,6 @@ impl Controller {
             _ => Err(Refusal::Stopping),
         }
     }
-
-    fn check_update(&mut self) -> Result<&mut Update, Refusal> {
-        self.check_running()?;
-        self.update.as_mut().ok_or(Refusal::NoUpdate)
-    }
 }
 
 impl State {
@@ -1011,59 +516,3 @@ fn check_size(wanted: usize) -> Result<(), Refusal> {
 
 /// More than any machine has processors.
 pub(crate) const WORKERS_MAX: usize = 4_096;
-
-#[cfg(test)]
-impl Controller {
-    /// The same at another time: all that is awaited comes so much sooner. For a model that would else never see the same
-    /// state twice.
-    pub(super) fn rebased(mut self, by: Duration) -> Self {
-        for worker in self.workers.values_mut() {
-            match &mut worker.state {
-                State::Starting { deadline: at }
-                | State::Settling { until: at }
-                | State::Stopping { kill_at: at } => *at -= by,
-                State::Serving | State::Killed => {}
-            }
-        }
-        for at in self
-            .vacancies
-            .iter_mut()
-            .filter_map(|vacancy| vacancy.fill_at.as_mut())
-        {
-            *at -= by;
-        }
-        if let Some(update) = &mut self.update
-            && let Phase::Rolling { deadline } | Phase::Reverting { deadline, .. } =
-                &mut update.phase
-        {
-            *deadline -= by;
-        }
-        self
-    }
-
-    /// Whether the two could not be told apart but for the numbers of workers, which grow for ever.
-    pub(super) fn renumbered(mut self) -> (Self, BTreeMap<WorkerId, WorkerId>) {
-        let numbers: BTreeMap<WorkerId, WorkerId> = self.workers.keys().copied().zip(1..).collect();
-        self.last_worker = numbers.len() as u64;
-        // More of them make no difference any more where the backoff has reached its limit.
-        let crashes_max = self.care.loop_after;
-        for worker in self.workers.values_mut() {
-            worker.crashes = worker.crashes.min(crashes_max);
-        }
-        for vacancy in &mut self.vacancies {
-            vacancy.crashes = vacancy.crashes.min(crashes_max);
-        }
-        self.workers = self
-            .workers
-            .into_iter()
-            .map(|(id, worker)| (numbers[&id], worker))
-            .collect();
-        (self, numbers)
-    }
-
-    pub(super) fn ids(&self) -> Vec<(WorkerId, ReleaseId, Stage)> {
-        let ids = self.workers.iter();
-        ids.filter_map(|(id, worker)| Some((*id, worker.release, self.stage(*id)?.0)))
-            .collect()
-    }
-}

@@ -1,19 +1,17 @@
-//! Judging candidates by what workers say that they have answered, by the guards of rollouts.
+//! Judging candidates by what workers say that they have answered, by the guards of rollouts and with their defaults.
 //!
-//! Only errors are compared. What is slow nobody here could tell: workers count by themselves and are told nothing.
+//! Stable workers serve beside the candidates, so errors and slow requests are compared with theirs. Once no stable
+//! worker is left there is nothing to compare with, and the update is as good as over.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::controller::ReleaseId;
+use super::controller::{Controller, ReleaseId};
+use super::counted::Counted;
 use crate::config::LOOK_INTERVAL;
-use crate::protocol::message::Tally;
-use crate::rollout::guard::{Counts, Finding, Guards, Sides};
-use crate::rollout::{Rollout, Share};
-
-/// What all workers of each release have counted, those included that are gone.
-#[derive(Debug, Default)]
-pub(super) struct Counted(BTreeMap<ReleaseId, Counts>);
+use crate::control::SideState;
+use crate::protocol::message::millis;
+use crate::rollout::guard::{Finding, Guards, Sides};
+use crate::rollout::{Cause, Explanation, Rollout, Share, Stage};
 
 /// The guards of one update.
 #[derive(Debug)]
@@ -21,28 +19,32 @@ pub(super) struct Judge {
     guards: Guards,
     candidate: ReleaseId,
     stable: ReleaseId,
-    /// What stable had counted when the update began.
-    base: Counts,
+    /// What had been counted when it began to judge.
+    base: Sides,
     begun: Instant,
     next: Instant,
+    /// Of the first guard that has failed, as it stood then.
+    verdict: Option<Explanation>,
 }
 
-impl Counted {
-    /// A worker of this release has said how much it has counted, after what it had said before.
-    pub(super) fn add(&mut self, release: ReleaseId, before: Option<&Tally>, now: &Tally) {
-        let counts = |tally: &Tally| Counts {
-            requests: tally.requests,
-            errors: tally.errors,
-            slow: 0,
-        };
-        let more = counts(now).since(before.map_or_else(Counts::default, counts));
-        let all = self.0.entry(release).or_default();
-        all.requests = all.requests.saturating_add(more.requests);
-        all.errors = all.errors.saturating_add(more.errors);
-    }
+/// How far the update is at a look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    /// Workers that have been replaced, and how many are to be.
+    pub(super) step: (usize, usize),
+    /// The part of the ready workers that are candidates: about as much of the traffic is theirs.
+    pub(super) share: Share,
+}
 
-    fn of(&self, release: ReleaseId) -> Counts {
-        self.0.get(&release).copied().unwrap_or_default()
+impl Standing {
+    /// None without an update.
+    pub(super) fn of(machine: &Controller) -> Option<Self> {
+        let update = machine.progress()?;
+        let parts = update.ready * usize::from(Share::FULL.parts()) / machine.ready().max(1);
+        Some(Self {
+            step: (update.replaced, machine.wanted()),
+            share: Share::per_10000(u16::try_from(parts).unwrap_or(u16::MAX)),
+        })
     }
 }
 
@@ -54,12 +56,18 @@ impl Judge {
         now: Instant,
     ) -> Self {
         Self {
-            guards: Guards::new(&Rollout::blue_green()),
+            // Of each worker by itself, where the counts are added up.
+            guards: Guards::new(&Rollout::blue_green().warm_up(Duration::ZERO, 0)),
             candidate,
             stable,
-            base: counted.of(stable),
+            base: Sides {
+                candidate: counted.of(candidate),
+                stable: counted.of(stable),
+                share: Share::NONE,
+            },
             begun: now,
             next: now + LOOK_INTERVAL,
+            verdict: None,
         }
     }
 
@@ -68,73 +76,130 @@ impl Judge {
     }
 
     /// What speaks against the candidate, if it is time to look and something does.
-    pub(super) fn look(&mut self, counted: &Counted, now: Instant) -> Option<String> {
+    pub(super) fn look(
+        &mut self,
+        counted: &Counted,
+        standing: Standing,
+        now: Instant,
+    ) -> Option<String> {
         if now < self.next {
             return None;
         }
         self.next = now + LOOK_INTERVAL;
-        let sides = Sides {
-            candidate: counted.of(self.candidate),
-            stable: counted.of(self.stable).since(self.base),
-            share: Share::NONE,
+        let elapsed = now.saturating_duration_since(self.begun);
+        let sides = self.sides(counted, standing.share);
+        let readings = self.guards.look(elapsed, &sides);
+        let mut failed = readings.iter();
+        let failed = failed.find(|reading| reading.finding == Finding::Failed)?;
+        let reason = format!("{}: {}", failed.guard, failed.text);
+        let cause = Cause::GuardFailed {
+            guard: failed.guard.clone(),
         };
-        let readings = self
-            .guards
-            .look(now.saturating_duration_since(self.begun), &sides);
-        let failed = readings
-            .into_iter()
-            .find(|reading| reading.finding == Finding::Failed)?;
-        Some(format!("{}: {}", failed.guard, failed.text))
+        self.verdict.get_or_insert_with(|| Explanation {
+            cause,
+            stage: Stage::Shifting,
+            step: standing.step,
+            share: standing.share,
+            units: sides.candidate.requests,
+            units_min: 0,
+            elapsed_ms: millis(elapsed),
+            guards: readings,
+            stable_unverified: None,
+        });
+        Some(reason)
+    }
+
+    /// An operator lets the update go on: a guard that has failed is to find new reasons.
+    pub(super) fn forgive(&mut self, counted: &Counted, now: Instant) {
+        if self.verdict.is_some() {
+            *self = Self::begin(self.candidate, self.stable, counted, now);
+        }
+    }
+
+    /// What has decided against the candidate, if a guard has.
+    pub(super) fn verdict(&self) -> Option<Explanation> {
+        self.verdict.clone()
+    }
+
+    /// What candidates and stable workers have answered since the update began.
+    pub(super) fn counts(&self, counted: &Counted) -> [SideState; 2] {
+        let Sides {
+            candidate, stable, ..
+        } = self.sides(counted, Share::NONE);
+        [(self.candidate, candidate), (self.stable, stable)].map(|(generation, counts)| SideState {
+            generation,
+            requests: counts.requests,
+            errors: counts.errors,
+            slow: counts.slow,
+            ..SideState::default()
+        })
+    }
+
+    fn sides(&self, counted: &Counted, share: Share) -> Sides {
+        Sides {
+            candidate: counted.of(self.candidate).since(self.base.candidate),
+            stable: counted.of(self.stable).since(self.base.stable),
+            share,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::protocol::message::Tally;
+    use crate::rollout::WARM_UP;
 
-    fn tally(requests: u64, errors: u64) -> Tally {
-        Tally {
-            requests,
-            errors,
+    const SLOW_US: Option<u64> = Some(7);
+
+    /// What is found of a candidate of which so many requests in ten fail, and so many are slow.
+    fn found(errs: u64, is_slow: u64) -> Option<(String, Explanation)> {
+        let (mut counted, now) = (Counted::default(), Instant::now());
+        counted.compare_by(SLOW_US);
+        let mut judge = Judge::begin(2, 1, &counted, now);
+        let told = Tally {
+            slow_us: SLOW_US,
             ..Tally::default()
-        }
+        };
+        let (mut stable, mut candidate) = (told.clone(), told);
+        let standing = Standing {
+            step: (0, 4),
+            share: Share::percent(20),
+        };
+        (1..200).find_map(|look| {
+            let grown = |before: &Tally, by: u64, errors: u64, slow: u64| Tally {
+                requests: before.requests + by,
+                errors: before.errors + errors,
+                slow: before.slow + slow,
+                ..before.clone()
+            };
+            let one_in_a_hundred = u64::from(look % 3 == 0);
+            let more = grown(&stable, 40, 0, one_in_a_hundred);
+            let worse = grown(&candidate, 10, errs, is_slow);
+            counted.hear((1, 1), WARM_UP, &stable, &more);
+            counted.hear((2, 2), WARM_UP, &candidate, &worse);
+            (stable, candidate) = (more, worse);
+            let at = now + look * Duration::from_millis(50);
+            let reason = judge.look(&counted, standing, at)?;
+            Some((reason, judge.verdict().unwrap()))
+        })
     }
 
     #[test]
-    fn counts_of_a_release_outlive_its_workers() {
-        let mut counted = Counted::default();
-        counted.add(1, None, &tally(10, 1));
-        counted.add(1, Some(&tally(10, 1)), &tally(15, 2));
-        counted.add(1, None, &tally(5, 0));
-        let all = counted.of(1);
-        assert_eq!((all.requests, all.errors), (20, 2));
-        assert_eq!(counted.of(2), Counts::default());
-    }
-
-    #[test]
-    fn a_candidate_that_errs_is_found_out_and_one_that_does_not_is_left_alone() {
-        for (errs, is_found) in [(true, true), (false, false)] {
-            let (mut counted, now) = (Counted::default(), Instant::now());
-            let mut judge = Judge::begin(2, 1, &counted, now);
-            let (mut found, mut at) = (None, now);
-            let (mut stable, mut candidate) = (Tally::default(), Tally::default());
-            for _ in 0..200 {
-                at += Duration::from_millis(50);
-                let (more, worse) = (
-                    tally(stable.requests + 40, 0),
-                    tally(
-                        candidate.requests + 10,
-                        candidate.errors + u64::from(errs) * 10,
-                    ),
-                );
-                counted.add(1, Some(&stable), &more);
-                counted.add(2, Some(&candidate), &worse);
-                (stable, candidate) = (more, worse);
-                found = found.or_else(|| judge.look(&counted, at));
-            }
-            assert_eq!(found.is_some(), is_found, "{found:?}");
+    fn a_candidate_that_errs_or_is_slow_is_found_out_in_numbers_and_a_good_one_is_left_alone() {
+        for (errs, slow, guard) in [(5, 0, "errors"), (0, 5, "slow")] {
+            let (reason, verdict) = found(errs, slow).unwrap();
+            assert!(
+                reason.starts_with(&format!("{guard}: candidate ")),
+                "{reason}"
+            );
+            let Cause::GuardFailed { guard: named } = &verdict.cause else {
+                panic!("{verdict:?}");
+            };
+            assert_eq!(named, guard);
+            let names: Vec<_> = verdict.guards.iter().map(|it| it.guard.as_str()).collect();
+            assert_eq!(names, ["errors", "slow"]);
         }
+        assert_eq!(found(0, 0), None);
     }
 }

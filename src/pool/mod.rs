@@ -59,10 +59,13 @@
 //!
 //! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is
 //! started again with the same sockets takes these back from them, if the kernel lets it trace them (ptrace(2)): its own
-//! workers start, and those of before leave. Nobody is refused meanwhile.
+//! workers start, and those of before leave. Nobody is refused meanwhile. Where it may not, [`Builder::start`] says which
+//! processes they are and who may.
 
 mod controller;
+mod counted;
 mod desk;
+mod ears;
 mod inheritance;
 mod judge;
 mod kept;
@@ -82,6 +85,7 @@ mod supervisor;
 
 mod worker;
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -102,7 +106,7 @@ pub use self::sockets::Listen;
 use self::controller::{Controller, Refusal as Refused};
 use self::desk::{Desk, SUPERVISOR};
 use self::inheritance::{Heir, Inheritance};
-use self::orphans::Orphans;
+use self::orphans::{Found, Orphans};
 use self::release::{Command, Release};
 use self::service::Service;
 use self::signals::Signals;
@@ -657,9 +661,9 @@ async fn claim(
         // The table is gone with what it had bound.
         Err(error) => error,
     };
-    let orphans = Orphans::find(listen);
+    let Found { orphans, hidden } = Orphans::find(listen);
     if orphans.is_empty() {
-        return Err(in_use);
+        return Err(unless_hidden(in_use, hidden));
     }
     let taking = || {
         let whose = orphans.pids();
@@ -679,6 +683,20 @@ async fn claim(
     sockets.table().close_unclaimed_activated();
     let orphans = orphans.that_have(&sockets);
     Ok((sockets, orphans))
+}
+
+/// Workers may have the address that this process does not know as such.
+fn unless_hidden(in_use: Error, hidden: usize) -> Error {
+    let Some(reason) = in_use.source().map(ToString::to_string) else {
+        return in_use;
+    };
+    match hidden {
+        0 => in_use,
+        _ => in_use.because(format!(
+            "{reason}; {hidden} processes may not be looked at: if workers of a killed supervisor are among them, start as \
+             their user, as root, or stop them first"
+        )),
+    }
 }
 
 /// The first release's number.

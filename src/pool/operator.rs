@@ -207,6 +207,10 @@ impl Supervisor {
                 crashes,
                 requests: worker.tally.as_ref().map(|tally| tally.requests),
                 errors: worker.tally.as_ref().map(|tally| tally.errors),
+                slow: worker
+                    .tally
+                    .as_ref()
+                    .and_then(|tally| tally.slow_us.and(Some(tally.slow))),
             })
         });
         workers.collect()

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -20,6 +21,14 @@ use crate::sys::descriptors;
 use crate::sys::environment::WORKER;
 use crate::sys::process::Pidfd;
 use crate::systemd::activation;
+
+/// What a look at all processes has found.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) orphans: Orphans,
+    /// How many processes this one may not look at, as those of other users.
+    pub(super) hidden: usize,
+}
 
 /// Workers of a supervisor that is gone.
 #[derive(Debug, Default)]
@@ -35,16 +44,24 @@ struct Orphan {
 
 impl Orphans {
     /// Those that have all of these sockets by name, of which there is one at least, as far as this process may see them.
-    pub(super) fn find(wanted: &[Listen]) -> Self {
+    pub(super) fn find(wanted: &[Listen]) -> Found {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let found = pids.filter_map(Orphan::look);
+        let mut hidden = 0;
+        let found = pids.filter_map(|pid| {
+            let looked = Orphan::look(pid);
+            looked.unwrap_or_else(|Hidden| {
+                hidden += 1;
+                None
+            })
+        });
         let has_all = |orphan: &Orphan| {
             wanted
                 .iter()
                 .all(|it| orphan.names.iter().any(|name| name == it.name()))
         };
-        Self(found.filter(has_all).collect())
+        let orphans = Self(found.filter(has_all).collect());
+        Found { orphans, hidden }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -79,7 +96,7 @@ impl Orphans {
         for orphan in &self.0 {
             match orphan.sockets() {
                 Ok(sockets) => return Ok(sockets),
-                Err(error) => reason = format!("those of worker process {}: {error}", orphan.pid),
+                Err(error) => reason = orphan.refused(&error),
             }
         }
         Err(reason)
@@ -99,11 +116,25 @@ impl Orphans {
     }
 }
 
+/// It may be anybody.
+#[derive(Debug)]
+struct Hidden;
+
 impl Orphan {
-    fn look(pid: u32) -> Option<Self> {
+    /// None if it is somebody else, or gone.
+    fn look(pid: u32) -> Result<Option<Self>, Hidden> {
         // Held first, so that all that is read below is of one process.
-        let process = Pidfd::open(pid).ok()?;
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let Ok(process) = Pidfd::open(pid) else {
+            return Ok(None);
+        };
+        match fs::read(format!("/proc/{pid}/environ")) {
+            Ok(environment) => Ok(Self::of(pid, process, &environment)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Hidden),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn of(pid: u32, process: Pidfd, environment: &[u8]) -> Option<Self> {
         let value = |name: &str| {
             let mut variables = environment.split(|byte| *byte == 0);
             let value =
@@ -130,7 +161,16 @@ impl Orphan {
         links.collect()
     }
 
-    fn sockets(&self) -> std::io::Result<Vec<(Slot, OwnedFd)>> {
+    /// Why it did not give them, and what is to be done about it.
+    fn refused(&self, error: &io::Error) -> String {
+        let advice = match error.kind() {
+            io::ErrorKind::PermissionDenied => ADVICE,
+            _ => "",
+        };
+        format!("those of worker process {}: {error}{advice}", self.pid)
+    }
+
+    fn sockets(&self) -> io::Result<Vec<(Slot, OwnedFd)>> {
         let mut sockets = Vec::new();
         for (name, number) in self.names.iter().zip(FIRST..) {
             let descriptor = self.process.duplicate_of(number)?;
@@ -162,5 +202,8 @@ fn parent_of(pid: u32) -> Option<u32> {
     line?.trim().parse().ok()
 }
 
+/// Who may take them (ptrace(2), pidfd_getfd(2)).
+const ADVICE: &str = " (start as root with CAP_SYS_PTRACE, or as the workers' own user where kernel.yama.ptrace_scope is 0, \
+                      and where no seccomp filter forbids pidfd_getfd)";
 /// Where passed descriptors begin (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;

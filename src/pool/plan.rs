@@ -63,8 +63,13 @@ pub struct Plan {
     pub on_failure: OnFailure,
     /// How many workers may be on their way out at a time. Default: `None`, as many as are wanted.
     pub draining_max: Option<usize>,
-    /// Whether candidates are judged by what they answer, where they say: see [`rollout::guard`](crate::rollout::guard).
-    /// Default: `true`.
+    /// Whether candidates are judged by what they answer, where they say: errors and slow requests are compared with those
+    /// of the stable workers, which serve at the same time, by the [`guard`](crate::rollout::guard)s of rollouts with their
+    /// defaults: they abort one of 100 updates without a regression ([`FALSE_ABORTS`](crate::rollout::FALSE_ABORTS)), leave
+    /// out the first requests of each worker ([`WARM_UP_UNITS`](crate::rollout::WARM_UP_UNITS),
+    /// [`WARM_UP`](crate::rollout::WARM_UP)), and count one error for each connection and minute
+    /// ([`CLIENT_WINDOW`](crate::rollout::CLIENT_WINDOW)). Slow is what takes longer than 99 of 100 requests did on the
+    /// median stable worker in the minutes before the update. Default: `true`.
     pub guards: bool,
 }
 

@@ -16,8 +16,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
+use crate::protocol::message::Tally;
 use crate::sys::descriptors::{recv, watched};
 use crate::sys::queue::accept_queue;
+use crate::systemd::notify::COUNTS;
 
 /// When a worker counts as ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +111,11 @@ impl Notification {
         let mut lines = self.text.lines();
         lines.find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
     }
+
+    /// What it says that its process has counted. What cannot be understood is no count.
+    pub(crate) fn tally(&self) -> Option<Tally> {
+        serde_json::from_str(self.value(COUNTS)?).ok()
+    }
 }
 
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
@@ -159,7 +166,11 @@ pub(crate) const PROBE: &str = "probe";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+    use crate::systemd::notify::Notice;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -170,9 +181,9 @@ mod tests {
         let address = SocketAddr::from_abstract_name(name.trim_start_matches('@')).unwrap();
         let sender = UnixDatagram::unbound().unwrap();
         sender.connect_addr(&address).unwrap();
-        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let open = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = open();
-        let null = std::fs::File::open("/dev/null").unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
         let carried = [null.as_fd()];
         let socket = sender.as_fd();
         crate::sys::descriptors::send(socket, b"STATUS=x\nREADY=1\n", &carried).unwrap();
@@ -189,6 +200,43 @@ mod tests {
         sender.send(b"READY=1").unwrap();
         let word = tokio::time::timeout(PATIENCE, notify.next()).await;
         assert_eq!(word.unwrap().unwrap().text, "READY=1");
+    }
+
+    #[test]
+    fn reports_of_every_build_are_read_and_ours_is_written_byte_for_byte() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/pool");
+        let read = |name: &str| Notification {
+            pid: 1,
+            text: fs::read_to_string(golden.join(name)).unwrap(),
+            descriptors: Vec::new(),
+        };
+        let tally = Tally {
+            requests: 4_200,
+            errors: 3,
+            slow: 41,
+            shed: 2,
+            in_flight: 17,
+            accepted: Some(1_300),
+            p50_us: Some(850),
+            p99_us: Some(120_000),
+            slow_us: Some(118_000),
+            ..Tally::default()
+        };
+        let ours = read("report-slow.txt");
+        assert_eq!(ours.tally(), Some(tally.clone()));
+        assert_eq!(Notice::new().counts(&tally).text(), ours.text);
+        // Of a build that is not told what is slow.
+        let before = Tally {
+            slow: 0,
+            slow_us: None,
+            ..tally
+        };
+        assert_eq!(read("report.txt").tally(), Some(before));
+        let nonsense = Notification {
+            text: format!("{COUNTS}=many\n"),
+            ..ours
+        };
+        assert_eq!(nonsense.tally(), None);
     }
 
     #[tokio::test]

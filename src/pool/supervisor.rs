@@ -22,7 +22,9 @@ use tokio::time::{sleep_until, timeout};
 pub(super) use self::saved::Saved;
 use self::succession::Trial;
 use super::controller::{Controller, Ended, Output, ReleaseId, Stage, WorkerId};
-use super::judge::{Counted, Judge};
+use super::counted::{Counted, slow_threshold};
+use super::ears::Ears;
+use super::judge::{Judge, Standing};
 use super::kept::Kept;
 use super::orphans::Orphans;
 use super::plan::Plan;
@@ -37,9 +39,9 @@ use super::worker::Worker;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::control::{Asked, History, Reply, Request, Upgrade, Verdict, What, unix_ms};
 use crate::error::Result;
-use crate::protocol::message::{Slot, Tally, millis};
+use crate::protocol::message::{Slot, millis};
 use crate::sys::environment::{Snapshot, WORKER};
-use crate::systemd::notify::COUNTS;
+use crate::systemd::notify::WATCH;
 use crate::trigger::Trigger;
 
 /// What a pool is, beside the machine's numbers.
@@ -115,6 +117,7 @@ pub(super) struct Supervisor {
     pub(super) probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
     pub(super) update: Option<Underwent>,
     pub(super) counted: Counted,
+    pub(super) ears: Ears,
     pub(super) kept: Kept,
     pub(super) judge: Option<Judge>,
     pub(super) history: History,
@@ -168,6 +171,7 @@ impl Supervisor {
             probed: mpsc::channel(PROBED_MAX),
             update: None,
             counted: Counted::default(),
+            ears: Ears::default(),
             kept: Kept::default(),
             judge: None,
             history: History::default(),
@@ -284,13 +288,12 @@ impl Supervisor {
 
     fn time_passed(&mut self) {
         let now = Instant::now();
-        self.parts.machine.handle_timeout(now);
-        let found = self
-            .judge
-            .as_mut()
-            .and_then(|judge| judge.look(&self.counted, now));
+        let machine = &mut self.parts.machine;
+        machine.handle_timeout(now);
+        let judging = self.judge.as_mut().zip(Standing::of(machine));
+        let found = judging.and_then(|(judge, update)| judge.look(&self.counted, update, now));
         if let Some(reason) = found {
-            self.parts.machine.handle_unfit(reason, now);
+            machine.handle_unfit(reason, now);
         }
     }
 
@@ -318,7 +321,12 @@ impl Supervisor {
                         reason,
                     });
                 }
-                Output::Resumed { release } => self.tell(What::Resumed { successor: release }),
+                Output::Resumed { release } => {
+                    if let Some(judge) = &mut self.judge {
+                        judge.forgive(&self.counted, Instant::now());
+                    }
+                    self.tell(What::Resumed { successor: release });
+                }
                 Output::Reverting { release, reason } => self.tell(What::Reverting {
                     successor: release,
                     reason,
@@ -412,12 +420,15 @@ impl Supervisor {
         let Some((&id, worker)) = workers.find(|(_, worker)| worker.pid == word.pid) else {
             return;
         };
-        let tally = word.value(COUNTS).map(serde_json::from_str::<Tally>);
-        // What cannot be understood is no count.
-        if let Some(Ok(tally)) = tally {
-            let (release, before) = (worker.release, worker.tally.as_ref());
-            self.counted.add(release, before, &tally);
-            worker.tally = Some(tally);
+        if let Some(tally) = word.tally() {
+            let before = worker.tally.replace(tally.clone()).unwrap_or_default();
+            let (who, age) = ((id, worker.release), worker.started.elapsed());
+            self.counted.hear(who, age, &before, &tally);
+        }
+        if word.value(WATCH) == Some("1")
+            && let Some(end) = word.descriptors.pop()
+        {
+            self.ears.listen(id, end);
         }
         self.kept.hear(&mut word);
         if word.value("READY") == Some("1") && self.parts.readiness == Readiness::Notify {
@@ -473,6 +484,8 @@ impl Supervisor {
 
     fn collect(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.remove(&id) {
+            self.counted.forget(id);
+            self.ears.forget(id);
             let end = worker.reap();
             if let Some(code) = end.failure().filter(|_| self.stopping_since.is_some()) {
                 self.parts.exit_code.store(code, Ordering::Relaxed);
@@ -600,6 +613,12 @@ impl Supervisor {
         self.parts.service.reloading(number);
         self.last_release = number;
         self.releases.insert(number, release);
+        if is_guarded {
+            let stable = self.workers.values().filter(|it| it.release == from);
+            let slow_us = slow_threshold(stable.filter_map(|it| it.tally.as_ref()));
+            self.counted.compare_by(slow_us);
+            self.ears.tell(slow_us);
+        }
         self.judge = is_guarded.then(|| Judge::begin(number, from, &self.counted, now));
         self.update = Some(Underwent {
             from,
@@ -622,7 +641,7 @@ impl Supervisor {
         let Some(underwent) = self.update.take() else {
             return;
         };
-        self.judge = None;
+        let judge = self.judge.take();
         let text = match ended {
             Ended::Committed => format!("release {release} serves"),
             _ => format!("release {release} was undone: {reason}"),
@@ -673,6 +692,8 @@ impl Supervisor {
         self.releases
             .retain(|number, _| kept.contains(&Some(*number)));
         self.tell(what);
+        let counts = judge.as_ref().map(|judge| judge.counts(&self.counted));
+        let [candidate, stable] = counts.map_or([None, None], |sides| sides.map(Some));
         let upgrade = Upgrade {
             generation: release,
             from: underwent.from,
@@ -689,9 +710,9 @@ impl Supervisor {
             flip_took_us: None,
             rollback_took_us: None,
             took_ms: after_ms,
-            explanation: None,
-            candidate: None,
-            stable: None,
+            explanation: judge.as_ref().and_then(Judge::verdict),
+            candidate,
+            stable,
             forwarding: None,
             drill: None,
         };

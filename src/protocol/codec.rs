@@ -209,6 +209,7 @@ mod tests {
                 degraded: Some("the cache is cold".into()),
                 p50_us: None,
                 p99_us: None,
+                slow_us: None,
             }),
             Message::Start(Chunk {
                 chunk: 0,

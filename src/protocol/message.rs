@@ -194,6 +194,9 @@ pub(crate) struct Tally {
     /// What 99 of 100 did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) p99_us: Option<u64>,
+    /// What slow ones took longer than, in microseconds. Only workers of a pool say so, who hear of it at different times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) slow_us: Option<u64>,
 }
 
 /// A part of a table of named descriptors.

@@ -66,10 +66,11 @@ impl fmt::Display for Explanation {
             units_min,
             ..
         } = self;
-        write!(
-            out,
-            "{cause}; {stage} at {share} with {units} of {units_min} requests"
-        )?;
+        write!(out, "{cause}; {stage} at {share} with {units}")?;
+        if *units_min > 0 {
+            write!(out, " of {units_min}")?;
+        }
+        out.write_str(" requests")?;
         self.guards
             .iter()
             .try_for_each(|reading| write!(out, "; {reading}"))?;

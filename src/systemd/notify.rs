@@ -89,6 +89,14 @@ impl Notice {
         }
     }
 
+    /// At the other end of this socket this process hears how the supervisor of a pool wants it to count.
+    pub(crate) fn listen(self, descriptor: OwnedFd) -> Self {
+        let mut this = self.line(WATCH, 1);
+        debug_assert!(this.descriptor.is_none(), "one descriptor in a notice");
+        this.descriptor = Some(descriptor);
+        this
+    }
+
     /// From now on another process is the main one.
     pub(crate) fn main_pid(self, pid: u32) -> Self {
         self.line("MAINPID", pid)
@@ -132,6 +140,12 @@ impl Notice {
         let mut this = Self::new().line("BARRIER", 1);
         this.descriptor = Some(descriptor);
         this
+    }
+
+    /// Word for word.
+    #[cfg(all(test, feature = "pool"))]
+    pub(crate) fn text(&self) -> &str {
+        &self.lines
     }
 
     fn line(mut self, key: &str, value: impl Display) -> Self {
@@ -330,6 +344,8 @@ fn manager_error(doing: String) -> Error {
 
 /// The variable in which a worker of a pool says what it has counted.
 pub(crate) const COUNTS: &str = "X_HANDOVER_COUNTS";
+/// The variable with which it sends the socket by which it hears how to count.
+pub(crate) const WATCH: &str = "X_HANDOVER_WATCH";
 const BARRIER: &str = "waiting until the service manager has read what it was told";
 /// Notices that wait for a manager which reads slowly; a busy service has a few.
 const QUEUE_MAX: usize = 1024;

@@ -159,6 +159,7 @@ long syscall(long number, ...) {
   long d = va_arg(rest, long), e = va_arg(rest, long), f = va_arg(rest, long);
   va_end(rest);
   if (number == SYS_pidfd_open && fails("pidfd_open")) return -1;
+  if (number == SYS_pidfd_getfd && fails("pidfd_getfd")) return -1;
   if (next == NULL) next = (long (*)(long, ...))real("syscall");
   return next(number, a, b, c, d, e, f);
 }

@@ -37,8 +37,11 @@ async fn workers_killed_five_times_a_second_cost_what_they_had_in_flight_and_nob
     println!("{killed} killed\n{report}");
     assert!(killed > 20, "{killed}");
     assert_only_cut_off(&report);
-    // Each of the twelve clients has one request in flight at most.
+    // Each of the twelve clients has one request in flight at most, and nobody but the killed has died.
     assert!(report.failures() <= 12 * killed, "{report}");
+    let log = pool.server.log();
+    let ended = log.lines().filter(|line| line.contains(") ended"));
+    assert_eq!(ended.count() as u64, killed, "{log}");
 }
 
 #[tokio::test]

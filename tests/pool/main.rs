@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod crashes;
+mod faults;
 mod first;
 mod foreign;
 mod misuse;
@@ -12,6 +13,9 @@ mod operated;
 mod reuseport;
 mod rig;
 mod rolling;
+#[allow(dead_code, reason = "the handovers' faults need more of it")]
+#[path = "../faults/shim.rs"]
+mod shim;
 mod small;
 mod succession;
 #[allow(dead_code, reason = "the process tests need more of it")]

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use handover::control::{Client, PoolState, Reply, Request, Status};
@@ -83,6 +83,15 @@ impl Pool {
         std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
     }
 
+    /// Another supervisor at the same place, under a program that starts it, which ends by itself.
+    pub(crate) async fn run_again(&self, prefix: &[&str]) -> Ran {
+        let program = self.file(PROGRAM);
+        let program = [program.to_str().unwrap()];
+        let mut command = supervisor(prefix, &self.room, self.web, self.workers, &QUICK, &program);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        run(command.into()).await
+    }
+
     /// What the next workers are started from: a testd, after this part of a script.
     pub(crate) fn release(&self, script: &str) {
         release(self.room.path(), script);
@@ -146,6 +155,22 @@ impl Pool {
         if timeout(DEADLINE, rests).await.is_err() {
             panic!("{:?}\n{}", self.pool().await, self.server.log());
         }
+    }
+
+    /// Every worker has said that it has answered so many requests.
+    pub(crate) async fn until_all_answered(&self, requests: u64) {
+        let answered = async {
+            loop {
+                let workers = self.pool().await.workers;
+                if workers
+                    .iter()
+                    .all(|worker| worker.requests >= Some(requests))
+                {
+                    return;
+                }
+            }
+        };
+        timeout(DEADLINE, answered).await.unwrap();
     }
 
     pub(crate) async fn line(&self, pattern: &str) -> String {

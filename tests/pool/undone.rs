@@ -71,6 +71,58 @@ async fn a_release_that_answers_500_is_undone_by_the_guard() {
 }
 
 #[tokio::test]
+async fn a_release_that_answers_slowly_is_undone_by_the_guard_and_explained_in_numbers() {
+    let pool = Pool::start(4, &["--min-healthy", "15s", "--healthy-deadline", "20s"]).await;
+    let load = Load::start(pool.web, mix());
+    pool.until_all_answered(ENOUGH).await;
+    pool.release("echo slow=30:600 >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 3, "{reply}");
+    let upgrade = &reply["upgrade"];
+    let reason = upgrade["reason"].as_str().unwrap();
+    assert!(reason.starts_with("slow: candidate "), "{reason}");
+    let slow = |side: &str| upgrade[side]["slow"].as_u64().unwrap();
+    let requests = |side: &str| upgrade[side]["requests"].as_u64().unwrap();
+    let rate = |side: &str| slow(side) as f64 / requests(side) as f64;
+    assert!(rate("candidate") > 3.0 * rate("stable"), "{upgrade}");
+    let explained = pool.run(&["explain"]).await;
+    explained.assert_says(&[
+        "the guard \"slow\" found the candidate worse",
+        "guard       errors fine: candidate 0/",
+        "guard       slow failed: candidate ",
+        "(undone at 200)",
+        &format!("candidate   {} requests", requests("candidate")),
+        &format!("stable      {} requests", requests("stable")),
+    ]);
+    pool.until_rests_on(1, 4).await;
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+#[tokio::test]
+async fn a_release_that_is_as_good_is_not_undone_by_guards_that_know_what_is_slow() {
+    let pool = Pool::start(4, &["--min-healthy", "1s"]).await;
+    // What is slow is so for its clients' sake, and no moment of the machine's.
+    let load = Load::start(pool.web, mix().with(Kind::Slow, 4));
+    pool.until_all_answered(ENOUGH).await;
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 0, "{reply}");
+    let judged = reply["upgrade"]["candidate"]["requests"].as_u64().unwrap();
+    assert!(judged > 100, "{reply}");
+    // All of them have been told.
+    let workers = pool.pool().await.workers;
+    assert!(
+        workers.iter().all(|worker| worker.slow.is_some()),
+        "{workers:?}"
+    );
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+/// So much that each worker knows its own 99th percentile.
+const ENOUGH: u64 = 200;
+
+#[tokio::test]
 async fn what_ran_before_comes_back_though_its_file_is_another_by_now() {
     let pool = Pool::start(2, &QUICK).await;
     pool.release("mkdir first 2>/dev/null || exit 7");
@@ -104,6 +156,24 @@ async fn a_mix_that_is_to_stay_waits_for_an_operator_with_exit_code_6() {
     );
     pool.run(&["abort"]).await.assert_code(0);
     pool.until_rests_on(1, 2).await;
+}
+
+#[tokio::test]
+async fn what_a_guard_has_found_is_forgiven_by_whoever_resumes() {
+    let flags = ["--on-failure", "halt", "--min-healthy", "1500ms"];
+    let pool = Pool::start(2, &flags).await;
+    let load = Load::start(pool.web, mix());
+    pool.release("echo errors=50 >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(code, 6, "{reply}");
+    assert!(
+        reply["reason"].as_str().unwrap().starts_with("errors: "),
+        "{reply}"
+    );
+    // Nobody comes any more, so there are no new reasons.
+    drop(load.stop().await);
+    pool.run(&["resume"]).await.assert_code(0);
+    pool.line("upgrade to 2 committed").await;
 }
 
 #[tokio::test]

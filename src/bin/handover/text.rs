@@ -101,7 +101,11 @@ pub(crate) fn pool(pool: &PoolState, paint: Paint) -> Vec<String> {
         };
         let counted = worker.requests.map(|requests| {
             let errors = worker.errors.unwrap_or_default();
-            format!(", {requests} requests, {errors} errors")
+            let slow = match worker.slow {
+                None | Some(0) => String::new(),
+                Some(slow) => format!(", {slow} slow"),
+            };
+            format!(", {requests} requests, {errors} errors{slow}")
         });
         format!(
             "worker {:<5}release {}, pid {}, {} for {}{crashes}{}",
@@ -381,8 +385,12 @@ fn explanation(explanation: &Explanation) -> Vec<String> {
         0 => String::new(),
         _ => format!(", step {step} of {steps}"),
     };
+    let needed = match units_min {
+        0 => String::new(),
+        min => format!(" of {min}"),
+    };
     let mut lines = vec![format!(
-        "rollout     {stage} at {share}{step}, {units} of {units_min} requests in {}",
+        "rollout     {stage} at {share}{step}, {units}{needed} requests in {}",
         millis(*elapsed_ms)
     )];
     let guards = guards

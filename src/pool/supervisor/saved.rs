@@ -15,7 +15,7 @@ use super::super::kept::Kept;
 use super::super::readiness::NotifySocket;
 use super::super::release::{self, Release};
 use super::super::worker::{self, Worker};
-use super::{Counted, PROBED_MAX, Parts, Supervisor};
+use super::{Counted, Ears, PROBED_MAX, Parts, Supervisor};
 use crate::control::{History, Upgrade};
 use crate::protocol::message::{Slot, millis};
 
@@ -142,6 +142,7 @@ impl Supervisor {
             probed: mpsc::channel(PROBED_MAX),
             update: None,
             counted: Counted::default(),
+            ears: Ears::default(),
             kept: Kept::resume(kept?),
             judge: None,
             history,
