@@ -14,6 +14,8 @@ use std::time::Duration;
 use handover::schema::{Confirmed, Postgres, Schema, Sqlite, Step, Version};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Makes the step of a version of this store.
+type Make = fn(&str, Version) -> Step;
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 #[tokio::main]
@@ -42,7 +44,7 @@ async fn main() -> Outcome {
 }
 
 fn schema(tool: &str, store: &str, knows: Version) -> Result<Schema, String> {
-    let (expand, contract): (fn(&str, Version) -> Step, fn(&str, Version) -> Step) = match tool {
+    let (expand, contract): (Make, Make) = match tool {
         "refinery" => (refinery::expand, refinery::contract),
         "sqlx" => (sqlx::expand, sqlx::contract),
         "psql" => (psql::expand, psql::contract),

@@ -528,3 +528,252 @@ fn none(blockers: Vec<Blocker>, todo: Todo) -> Result<Todo, Vec<Blocker>> {
         false => Err(blockers),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Version 3 is there, 1 has been contracted to, and all of it is written.
+    fn record() -> Record {
+        Record {
+            version: 3,
+            floor: 1,
+            active: 3,
+            now_ms: 100_000,
+            ..Record::default()
+        }
+    }
+
+    fn with(generation: &Generation) -> Record {
+        let mut record = record();
+        record.apply(&Change::Entered(generation.clone()));
+        record
+    }
+
+    fn generation(knows: Version, state: State) -> Generation {
+        Generation {
+            host: "there".to_owned(),
+            process: "another".to_owned(),
+            generation: 40,
+            declared: Declared {
+                knows,
+                ..Declared::default()
+            },
+            state,
+            heard: 3,
+            lease_ms: 200_000,
+        }
+    }
+
+    fn to_two() -> Contraction {
+        Contraction {
+            version: 2,
+            has_step: true,
+            is_activated_by_hand: false,
+            rollout: None,
+            age_min: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn each_rule_of_a_contraction_speaks_by_itself_and_for_itself_alone() {
+        assert_eq!(record().may_contract(&to_two()), Ok(Todo::Begin));
+        let by_hand = Contraction {
+            is_activated_by_hand: true,
+            ..to_two()
+        };
+        let in_rollout = Contraction {
+            rollout: Some("an upgrade is under way".to_owned()),
+            ..to_two()
+        };
+        let rollout = Blocker::Rollout {
+            rollout: "an upgrade is under way".to_owned(),
+        };
+        let old = generation(1, State::Active);
+        let lapsed = Generation {
+            lease_ms: 99_000,
+            ..old.clone()
+        };
+        let deaf = Generation {
+            heard: 1,
+            ..generation(2, State::Active)
+        };
+        let starting = generation(2, State::NotYet);
+        let warm = generation(2, State::Warm);
+        let boxed = |it: &Generation| Box::new(it.clone());
+        for (record, asked, blocker) in [
+            (
+                Record {
+                    version: 1,
+                    ..record()
+                },
+                to_two(),
+                Blocker::NotExpanded {
+                    version: 2,
+                    there: 1,
+                },
+            ),
+            (
+                record(),
+                Contraction {
+                    has_step: false,
+                    ..to_two()
+                },
+                Blocker::NoStep { version: 2 },
+            ),
+            (
+                Record {
+                    contracting: Some(1),
+                    ..record()
+                },
+                to_two(),
+                Blocker::Unfinished { version: 1 },
+            ),
+            (
+                Record {
+                    active: 1,
+                    ..record()
+                },
+                by_hand.clone(),
+                Blocker::NotActive { version: 2 },
+            ),
+            (
+                with(&deaf),
+                by_hand,
+                Blocker::NotHeard {
+                    generation: boxed(&deaf),
+                    version: 2,
+                },
+            ),
+            (
+                with(&old),
+                to_two(),
+                Blocker::Older {
+                    generation: boxed(&old),
+                    lapsed_ms: None,
+                },
+            ),
+            (
+                with(&lapsed),
+                to_two(),
+                Blocker::Older {
+                    generation: boxed(&lapsed),
+                    lapsed_ms: Some(1_000),
+                },
+            ),
+            (
+                with(&starting),
+                to_two(),
+                Blocker::InRollout {
+                    generation: boxed(&starting),
+                },
+            ),
+            (
+                with(&warm),
+                to_two(),
+                Blocker::InRollout {
+                    generation: boxed(&warm),
+                },
+            ),
+            // Whoever is part of it is not named beside it.
+            (with(&warm), in_rollout, rollout),
+        ] {
+            assert_eq!(record.may_contract(&asked), Err(vec![blocker]));
+        }
+    }
+
+    #[test]
+    fn a_contraction_that_has_begun_is_finished_by_who_has_the_step_and_one_that_is_done_is_done() {
+        let begun = Record {
+            floor: 2,
+            contracting: Some(2),
+            ..with(&generation(3, State::Warm))
+        };
+        assert_eq!(begun.may_contract(&to_two()), Ok(Todo::Finish));
+        let stepless = Contraction {
+            has_step: false,
+            ..to_two()
+        };
+        let nobody = Err(vec![Blocker::NoStep { version: 2 }]);
+        assert_eq!(begun.may_contract(&stepless), nobody);
+        let done = Record {
+            floor: 2,
+            ..record()
+        };
+        assert_eq!(done.may_contract(&stepless), Ok(Todo::Nothing));
+    }
+
+    #[test]
+    fn a_contraction_waits_for_the_last_of_those_that_knew_less_and_for_no_other() {
+        let left = |knows, at_ms| Departure { knows, at_ms };
+        let after = |departures: &[Departure]| {
+            let record = Record {
+                departures: departures.to_vec(),
+                ..record()
+            };
+            record.may_contract(&Contraction {
+                age_min: Duration::from_secs(60),
+                ..to_two()
+            })
+        };
+        let age = Duration::from_secs(10);
+        let age_min = Duration::from_secs(60);
+        let young = Err(vec![Blocker::TooYoung { age, age_min }]);
+        assert_eq!(after(&[left(0, 0), left(1, 90_000)]), young);
+        assert_eq!(after(&[left(1, 0), left(0, 90_000)]), young);
+        assert_eq!(after(&[left(1, 40_000), left(2, 90_000)]), Ok(Todo::Begin));
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_known_is_not_activated_and_what_is_active_stays_so() {
+        let old = generation(3, State::Active);
+        let too_early = vec![
+            Blocker::NotExpanded {
+                version: 4,
+                there: 3,
+            },
+            Blocker::Older {
+                generation: Box::new(old.clone()),
+                lapsed_ms: None,
+            },
+        ];
+        assert_eq!(with(&old).may_activate(4), Err(too_early));
+        assert_eq!(with(&old).may_activate(3), Ok(Todo::Nothing));
+        let next = Record {
+            version: 4,
+            ..record()
+        };
+        assert_eq!(next.may_activate(4), Ok(Todo::Begin));
+    }
+
+    #[test]
+    fn an_expansion_goes_as_far_as_the_release_knows_and_over_no_gap() {
+        let next = |knows, steps: &[Version]| {
+            let steps = steps.iter().copied().collect();
+            record().next_expansion(knows, &steps)
+        };
+        assert_eq!(next(4, &[4, 5]), Some(4));
+        assert_eq!(next(3, &[4, 5]), None);
+        assert_eq!(next(5, &[5]), None);
+    }
+
+    #[test]
+    fn a_release_is_measured_against_the_forms_of_everybody_but_its_own_process() {
+        let forms = Forms {
+            reads: 2,
+            writes_from: 3,
+            writes_to: 3,
+        };
+        let own = Generation {
+            declared: Declared {
+                knows: 3,
+                needs: 3,
+                forms: Some(forms),
+            },
+            ..generation(3, State::Active)
+        };
+        let record = with(&own);
+        assert_eq!(record.fits(&own.declared, Some(&own)), Ok(()));
+        assert!(record.fits(&own.declared, None).is_err());
+    }
+}

@@ -3,9 +3,7 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{
-    Database, aborts, assert_refused, contract, release, replaced, state, until_locked_by,
-};
+use crate::rig::{Database, aborts, assert_refused, contract, release, replaced, state};
 use crate::support::{gone, signal};
 
 #[tokio::test]
@@ -64,7 +62,7 @@ async fn an_expansion_that_was_killed_in_its_transaction_has_left_nothing() {
     assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
     let expanding = of.service.held("after-start").await;
     signal(expanding, Signal::USR1);
-    until_locked_by(expanding).await;
+    database.until_written().await;
     signal(expanding, Signal::KILL);
     of.service.line("event 1 aborted 2 ").await;
     assert_eq!(database.record(), (1, 0, None, None));

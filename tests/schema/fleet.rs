@@ -1,11 +1,12 @@
 //! Two hosts share one store, and the gate holds across both.
 
 use handover::control::{Reply, Request};
-use handover_load::Signal;
+use handover::schema::{Postgres, Store};
+use handover_load::{Server, Signal};
 use tokio::time::timeout;
 
 use crate::operated::Operated;
-use crate::postgres::Server;
+use crate::postgres;
 use crate::rig::{Database, assert_refused, contract, on, release, remove, replaced, state, until};
 use crate::support::{DEADLINE, freeze, gone, signal, thaw};
 
@@ -137,7 +138,7 @@ async fn the_gate_holds_across_two_instances_with_one_sqlite_file() {
 
 #[tokio::test]
 async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
-    let Some(server) = Server::start().await else {
+    let Some(server) = postgres::Server::start().await else {
         return;
     };
     let hosts = two_hosts(&server.database("app").await).await;
@@ -149,21 +150,34 @@ async fn the_gate_holds_across_two_instances_with_one_postgresql_database() {
 
 /// The statements of a step fail if they run twice.
 async fn six_start_at_once(store: &str) {
-    let starting = (0..6).map(|number| on(store, &format!("web{number}")));
-    let starting = starting.map(|setup| tokio::spawn(Operated::start(setup)));
-    let mut all = Vec::new();
-    for started in starting.collect::<Vec<_>>() {
-        all.push(started.await.unwrap());
+    let start = |number| {
+        let setup = on(store, &format!("web{number}"));
+        std::fs::write(setup.room.path().join("plan"), "after-start=hold").unwrap();
+        let server = Server::spawn(setup.command).unwrap();
+        (server, setup.room)
+    };
+    let started: Vec<_> = (0..6).map(start).collect();
+    for (server, _) in &started {
+        let held = server.wait_for_line("held after-start", DEADLINE);
+        held.await.unwrap();
     }
-    let state = state(&all[0]).await;
-    assert_eq!((state.version, state.generations.len()), (1, 6));
+    for (server, _) in &started {
+        server.signal(Signal::USR1).unwrap();
+    }
+    for (server, _) in &started {
+        let ready = server.wait_for_line("ready 1 pid ", DEADLINE);
+        ready.await.unwrap();
+    }
+    let seventh = Operated::start(on(store, "web6")).await;
+    let state = state(&seventh).await;
+    assert_eq!((state.version, state.generations.len()), (1, 7));
 }
 
 #[tokio::test]
 async fn a_store_is_expanded_once_though_six_hosts_start_at_the_same_time() {
     let database = Database::new();
     six_start_at_once(&database.path().display().to_string()).await;
-    if let Some(server) = Server::start().await {
+    if let Some(server) = postgres::Server::start().await {
         six_start_at_once(&server.database("app").await).await;
     }
 }
@@ -182,7 +196,7 @@ async fn a_store_is_expanded_once_whatever_isolation_its_database_has_by_default
 
 #[tokio::test]
 async fn a_contraction_that_was_killed_on_one_host_is_finished_by_a_start_on_another() {
-    let Some(server) = Server::start().await else {
+    let Some(server) = postgres::Server::start().await else {
         return;
     };
     let store = server.database("app").await;
@@ -206,7 +220,7 @@ async fn a_contraction_that_was_killed_on_one_host_is_finished_by_a_start_on_ano
 
 #[tokio::test]
 async fn a_step_that_is_killed_in_the_middle_of_a_postgresql_transaction_has_left_nothing() {
-    let Some(server) = Server::start().await else {
+    let Some(server) = postgres::Server::start().await else {
         return;
     };
     let store = server.database("app").await;
@@ -243,7 +257,7 @@ async fn a_step_that_is_killed_in_the_middle_of_a_postgresql_transaction_has_lef
 
 #[tokio::test]
 async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_back() {
-    let Some(mut server) = Server::start().await else {
+    let Some(mut server) = postgres::Server::start().await else {
         return;
     };
     let store = server.database("app").await;
@@ -266,7 +280,7 @@ async fn without_its_server_a_service_serves_and_contracts_nothing_until_it_is_b
 
 #[tokio::test]
 async fn a_step_whose_claim_is_lost_with_its_connection_is_given_up_and_done_by_the_next() {
-    let Some(server) = Server::start().await else {
+    let Some(server) = postgres::Server::start().await else {
         return;
     };
     let store = server.database("app").await;
@@ -286,6 +300,44 @@ async fn a_step_whose_claim_is_lost_with_its_connection_is_given_up_and_done_by_
     let successor = of.service.upgrade(1, 3).await;
     of.service.line(&format!("ran expand in {successor}")).await;
     assert_eq!(state(&of).await.version, 2);
+}
+
+#[tokio::test]
+async fn statements_that_end_their_transaction_are_an_error_on_postgresql_too() {
+    let Some(server) = postgres::Server::start().await else {
+        return;
+    };
+    let store = Postgres::new(server.database("app").await);
+    let mut transaction = store.begin(DEADLINE).await.unwrap();
+    let ended = transaction.execute("CREATE TABLE t (x INT); COMMIT").await;
+    let ended = ended.unwrap_err().to_string();
+    assert!(ended.contains("ended the transaction"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_new_form_is_contracted_to_once_every_host_has_heard_that_it_is_written() {
+    let database = Database::new();
+    let start = async |host| {
+        let setup = database.setup(host);
+        std::fs::write(setup.room.path().join("plan"), "schema=3:2").unwrap();
+        Operated::start(setup).await
+    };
+    let [web1, web2] = [start("web1").await, start("web2").await];
+    until(&web1, "both serve", |state| {
+        state.generations.iter().all(|it| it.state == "active")
+    })
+    .await;
+    freeze_outside_of_a_transaction(&web1, web2.service.pid()).await;
+    assert_eq!(web1.run(&["schema", "activate", "3"]).await.code, 0);
+    let deaf = "web2 generation 1 (active) has not heard yet";
+    assert_refused(&contract(&web1, 3).await, &[deaf]);
+    thaw(web2.service.pid());
+    until(&web1, "both have heard", |state| {
+        let gate = state.contractions.iter().find(|gate| gate.version == 3);
+        gate.is_some_and(|gate| gate.blockers.is_empty())
+    })
+    .await;
+    assert_eq!(contract(&web1, 3).await.code, 0);
 }
 
 async fn until_asked(of: &Operated) {

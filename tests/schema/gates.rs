@@ -32,6 +32,7 @@ async fn a_contraction_waits_for_a_download_of_an_older_generation_and_runs_once
     let dry = of.run(&["schema", "contract", "2"]).await;
     assert_eq!(dry.code, 0, "{dry:?}");
     assert!(dry.stdout.contains("would be contracted to"), "{dry:?}");
+    assert_eq!(database.record(), (2, 0, None, None));
     assert_eq!(database.columns(), ["after", "before", "id"]);
 
     let mut asking: Vec<_> = (0..10)

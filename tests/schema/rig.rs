@@ -43,6 +43,12 @@ impl Database {
         columns(&self.connection())
     }
 
+    /// Until somebody has changed something that is not committed: there is a journal with what was before.
+    pub(crate) async fn until_written(&self) {
+        let journal = self.path().with_extension("db-journal");
+        eventually("a journal", || journal.exists(), true).await;
+    }
+
     /// The version, the floor, and what has been begun.
     pub(crate) fn record(&self) -> (u32, u32, Option<u32>, Option<u32>) {
         let sql = "SELECT version, floor, expanding, contracting FROM handover_schema";
