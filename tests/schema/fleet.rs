@@ -184,7 +184,7 @@ async fn a_store_is_expanded_once_though_six_hosts_start_at_the_same_time() {
 
 #[tokio::test]
 async fn a_store_is_expanded_once_whatever_isolation_its_database_has_by_default() {
-    let Some(server) = Server::start().await else {
+    let Some(server) = postgres::Server::start().await else {
         return;
     };
     let store = server.database("app").await;
