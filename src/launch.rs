@@ -6,6 +6,7 @@
 mod image;
 mod program;
 mod relay;
+mod tail;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
