@@ -122,6 +122,7 @@ impl Release {
             env: &[&command.env, extra].concat(),
             cwd: command.cwd.as_deref().filter(|cwd| cwd.is_dir()),
             sockets,
+            streams: None,
         })
     }
 
