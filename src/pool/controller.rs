@@ -133,6 +133,11 @@ pub(crate) enum Output {
         /// Which.
         worker: WorkerId,
     },
+    /// A candidate has failed.
+    Failed {
+        /// Which.
+        worker: WorkerId,
+    },
     /// The update does not go on by itself.
     Held {
         /// The candidate.
@@ -327,6 +332,7 @@ impl Controller {
         if gone.state.is_live() {
             if self.is_tried(gone.release) {
                 self.fail(
+                    worker,
                     format!(
                         "worker {worker} of release {} has ended: {how}",
                         gone.release
@@ -832,7 +838,7 @@ impl Controller {
                 "worker {id} of release {} was not ready within {limit:?}",
                 worker.release
             );
-            self.fail(reason, now);
+            self.fail(id, reason, now);
         } else if worker.release == self.stable {
             let crashes = worker.crashes.saturating_add(1);
             self.vacate(crashes, self.care.delay(crashes, 0.0), now);
@@ -870,7 +876,8 @@ impl Controller {
     }
 
     /// A candidate has failed.
-    fn fail(&mut self, reason: String, now: Instant) {
+    fn fail(&mut self, worker: WorkerId, reason: String, now: Instant) {
+        self.outputs.push_back(Output::Failed { worker });
         let wanted = self.wanted;
         let Some(update) = &mut self.update else {
             return;

@@ -22,9 +22,11 @@ use tokio::time::{sleep_until, timeout};
 
 pub(super) use self::saved::Saved;
 use self::succession::Trial;
+use self::verdict::{Decided, Failed};
 use super::controller::{Controller, Output, ReleaseId, Stage, WorkerId};
 use super::judge::{Counted, Judge};
 use super::kept::Kept;
+use super::logs::{Logs, Outlets, Relayed};
 use super::orphans::Orphans;
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
@@ -48,6 +50,9 @@ use crate::trigger::Trigger;
 pub(super) struct Parts {
     pub(super) command: Command,
     pub(super) readiness: Readiness,
+    pub(super) logs: Logs,
+    /// How long the last lines of those who are gone are waited for.
+    pub(super) logs_within: Duration,
     pub(super) build: String,
     pub(super) sockets: Sockets,
     pub(super) machine: Controller,
@@ -113,8 +118,13 @@ pub(super) struct Supervisor {
     pub(super) before: Option<ReleaseId>,
     pub(super) last_release: ReleaseId,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) outlets: Outlets,
     pub(super) probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
     pub(super) update: Option<Underwent>,
+    /// The last candidate of it that has failed.
+    failed: Option<Failed>,
+    /// Its verdict, if last words are waited for.
+    decided: Option<Decided>,
     pub(super) counted: Counted,
     pub(super) kept: Kept,
     pub(super) judge: Option<Judge>,
@@ -138,6 +148,7 @@ pub(super) struct Underwent {
 
 enum Input {
     Exited(WorkerId),
+    Relayed(Relayed),
     Said(Notification),
     Probed(WorkerId),
     Asked(Ask),
@@ -166,8 +177,11 @@ impl Supervisor {
             releases: BTreeMap::from([(first.number, first)]),
             before: None,
             workers: BTreeMap::new(),
+            outlets: Outlets::new(parts.logs, parts.snapshot),
             probed: mpsc::channel(PROBED_MAX),
             update: None,
+            failed: None,
+            decided: None,
             counted: Counted::default(),
             kept: Kept::default(),
             judge: None,
@@ -200,6 +214,7 @@ impl Supervisor {
         while !self.is_stopped {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
+                Input::Relayed(relayed) => self.relayed(relayed),
                 Input::Said(word) => self.hear(word),
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
@@ -210,8 +225,10 @@ impl Supervisor {
                 Input::TimedOut => self.time_passed(),
             }
             self.perform();
+            self.tell_decided();
             self.report();
         }
+        self.outlets.finish(self.parts.logs_within).await;
         let took = self
             .stopping_since
             .map_or(Duration::ZERO, |since| since.elapsed());
@@ -237,6 +254,7 @@ impl Supervisor {
             .poll_timeout()
             .into_iter()
             .chain(looks)
+            .chain(self.decided.as_ref().map(|decided| decided.until))
             .min();
         let until = deadline.unwrap_or_else(Instant::now);
         let workers = &self.workers;
@@ -262,6 +280,7 @@ impl Supervisor {
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
+            relayed = self.outlets.next() => Input::Relayed(relayed),
             Ok(word) = self.notify.next() => Input::Said(word),
             Some(worker) = self.probed.1.recv() => Input::Probed(worker),
             Some(worker) = self.emptied.1.recv() => Input::Emptied(worker),
@@ -306,6 +325,7 @@ impl Supervisor {
                 }
                 Output::Stop { worker } => self.tell_to_stop(worker),
                 Output::Kill { worker } => self.kill(worker),
+                Output::Failed { worker } => self.has_failed(worker),
                 Output::Held { release, reason } => {
                     self.parts
                         .service
@@ -328,7 +348,7 @@ impl Supervisor {
                     release,
                     ended,
                     reason,
-                } => self.conclude(release, ended, reason),
+                } => self.decide(release, ended, reason),
                 Output::Looping { crashes } => {
                     let message =
                         format!("a crash loop: workers have crashed {crashes} times in a row");
@@ -368,7 +388,10 @@ impl Supervisor {
                 format!("{worker}:{}", std::process::id()).into(),
             ),
         ];
-        let pid = image.start(&self.parts.command, &extra, &sockets)?;
+        let streams = self.outlets.open(worker, release)?;
+        let streams = streams.as_ref();
+        let streams = streams.map(|streams| streams.each_ref().map(AsFd::as_fd));
+        let pid = image.start(&self.parts.command, &extra, &sockets, streams)?;
         let mut started = Worker::watch(pid, release, Instant::now())?;
         (started.probe, started.slot) = (probe, slot);
         self.await_ready(worker, &started);
@@ -486,9 +509,22 @@ impl Supervisor {
 
     fn reap_orphans(&self) {
         if reaper::is_needed() {
-            let tried = self.trial.as_ref().map(|trial| trial.pid);
+            let others = [
+                self.trial.as_ref().map(|trial| trial.pid),
+                self.outlets.pid(),
+            ];
             let is_worker = |pid| self.workers.values().any(|worker| worker.pid == pid);
-            reaper::reap_orphans(|pid| tried == Some(pid) || is_worker(pid));
+            reaper::reap_orphans(|pid| others.contains(&Some(pid)) || is_worker(pid));
+        }
+    }
+
+    fn relayed(&mut self, relayed: Relayed) {
+        if let Relayed::Died(how) = relayed {
+            let message =
+                format!("the relay of the workers' lines has died ({how}), and is started again");
+            self.tell(What::Warning { message });
+            // Others may have waited behind it.
+            self.reap_orphans();
         }
     }
 
@@ -592,6 +628,7 @@ impl Supervisor {
         if self.stopping_since.is_some() {
             return Err(Reply::refused("the pool is stopping"));
         }
+        self.conclude_decided();
         let number = release.number;
         let plan = plan.unwrap_or_else(|| self.parts.machine.plan().clone());
         let (from, now) = (self.parts.machine.stable(), Instant::now());
@@ -600,6 +637,7 @@ impl Supervisor {
         begun.map_err(|refusal| Reply::refused(refusal.to_string()))?;
         self.parts.service.reloading(number);
         self.last_release = number;
+        self.failed = None;
         self.releases.insert(number, release);
         self.judge = is_guarded.then(|| Judge::begin(number, from, &self.counted, now));
         self.update = Some(Underwent {
@@ -625,6 +663,7 @@ impl Supervisor {
     /// The second time nobody is waited for.
     pub(super) fn stop(&mut self) {
         if self.stopping_since.is_none() {
+            self.conclude_decided();
             self.stopping_since = Some(Instant::now());
             self.parts.service.stopping();
             self.judge = None;

@@ -1,16 +1,76 @@
 //! What becomes known of an update that has ended.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use super::super::controller::{Ended, ReleaseId};
+use super::super::controller::{Ended, ReleaseId, WorkerId};
+use super::super::logs::LastWords;
 use super::{Reply, Supervisor, Upgrade, Verdict, What, unix_ms};
 use crate::protocol::message::millis;
 
+/// A candidate that has failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    worker: WorkerId,
+    /// None where nobody reads what workers write.
+    words: Option<LastWords>,
+}
+
+/// A verdict that is told when the last words of the candidate that has failed are known, or then.
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) release: ReleaseId,
+    ended: Ended,
+    reason: String,
+    pub(super) until: Instant,
+}
+
 impl Supervisor {
-    pub(super) fn conclude(&mut self, release: ReleaseId, ended: Ended, reason: String) {
+    pub(super) fn has_failed(&mut self, worker: WorkerId) {
+        let words = self.outlets.last_words(worker);
+        self.failed = Some(Failed { worker, words });
+    }
+
+    pub(super) fn decide(&mut self, release: ReleaseId, ended: Ended, reason: String) {
+        self.decided = Some(Decided {
+            release,
+            ended,
+            reason,
+            until: Instant::now() + self.parts.logs_within,
+        });
+        self.tell_decided();
+    }
+
+    /// Tells a verdict that has waited for long enough. And forgets what nobody is going to ask for any more.
+    pub(super) fn tell_decided(&mut self) {
+        let until = self.decided.as_ref().map(|decided| decided.until);
+        if until.is_some_and(|until| self.is_heard() || until <= Instant::now()) {
+            self.conclude_decided();
+        }
+        self.outlets
+            .forget_all_but(|worker| self.workers.contains_key(&worker));
+    }
+
+    /// Without any more words.
+    pub(super) fn conclude_decided(&mut self) {
+        if let Some(decided) = self.decided.take() {
+            self.conclude(decided.release, decided.ended, decided.reason);
+        }
+    }
+
+    /// Whether all is known that there is to know: one that is still there has said by now why it fails.
+    fn is_heard(&self) -> bool {
+        let is_heard = |failed: &Failed| {
+            self.workers.contains_key(&failed.worker) || self.outlets.is_over(failed.worker)
+        };
+        self.failed.as_ref().is_none_or(is_heard)
+    }
+
+    fn conclude(&mut self, release: ReleaseId, ended: Ended, reason: String) {
         let Some(underwent) = self.update.take() else {
             return;
         };
+        let failed = self.failed.take().filter(|_| ended != Ended::Committed);
+        let last_words = failed.and_then(|failed| Some(failed.words?.text()));
         self.judge = None;
         let text = match ended {
             Ended::Committed => format!("release {release} serves"),
@@ -72,7 +132,7 @@ impl Supervisor {
             pid: Some(pid),
             incumbent_serves: ended != Ended::Committed && self.parts.machine.ready() > 0,
             exit: None,
-            last_words: String::new(),
+            last_words: last_words.unwrap_or_default(),
             asked_at_ms: unix_ms(underwent.at),
             ready_after_ms: None,
             flip_took_us: None,
