@@ -5,6 +5,7 @@
 mod crashes;
 mod first;
 mod foreign;
+mod logs;
 mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
