@@ -6,6 +6,7 @@
 mod image;
 mod program;
 mod relay;
+mod tail;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -20,6 +21,8 @@ pub(crate) use self::image::{Identity, identity};
 pub(crate) use self::program::resolve;
 use self::relay::Capture;
 pub(crate) use self::relay::{OwnStderr, Relay, rescue_stderr};
+#[cfg(feature = "pool")]
+pub(crate) use self::tail::{TAIL_BYTES_MAX, last_lines};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::descriptors;

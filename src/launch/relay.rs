@@ -11,7 +11,6 @@
 //!
 //! What an incumbent has read and not yet written when it is killed is lost: at most one chunk of 8 KiB.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +25,7 @@ use tokio::net::unix::pipe;
 use tokio::task::{self, JoinHandle};
 use tokio::time::timeout;
 
+use super::tail::{TAIL_BYTES_MAX, Tail};
 use crate::protocol::message::{Slot, SlotKind};
 use crate::state::State;
 use crate::sys::descriptors::same_file;
@@ -35,11 +35,6 @@ use crate::sys::process::Pidfd;
 const SLOT_STDERR: &str = "handover.stderr";
 /// The slot of the reading end of the pipe that is its standard error until then.
 const SLOT_STDERR_PIPE: &str = "handover.stderr-pipe";
-
-/// How much of the end is kept: 8 KiB.
-const TAIL_BYTES_MAX: usize = 8 * 1024;
-/// How much of the end is shown: 40 lines.
-const TAIL_LINES_MAX: usize = 40;
 
 /// Everything that a relay needs, acquired before there is a successor that it could fail.
 #[derive(Debug)]
@@ -212,26 +207,6 @@ fn lock(tail: &Mutex<Tail>) -> MutexGuard<'_, Tail> {
     tail.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The end of a text of any length.
-#[derive(Debug, Default)]
-struct Tail(VecDeque<u8>);
-
-impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
-        self.0.extend(bytes);
-        let surplus = self.0.len().saturating_sub(TAIL_BYTES_MAX);
-        self.0.drain(..surplus);
-    }
-
-    fn text(&self) -> String {
-        let bytes: Vec<u8> = self.0.iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
-        let mut breaks = text.trim_end_matches('\n').rmatch_indices('\n');
-        let from = breaks.nth(TAIL_LINES_MAX - 1).map_or(0, |(at, _)| at + 1);
-        text[from..].to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,22 +215,6 @@ mod tests {
     /// How much a pipe holds, unless somebody changed it (pipe(7)).
     const PIPE_BYTES: usize = 64 * 1024;
     const PATIENCE: Duration = Duration::from_secs(20);
-
-    #[test]
-    fn a_tail_is_the_last_lines_and_the_last_bytes() {
-        let mut tail = Tail::default();
-        for number in 0..100 {
-            tail.push(format!("line {number}\n").as_bytes());
-        }
-        let text = tail.text();
-        assert_eq!(text.lines().count(), TAIL_LINES_MAX);
-        assert!(text.starts_with("line 60\n") && text.ends_with("line 99\n"));
-
-        tail.push(&[b'x'; 3 * TAIL_BYTES_MAX]);
-        tail.push(b"\xff end");
-        assert_eq!(tail.0.len(), TAIL_BYTES_MAX);
-        assert!(tail.text().ends_with("x\u{fffd} end"));
-    }
 
     #[tokio::test]
     async fn last_words_wait_for_the_last_writer_but_not_for_ever() {

@@ -144,6 +144,7 @@ impl Controller {
         if gone.state.is_live() {
             if self.is_tried(gone.release) {
                 self.fail(
+                    worker,
                     format!(
                         "worker {worker} of release {} has ended: {how}",
                         gone.release
@@ -429,7 +430,7 @@ impl Controller {
                 "worker {id} of release {} was not ready within {limit:?}",
                 worker.release
             );
-            self.fail(reason, now);
+            self.fail(id, reason, now);
         } else if worker.release == self.stable {
             let crashes = worker.crashes.saturating_add(1);
             self.vacate(crashes, self.care.delay(crashes, 0.0), now);

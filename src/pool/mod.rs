@@ -55,6 +55,12 @@
 //! stops, it is refused. Plan, deadlines and sockets are what the new program says; the number of workers is what
 //! operators have made of it, unless the program itself says another number than before.
 //!
+//! # Logs
+//!
+//! Workers have the supervisor's standard output and standard error. With [`Logs::Prefixed`] each line says which worker of
+//! which release has written it, and a candidate's last words explain why an update was undone. A process of its own reads
+//! and writes the lines, so that a slow log never stops the supervisor and workers of a killed one are heard on.
+//!
 //! # If the supervisor is killed
 //!
 //! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is
@@ -69,6 +75,7 @@ mod ears;
 mod inheritance;
 mod judge;
 mod kept;
+mod logs;
 #[cfg(test)]
 mod model;
 mod operator;
@@ -96,6 +103,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
 
+pub use self::logs::{LOGS_WITHIN, Logs};
 pub use self::plan::{
     BACKOFF, BACKOFF_ALONE, BACKOFF_MAX, Care, FORGIVEN_AFTER, HALT_ON_FAILURES, HEALTHY_DEADLINE,
     LOOP_AFTER, MIN_HEALTHY, OnFailure, PROGRESS_DEADLINE, Plan, SURGE, UNAVAILABLE, WORKER_STOP,
@@ -139,6 +147,8 @@ pub fn builder(program: impl Into<OsString>) -> Builder {
         forwarded: Vec::new(),
         reuseport: false,
         trial_within: SUPERVISOR_TRIAL,
+        logs: Logs::default(),
+        logs_within: LOGS_WITHIN,
         build: String::new(),
     }
 }
@@ -159,6 +169,8 @@ pub struct Builder {
     forwarded: Vec<i32>,
     reuseport: bool,
     trial_within: Duration,
+    logs: Logs,
+    logs_within: Duration,
     build: String,
 }
 
@@ -252,6 +264,19 @@ impl Builder {
         self
     }
 
+    /// Where the lines go that workers write. Default: [`Logs::Plain`].
+    pub fn logs(mut self, logs: Logs) -> Self {
+        self.logs = logs;
+        self
+    }
+
+    /// How long the last lines of those who are gone are waited for, with [`Logs::Prefixed`]: of a candidate that has failed,
+    /// before the verdict is told, and of all workers, before a stop is over. Default: [`LOGS_WITHIN`], 2 s.
+    pub fn logs_within(mut self, limit: Duration) -> Self {
+        self.logs_within = limit;
+        self
+    }
+
     /// What operators know this release of the service by. Default: empty.
     pub fn build_id(mut self, build: impl Into<String>) -> Self {
         self.build = build.into();
@@ -263,8 +288,8 @@ impl Builder {
     ///
     /// From now on SIGHUP begins a rolling update, SIGTERM and SIGINT stop the pool, and SIGUSR2 upgrades the supervisor.
     ///
-    /// In a [trial of the next supervisor](self#the-supervisors-own-upgrade) it does not return before that is over, and
-    /// returns an error then, by which the program is to end.
+    /// In a [trial of the next supervisor](self#the-supervisors-own-upgrade), and where it relays [logs](Logs::Prefixed), it
+    /// does not return before that is over, and returns an error then, by which the program is to end.
     ///
     /// # Errors
     ///
@@ -280,6 +305,9 @@ impl Builder {
     /// Nothing is left behind before it returns.
     pub async fn start(self) -> Result<Pool> {
         let snapshot = Snapshot::take();
+        if let Some(over) = logs::relay_if_asked(snapshot) {
+            return Err(over);
+        }
         match Inheritance::take(snapshot) {
             None => Ok(self.begin(snapshot).await?.open()),
             Some(inheritance) => self.inherit(snapshot, inheritance?).await,
@@ -416,6 +444,8 @@ impl Builder {
         let parts = Parts {
             command: self.command(snapshot),
             readiness: self.readiness,
+            logs: self.logs,
+            logs_within: self.logs_within,
             build: self.build.clone(),
             sockets,
             machine,

@@ -109,12 +109,14 @@ impl Release {
         self.file.as_fd()
     }
 
-    /// Starts one worker, with these sockets from descriptor 3 on.
+    /// Starts one worker, with these sockets from descriptor 3 on, and these for standard output and standard error if not
+    /// this process's.
     pub(crate) fn start(
         &self,
         command: &Command,
         extra: &[(OsString, OsString)],
         sockets: &[BorrowedFd<'_>],
+        streams: Option<[BorrowedFd<'_>; 2]>,
     ) -> io::Result<u32> {
         spawn_activated(&Activated {
             program: self.program()?,
@@ -122,6 +124,7 @@ impl Release {
             env: &[&command.env, extra].concat(),
             cwd: command.cwd.as_deref().filter(|cwd| cwd.is_dir()),
             sockets,
+            streams,
         })
     }
 
@@ -174,7 +177,7 @@ mod tests {
 
     fn words_of(release: &Release, command: &Command) -> io::Result<String> {
         let (mut reader, writer) = io::pipe()?;
-        let pid = release.start(command, &[], &[writer.as_fd()])?;
+        let pid = release.start(command, &[], &[writer.as_fd()], None)?;
         drop(writer);
         let mut words = String::new();
         reader.read_to_string(&mut words)?;

@@ -4,6 +4,7 @@
 
 mod saved;
 mod succession;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -21,11 +22,13 @@ use tokio::time::{sleep_until, timeout};
 
 pub(super) use self::saved::Saved;
 use self::succession::Trial;
-use super::controller::{Controller, Ended, Output, ReleaseId, Stage, WorkerId};
+use self::verdict::{Decided, Failed};
+use super::controller::{Controller, Output, ReleaseId, Stage, WorkerId};
 use super::counted::{Counted, slow_threshold};
 use super::ears::Ears;
 use super::judge::{Judge, Standing};
 use super::kept::Kept;
+use super::logs::{Logs, Outlets, Relayed};
 use super::orphans::Orphans;
 use super::plan::Plan;
 use super::readiness::{self, Notification, NotifySocket, PROBE, Readiness};
@@ -49,6 +52,9 @@ use crate::trigger::Trigger;
 pub(super) struct Parts {
     pub(super) command: Command,
     pub(super) readiness: Readiness,
+    pub(super) logs: Logs,
+    /// How long the last lines of those who are gone are waited for.
+    pub(super) logs_within: Duration,
     pub(super) build: String,
     pub(super) sockets: Sockets,
     pub(super) machine: Controller,
@@ -114,8 +120,13 @@ pub(super) struct Supervisor {
     pub(super) before: Option<ReleaseId>,
     pub(super) last_release: ReleaseId,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) outlets: Outlets,
     pub(super) probed: (mpsc::Sender<WorkerId>, mpsc::Receiver<WorkerId>),
     pub(super) update: Option<Underwent>,
+    /// The last candidate of it that has failed.
+    failed: Option<Failed>,
+    /// Its verdict, if last words are waited for.
+    decided: Option<Decided>,
     pub(super) counted: Counted,
     pub(super) ears: Ears,
     pub(super) kept: Kept,
@@ -140,6 +151,7 @@ pub(super) struct Underwent {
 
 enum Input {
     Exited(WorkerId),
+    Relayed(Relayed),
     Said(Notification),
     Probed(WorkerId),
     Asked(Ask),
@@ -168,8 +180,11 @@ impl Supervisor {
             releases: BTreeMap::from([(first.number, first)]),
             before: None,
             workers: BTreeMap::new(),
+            outlets: Outlets::new(parts.logs, parts.snapshot),
             probed: mpsc::channel(PROBED_MAX),
             update: None,
+            failed: None,
+            decided: None,
             counted: Counted::default(),
             ears: Ears::default(),
             kept: Kept::default(),
@@ -203,6 +218,7 @@ impl Supervisor {
         while !self.is_stopped {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
+                Input::Relayed(relayed) => self.relayed(relayed),
                 Input::Said(word) => self.hear(word),
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
@@ -213,8 +229,10 @@ impl Supervisor {
                 Input::TimedOut => self.time_passed(),
             }
             self.perform();
+            self.tell_decided();
             self.report();
         }
+        self.outlets.finish(self.parts.logs_within).await;
         let took = self
             .stopping_since
             .map_or(Duration::ZERO, |since| since.elapsed());
@@ -240,6 +258,7 @@ impl Supervisor {
             .poll_timeout()
             .into_iter()
             .chain(looks)
+            .chain(self.decided.as_ref().map(|decided| decided.until))
             .min();
         let until = deadline.unwrap_or_else(Instant::now);
         let workers = &self.workers;
@@ -265,6 +284,7 @@ impl Supervisor {
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
+            relayed = self.outlets.next() => Input::Relayed(relayed),
             Ok(word) = self.notify.next() => Input::Said(word),
             Some(worker) = self.probed.1.recv() => Input::Probed(worker),
             Some(worker) = self.emptied.1.recv() => Input::Emptied(worker),
@@ -308,6 +328,7 @@ impl Supervisor {
                 }
                 Output::Stop { worker } => self.tell_to_stop(worker),
                 Output::Kill { worker } => self.kill(worker),
+                Output::Failed { worker } => self.has_failed(worker),
                 Output::Held { release, reason } => {
                     self.parts
                         .service
@@ -335,7 +356,7 @@ impl Supervisor {
                     release,
                     ended,
                     reason,
-                } => self.conclude(release, ended, reason),
+                } => self.decide(release, ended, reason),
                 Output::Looping { crashes } => {
                     let message =
                         format!("a crash loop: workers have crashed {crashes} times in a row");
@@ -375,7 +396,10 @@ impl Supervisor {
                 format!("{worker}:{}", std::process::id()).into(),
             ),
         ];
-        let pid = image.start(&self.parts.command, &extra, &sockets)?;
+        let streams = self.outlets.open(worker, release)?;
+        let streams = streams.as_ref();
+        let streams = streams.map(|streams| streams.each_ref().map(AsFd::as_fd));
+        let pid = image.start(&self.parts.command, &extra, &sockets, streams)?;
         let mut started = Worker::watch(pid, release, Instant::now())?;
         (started.probe, started.slot) = (probe, slot);
         self.await_ready(worker, &started);
@@ -498,9 +522,22 @@ impl Supervisor {
 
     fn reap_orphans(&self) {
         if reaper::is_needed() {
-            let tried = self.trial.as_ref().map(|trial| trial.pid);
+            let others = [
+                self.trial.as_ref().map(|trial| trial.pid),
+                self.outlets.pid(),
+            ];
             let is_worker = |pid| self.workers.values().any(|worker| worker.pid == pid);
-            reaper::reap_orphans(|pid| tried == Some(pid) || is_worker(pid));
+            reaper::reap_orphans(|pid| others.contains(&Some(pid)) || is_worker(pid));
+        }
+    }
+
+    fn relayed(&mut self, relayed: Relayed) {
+        if let Relayed::Died(how) = relayed {
+            let message =
+                format!("the relay of the workers' lines has died ({how}), and is started again");
+            self.tell(What::Warning { message });
+            // Others may have waited behind it.
+            self.reap_orphans();
         }
     }
 
@@ -604,6 +641,7 @@ impl Supervisor {
         if self.stopping_since.is_some() {
             return Err(Reply::refused("the pool is stopping"));
         }
+        self.conclude_decided();
         let number = release.number;
         let plan = plan.unwrap_or_else(|| self.parts.machine.plan().clone());
         let (from, now) = (self.parts.machine.stable(), Instant::now());
@@ -612,6 +650,7 @@ impl Supervisor {
         begun.map_err(|refusal| Reply::refused(refusal.to_string()))?;
         self.parts.service.reloading(number);
         self.last_release = number;
+        self.failed = None;
         self.releases.insert(number, release);
         if is_guarded {
             let stable = self.workers.values().filter(|it| it.release == from);
@@ -636,98 +675,6 @@ impl Supervisor {
         let release = release.map_err(|error| Reply::refused(error.to_string()))?;
         self.roll_to(release, None)
     }
-
-    fn conclude(&mut self, release: ReleaseId, ended: Ended, reason: String) {
-        let Some(underwent) = self.update.take() else {
-            return;
-        };
-        let judge = self.judge.take();
-        let text = match ended {
-            Ended::Committed => format!("release {release} serves"),
-            _ => format!("release {release} was undone: {reason}"),
-        };
-        let service = &mut self.parts.service;
-        service.reloaded(&text, ended == Ended::Committed);
-        let after_ms = millis(underwent.since.elapsed());
-        let (successor, pid) = (release, std::process::id());
-        let (verdict, what) = match ended {
-            Ended::Committed => (
-                Verdict::Committed,
-                What::Committed {
-                    successor,
-                    pid,
-                    after_ms,
-                },
-            ),
-            Ended::Aborted => (
-                Verdict::Aborted,
-                What::Aborted {
-                    successor,
-                    reason: reason.clone(),
-                    after_ms,
-                },
-            ),
-            Ended::RolledBack => (
-                Verdict::RolledBack,
-                What::RolledBack {
-                    successor,
-                    reason: reason.clone(),
-                    after_ms,
-                },
-            ),
-            Ended::Degraded => (
-                Verdict::Degraded,
-                What::RolledBack {
-                    successor,
-                    reason: reason.clone(),
-                    after_ms,
-                },
-            ),
-        };
-        if ended == Ended::Committed {
-            self.before = Some(underwent.from);
-            self.stable_since = SystemTime::now();
-        }
-        let kept = [Some(self.parts.machine.stable()), self.before];
-        self.releases
-            .retain(|number, _| kept.contains(&Some(*number)));
-        self.tell(what);
-        let counts = judge.as_ref().map(|judge| judge.counts(&self.counted));
-        let [candidate, stable] = counts.map_or([None, None], |sides| sides.map(Some));
-        let upgrade = Upgrade {
-            generation: release,
-            from: underwent.from,
-            verdict,
-            reason,
-            rollback_to: None,
-            phase: None,
-            pid: Some(pid),
-            incumbent_serves: ended != Ended::Committed && self.parts.machine.ready() > 0,
-            exit: None,
-            last_words: String::new(),
-            asked_at_ms: unix_ms(underwent.at),
-            ready_after_ms: None,
-            flip_took_us: None,
-            rollback_took_us: None,
-            took_ms: after_ms,
-            explanation: judge.as_ref().and_then(Judge::verdict),
-            candidate,
-            stable,
-            forwarding: None,
-            drill: None,
-        };
-        self.history.add(upgrade.clone());
-        let upgrade = Box::new(upgrade);
-        self.resolve(&Reply::Verdict { upgrade });
-    }
-
-    /// Everybody who waits for the update has an answer.
-    fn resolve(&mut self, reply: &Reply) {
-        for waiting in self.waiting.drain(..) {
-            // Who has gone needs none.
-            let _ = waiting.send(reply.clone());
-        }
-    }
 }
 
 /// The stop of the pool: new connections are refused, the queues emptied, and only then do workers leave.
@@ -735,6 +682,7 @@ impl Supervisor {
     /// The second time nobody is waited for.
     pub(super) fn stop(&mut self) {
         if self.stopping_since.is_none() {
+            self.conclude_decided();
             self.stopping_since = Some(Instant::now());
             self.parts.service.stopping();
             self.judge = None;

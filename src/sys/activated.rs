@@ -43,6 +43,8 @@ pub(crate) struct Activated<'a> {
     pub(crate) cwd: Option<&'a Path>,
     /// Its descriptors from 3 on.
     pub(crate) sockets: &'a [BorrowedFd<'a>],
+    /// Its standard output and standard error, if not this process's.
+    pub(crate) streams: Option<[BorrowedFd<'a>; 2]>,
 }
 
 /// What is executed.
@@ -112,6 +114,8 @@ struct Start {
     cwd: Option<CString>,
     /// Above the numbers that they are to have, so that none is overwritten before its turn.
     sockets: Vec<OwnedFd>,
+    /// Above these numbers too; none where it has this process's.
+    streams: Vec<OwnedFd>,
     /// The program, if it is executed by its descriptor.
     file: Option<OwnedFd>,
     keeps_file: bool,
@@ -128,6 +132,8 @@ impl Start {
         let floor = FIRST + RawFd::try_from(activated.sockets.len()).map_err(io::Error::other)?;
         let sockets = activated.sockets.iter();
         let sockets = sockets.map(|socket| descriptors::duplicate_above(*socket, floor));
+        let streams = activated.streams.iter().flatten();
+        let streams = streams.map(|stream| descriptors::duplicate_above(*stream, floor));
         let (file, keeps_file) = match activated.program {
             Program::Path(_) => (None, false),
             Program::File(file) => (Some(file), false),
@@ -160,6 +166,7 @@ impl Start {
             env,
             cwd: cwd.transpose()?,
             sockets: sockets.collect::<io::Result<_>>()?,
+            streams: streams.collect::<io::Result<_>>()?,
             file,
             keeps_file,
             pid_text,
@@ -206,10 +213,12 @@ impl Start {
     }
 
     fn take_descriptors(&self) -> io::Result<()> {
-        for (socket, number) in self.sockets.iter().zip(FIRST..) {
+        let sockets = self.sockets.iter().zip(FIRST..);
+        let streams = self.streams.iter().zip(libc::STDOUT_FILENO..);
+        for (passed, number) in sockets.chain(streams) {
             // SAFETY: takes numbers. The number may be one of this process's: the child's table is its own, and what
             // stays there closes with the exec.
-            if unsafe { libc::dup2(socket.as_raw_fd(), number) } < 0 {
+            if unsafe { libc::dup2(passed.as_raw_fd(), number) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
@@ -340,6 +349,7 @@ mod tests {
             env: &[("PATH".into(), "/usr/bin:/bin".into())],
             cwd: Some(Path::new("/")),
             sockets: &sockets,
+            streams: None,
         });
         let pid = pid.unwrap();
         drop(writer);
@@ -374,6 +384,26 @@ mod tests {
     }
 
     #[test]
+    fn a_process_has_the_streams_that_it_is_given() {
+        let ((mut out, stdout), (mut err, stderr)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let pid = spawn_activated(&Activated {
+            program: Program::Path(Path::new("/bin/sh")),
+            argv: &shell("echo out; echo err >&2"),
+            env: &[("PATH".into(), "/usr/bin:/bin".into())],
+            cwd: None,
+            sockets: &[],
+            streams: Some([stdout.as_fd(), stderr.as_fd()]),
+        });
+        let pid = pid.unwrap();
+        drop((stdout, stderr));
+        let (mut words, mut errors) = (String::new(), String::new());
+        out.read_to_string(&mut words).unwrap();
+        err.read_to_string(&mut errors).unwrap();
+        discard(pid);
+        assert_eq!((words.as_str(), errors.as_str()), ("out\n", "err\n"));
+    }
+
+    #[test]
     fn a_file_that_was_replaced_is_started_by_its_descriptor_be_it_a_program_or_a_script() {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("script");
@@ -399,6 +429,7 @@ mod tests {
                 env: &[],
                 cwd: Some(cwd),
                 sockets: &[],
+                streams: None,
             })
         };
         let (none, root) = (Path::new("/no/such"), Path::new("/"));
@@ -438,6 +469,7 @@ mod tests {
             env: &[],
             cwd: None,
             sockets: &[],
+            streams: None,
         });
         let child = Pidfd::open(pid.unwrap()).unwrap();
         child.exited().await.unwrap();

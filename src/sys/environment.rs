@@ -25,8 +25,10 @@ pub(crate) const CHANNEL: &str = "HANDOVER_CHANNEL";
 pub(crate) const WORKER: &str = "HANDOVER_WORKER";
 /// The variable by which the supervisor of a pool knows what the one before it has left to it, in the same process.
 pub(crate) const SUPERVISOR: &str = "HANDOVER_SUPERVISOR";
+/// The variable by which a process knows that it relays what workers write: the inode of its way to their supervisor.
+pub(crate) const RELAY: &str = "HANDOVER_RELAY";
 /// What a service manager tells one process, and that process only (sd_listen_fds(3), sd_notify(3)).
-const SERVICE_MANAGER: [&str; 9] = [
+const SERVICE_MANAGER: [&str; 10] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",
@@ -36,6 +38,7 @@ const SERVICE_MANAGER: [&str; 9] = [
     "WATCHDOG_PID",
     WORKER,
     SUPERVISOR,
+    RELAY,
 ];
 
 /// What this process was started with.

@@ -59,7 +59,8 @@ pub(crate) fn is_memory(file: BorrowedFd<'_>) -> bool {
     fcntl(file, FcntlArg::F_GET_SEALS).is_ok()
 }
 
-fn create(name: &CStr) -> nix::Result<OwnedFd> {
+/// An empty memory file, which can change.
+pub(crate) fn create(name: &CStr) -> nix::Result<OwnedFd> {
     // Where vm.memfd_noexec is 2 the kernel refuses a file that could be executed.
     create_with(name, libc::MFD_NOEXEC_SEAL)
 }

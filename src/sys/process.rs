@@ -146,10 +146,24 @@ impl Pidfd {
 
     /// Collects the end of a child, without waiting for it.
     pub(crate) fn reap(&self) -> io::Result<Reaped> {
+        self.wait(libc::WNOHANG)
+    }
+
+    /// Ends a child, if it has not ended, and collects its end.
+    ///
+    /// Waits without a deadline for the one thing that the kernel promises: SIGKILL ends a process.
+    #[cfg(feature = "pool")]
+    pub(crate) fn end(&self) -> io::Result<Reaped> {
+        // One that has ended already is to be collected all the same.
+        let _ = self.kill();
+        self.wait(0)
+    }
+
+    fn wait(&self, options: libc::c_int) -> io::Result<Reaped> {
         // SAFETY: siginfo_t is integers and pointers, for which zero is a value.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let id = self.0.as_raw_fd().unsigned_abs();
-        let options = libc::WEXITED | libc::WNOHANG;
+        let options = libc::WEXITED | options;
         // SAFETY: `info` has room for what waitid(2) writes, and outlives the call.
         let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, options) };
         match check(result.into()) {
@@ -460,6 +474,17 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[cfg(feature = "pool")]
+    #[tokio::test]
+    async fn a_child_is_ended_unless_it_has_ended_by_itself() {
+        let killed = started("exec sleep 60").end().unwrap();
+        assert_eq!(killed, Reaped::Exited(ExitStatus::from_raw(libc::SIGKILL)));
+        let ended = started("exit 3");
+        timeout(PATIENCE, ended.exited()).await.unwrap().unwrap();
+        let three = Reaped::Exited(ExitStatus::from_raw(3 << 8));
+        assert_eq!(ended.end().unwrap(), three);
+    }
 
     #[tokio::test]
     async fn the_end_of_a_child_is_told_in_words() {

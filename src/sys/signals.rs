@@ -33,6 +33,18 @@ pub(crate) fn block(signals: &[i32]) -> io::Result<()> {
     }
 }
 
+/// Lets these signals be ignored for good, whoever has listened to them before.
+#[cfg(feature = "pool")]
+pub(crate) fn ignore(signals: &[i32]) -> io::Result<()> {
+    for &signal in signals {
+        // SAFETY: takes numbers; SIG_IGN is no address of a function.
+        if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A set of exactly these signals; a number that is no signal is an error.
 pub(super) fn set_of(signals: &[i32]) -> io::Result<libc::sigset_t> {
     // SAFETY: sigset_t is an array of integers, for which zero is a value.
@@ -61,6 +73,19 @@ mod tests {
         let mask = blocked_in("/proc/thread-self/status");
         assert_eq!(mask >> (libc::SIGRTMIN() - 1) & 1, 0);
         assert_eq!(mask >> (libc::SIGUSR1 - 1) & 1, 1);
+    }
+
+    #[cfg(feature = "pool")]
+    #[test]
+    fn a_signal_that_is_ignored_ends_nobody() {
+        use crate::sys::testing::ran_in_its_own_process;
+        let name = "sys::signals::tests::a_signal_that_is_ignored_ends_nobody";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        ignore(&[libc::SIGTERM]).unwrap();
+        nix::sys::signal::raise(nix::sys::signal::SIGTERM).unwrap();
+        assert!(ignore(&[libc::SIGKILL]).is_err());
     }
 
     #[test]

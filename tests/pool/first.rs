@@ -12,9 +12,9 @@ use crate::rig::{Pool, QUICK};
 use crate::support::{DEADLINE, assert_no_failure, free_address, more_answers, testd};
 
 /// Another PID namespace, whose first process ends with whoever made it.
-const FIRST: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+pub(crate) const FIRST: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
 
-fn can_unshare() -> bool {
+pub(crate) fn can_unshare() -> bool {
     let tried = Command::new(FIRST[0])
         .args(&FIRST[1..])
         .arg("true")

@@ -6,6 +6,7 @@ mod crashes;
 mod faults;
 mod first;
 mod foreign;
+mod logs;
 mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]

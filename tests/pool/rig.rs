@@ -36,8 +36,18 @@ pub(crate) struct Pool {
 impl Pool {
     /// Of good testds, once all of them are ready.
     pub(crate) async fn start(workers: usize, flags: &[&str]) -> Self {
-        let (room, web) = (tempfile::tempdir().unwrap(), free_address());
-        release(room.path(), "");
+        Self::start_in(tempfile::tempdir().unwrap(), "", workers, flags).await
+    }
+
+    /// Of testds that come after this part of a script.
+    pub(crate) async fn start_in(
+        room: TempDir,
+        script: &str,
+        workers: usize,
+        flags: &[&str],
+    ) -> Self {
+        let web = free_address();
+        release(room.path(), script);
         let program = room.path().join(PROGRAM);
         let pool = Self::of(room, web, workers, flags, &[program.to_str().unwrap()]);
         pool.until_ready(workers).await;

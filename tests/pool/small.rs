@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::logs::{PREFIXED, relay};
 use crate::rig::{Pool, QUICK};
 
 /// Over which no work may be measured.
@@ -19,7 +20,26 @@ async fn a_supervisor_is_small_has_one_thread_and_does_nothing_while_nothing_hap
     let pool = Pool::start(4, &QUICK).await;
     // The last of the start: candidates' trials and crash counts are forgotten once.
     pool.run(&["status"]).await.assert_code(0);
-    let pid = pool.server.pid();
+    rests(&[pool.server.pid()]).await;
+}
+
+#[tokio::test]
+async fn a_relay_of_logs_is_as_small_and_makes_the_supervisor_no_larger() {
+    let pool = Pool::start(4, &[&QUICK[..], &PREFIXED].concat()).await;
+    pool.run(&["status"]).await.assert_code(0);
+    let supervisor = pool.server.pid();
+    rests(&[supervisor, relay(supervisor)]).await;
+}
+
+async fn rests(pids: &[u32]) {
+    pids.iter().for_each(|pid| is_small(*pid));
+    let before: Vec<u64> = pids.iter().map(|pid| ticks(*pid)).collect();
+    tokio::time::sleep(IDLE).await;
+    let after: Vec<u64> = pids.iter().map(|pid| ticks(*pid)).collect();
+    assert_eq!(after, before, "it has worked");
+}
+
+fn is_small(pid: u32) {
     let resident = number(pid, "VmRSS:");
     println!(
         "{resident} KiB resident, {} KiB of its own",
@@ -27,9 +47,6 @@ async fn a_supervisor_is_small_has_one_thread_and_does_nothing_while_nothing_hap
     );
     assert!(resident <= RESIDENT_MAX_KIB, "{resident} KiB");
     assert_eq!(number(pid, "Threads:"), 1);
-    let before = ticks(pid);
-    tokio::time::sleep(IDLE).await;
-    assert_eq!(ticks(pid), before, "it has worked");
 }
 
 fn number(pid: u32, name: &str) -> u64 {

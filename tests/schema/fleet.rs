@@ -309,7 +309,9 @@ async fn statements_that_end_their_transaction_are_an_error_on_postgresql_too() 
     };
     let store = Postgres::new(server.database("app").await);
     let mut transaction = store.begin(DEADLINE).await.unwrap();
-    let ended = transaction.execute("CREATE TABLE t (x INT); COMMIT").await;
+    let ended = transaction
+        .execute("CREATE TABLE t (x INT); COMMIT", DEADLINE)
+        .await;
     let ended = ended.unwrap_err().to_string();
     assert!(ended.contains("ended the transaction"), "{ended}");
 }

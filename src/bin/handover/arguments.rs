@@ -205,6 +205,12 @@ pub(crate) struct Run {
     /// How long the next supervisor may take to show in its trial that it can take over.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     trial_within: Duration,
+    /// Where the lines go that workers write.
+    #[arg(long, value_enum, value_name = "HOW", default_value = "plain")]
+    logs: LogsName,
+    /// How long the last lines of workers that are gone are waited for, where they are prefixed.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    logs_within: Duration,
     /// The program and its arguments, behind `--`.
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -237,7 +243,9 @@ impl Run {
             .care(care)
             .readiness(self.ready)
             .stop_within(self.stop_within)
-            .trial_within(self.trial_within);
+            .trial_within(self.trial_within)
+            .logs(self.logs.into())
+            .logs_within(self.logs_within);
         let builder = self
             .forward
             .into_iter()
@@ -259,6 +267,23 @@ impl From<OnFailureName> for pool::OnFailure {
         match name {
             OnFailureName::Revert => Self::Revert,
             OnFailureName::Halt => Self::Halt,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogsName {
+    /// To the supervisor's standard output and standard error, as they are.
+    Plain,
+    /// There too, each behind `worker 2 release 3 | `; a candidate's last words are in `explain`.
+    Prefixed,
+}
+
+impl From<LogsName> for pool::Logs {
+    fn from(name: LogsName) -> Self {
+        match name {
+            LogsName::Plain => Self::Plain,
+            LogsName::Prefixed => Self::Prefixed,
         }
     }
 }

@@ -4,7 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::arguments::Run;
+use handover::pool::LOGS_WITHIN;
+use tokio::time::timeout;
+
 use crate::exit::Exit;
+use crate::log::Log;
 use crate::output::Output;
 use crate::text;
 
@@ -24,17 +28,19 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
         Err(error) => return output.error(&error).into(),
     };
     let mut events = pool.events();
-    let log = tokio::spawn(async move {
+    let telling = tokio::spawn(async move {
+        let log = Log::open();
         while let Some(happened) = events.next().await {
             let is_last = text::is_end(&happened);
-            output.log(&happened, || text::happened(&happened));
+            let line = output.line(&happened, || text::happened(&happened));
+            log.write(&line).await;
             if is_last {
                 return;
             }
         }
     });
     pool.stopped().await;
-    // It ends with the last event, which is there by now.
-    let _ = log.await;
+    // It ends with the last event, which is there by now, unless nobody reads.
+    let _ = timeout(LOGS_WITHIN, telling).await;
     pool.exit_code().into()
 }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::super::plan::OnFailure;
-use super::{Controller, Ended, Output, Plan, Progress, Refusal, ReleaseId, State, UpdateStage};
+use super::{
+    Controller, Ended, Output, Plan, Progress, Refusal, ReleaseId, State, UpdateStage, WorkerId,
+};
 
 /// One under way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -210,7 +212,8 @@ impl Controller {
     }
 
     /// A candidate has failed.
-    pub(super) fn fail(&mut self, reason: String, now: Instant) {
+    pub(super) fn fail(&mut self, worker: WorkerId, reason: String, now: Instant) {
+        self.outputs.push_back(Output::Failed { worker });
         let wanted = self.wanted;
         let Some(update) = &mut self.update else {
             return;

@@ -24,6 +24,11 @@ pub(crate) enum Output {
         /// Which.
         worker: WorkerId,
     },
+    /// A candidate has failed.
+    Failed {
+        /// Which.
+        worker: WorkerId,
+    },
     /// The update does not go on by itself.
     Held {
         /// The candidate.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::super::controller::{self, ReleaseId, WorkerId};
 use super::super::inheritance::Files;
 use super::super::kept::Kept;
+use super::super::logs::{self, Outlets};
 use super::super::readiness::NotifySocket;
 use super::super::release::{self, Release};
 use super::super::worker::{self, Worker};
@@ -20,7 +21,7 @@ use crate::control::{History, Upgrade};
 use crate::protocol::message::{Slot, millis};
 
 /// All of it but the descriptors, which come in the order of the fields: the sockets, that of notifications, the files of
-/// the releases, what workers have kept, and for each worker its pidfd and its probe.
+/// the releases, what workers have kept, for each worker its pidfd and its probe, and what the logs have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in super::super) struct Saved {
     /// Which supervisor the next one is.
@@ -37,6 +38,8 @@ pub(in super::super) struct Saved {
     before: Option<ReleaseId>,
     last_release: ReleaseId,
     workers: Vec<(WorkerId, worker::Saved)>,
+    #[serde(default)]
+    logs: logs::Saved,
     history: Vec<Upgrade>,
     up_ms: u64,
     #[serde(default)]
@@ -57,6 +60,12 @@ impl Supervisor {
         }
         if !self.untold.is_empty() {
             return Err("a worker is about to leave".to_owned());
+        }
+        if let Some(decided) = &self.decided {
+            return Err(format!(
+                "the update to release {} is about to end",
+                decided.release
+            ));
         }
         let machine = self.parts.machine.save(Instant::now());
         let machine = machine.map_err(|refusal| refusal.to_string())?;
@@ -82,6 +91,7 @@ impl Supervisor {
                 .iter()
                 .map(|(id, it)| (*id, it.save()))
                 .collect(),
+            logs: self.outlets.save(),
             history: self.history.iter().cloned().collect(),
             up_ms: millis(self.began.elapsed()),
             has_told_ready: self.parts.service.has_told_ready(),
@@ -100,6 +110,7 @@ impl Supervisor {
             files.push(worker.process());
             files.extend(worker.probe.as_ref().map(AsFd::as_fd));
         }
+        files.extend(self.outlets.files());
         files
     }
 
@@ -124,6 +135,8 @@ impl Supervisor {
             let worker = Worker::resume(worker, process, probe, now)?;
             workers.insert(id, worker);
         }
+        let outlets = Outlets::new(parts.logs, parts.snapshot);
+        let outlets = outlets.resume(saved.logs, files, now)?;
         let mut history = History::default();
         saved.history.into_iter().for_each(|it| history.add(it));
         let up = Duration::from_millis(saved.up_ms);
@@ -139,8 +152,11 @@ impl Supervisor {
             releases,
             before: saved.before,
             workers,
+            outlets,
             probed: mpsc::channel(PROBED_MAX),
             update: None,
+            failed: None,
+            decided: None,
             counted: Counted::default(),
             ears: Ears::default(),
             kept: Kept::resume(kept?),

@@ -99,6 +99,7 @@ impl Supervisor {
                 env: &env,
                 cwd: None,
                 sockets: &files,
+                streams: None,
             })?;
             let process = Worker::watch(pid, program.number, std::time::Instant::now())?;
             Ok((ours, process))
