@@ -212,8 +212,9 @@ impl Builder {
         self
     }
 
-    /// How long a worker that was told to stop may take until it is killed, with its process group. Default:
-    /// [`WORKER_STOP`], 28 s.
+    /// How long a worker that was told to stop may take until it is killed, with its process group. Where the pool itself
+    /// stops, that counts from when the stop began: emptying the queues first takes [`STOP_EMPTY`](crate::config::STOP_EMPTY)
+    /// or half of it at most. Default: [`WORKER_STOP`], 28 s.
     pub fn stop_within(mut self, limit: Duration) -> Self {
         self.stop_within = limit;
         self
@@ -601,7 +602,8 @@ impl Pool {
 
     /// What the process is to end with once the pool has [stopped](Self::stopped): 0 if every worker left as it was told to;
     /// else the exit code of the last one that did not, or 128 and the number of the signal that ended it, 137 for one that
-    /// had to be killed.
+    /// had to be killed. So it is if one could not even be killed, as somebody else's by now (sudo(8)): it is left behind
+    /// [`EXIT_DEADLINE`](crate::config::EXIT_DEADLINE) later, and named.
     pub fn exit_code(&self) -> u8 {
         self.exit_code.load(Ordering::Relaxed)
     }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::slots::SlotIndex;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
@@ -150,13 +151,16 @@ impl Sockets {
     }
 
     /// Refuses new connections, and waits until the workers have emptied the queues: those who come in the meantime are
-    /// told so, and nobody who was let in is cut off. Workers stop only after that.
-    pub(crate) fn give_up(&self) -> impl Future<Output = Vec<String>> + Send + use<> {
+    /// told so, and nobody who was let in is cut off. Workers stop only after that, and have half of the stop at least.
+    pub(crate) fn give_up(
+        &self,
+        stop_within: Duration,
+    ) -> impl Future<Output = Vec<String>> + Send + use<> {
         self.table.leave_to_manager();
         self.table.final_stop(FinalStop {
             is_alone: true,
             settle: STOP_SETTLE,
-            deadline: STOP_EMPTY,
+            deadline: STOP_EMPTY.min(stop_within / 2),
         })
     }
 }

@@ -17,6 +17,7 @@ mod rolling;
 #[path = "../faults/shim.rs"]
 mod shim;
 mod small;
+mod stops;
 mod succession;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]

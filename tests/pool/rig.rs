@@ -235,6 +235,13 @@ fn release(room: &Path, script: &str) {
     fs::rename(draft, room.join(PROGRAM)).unwrap();
 }
 
+/// Root alone can become somebody else.
+pub(crate) const NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
 const PROGRAM: &str = "app";
 /// What the supervisor is started as.
 pub(crate) const SUPERVISOR: &str = "supervisor";
