@@ -24,12 +24,12 @@ mod unix;
 mod waiting;
 
 pub(crate) use self::address::Address;
-pub(crate) use self::claim::Public;
+pub(crate) use self::claim::{Public, refuses_new};
 pub(crate) use self::divert::Divert;
 pub(crate) use self::intake::{Adopted, Permit};
 pub(crate) use self::loopback::loopback_pair;
 pub use self::options::ListenOptions;
-pub(crate) use self::path::{clear, sockaddr};
+pub(crate) use self::path::{address as unix_address, clear, sockaddr, socket_inode};
 pub(crate) use self::private::Private;
 pub(crate) use self::probe::{Caller, answer};
 pub(crate) use self::stop::FinalStop;

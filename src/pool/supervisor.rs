@@ -123,6 +123,8 @@ pub(super) struct Supervisor {
     pub(super) history: History,
     pub(super) waiting: Vec<oneshot::Sender<Reply>>,
     pub(super) giving_up: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
+    /// Until those of a supervisor before this one have left, who were told to.
+    pub(super) relieving: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
     trial: Option<Trial>,
     pub(super) began: Instant,
     pub(super) stable_since: SystemTime,
@@ -147,6 +149,7 @@ enum Input {
     Tried(Result<(), String>),
     Emptied(WorkerId),
     GivenUp(Vec<String>),
+    Relieved(Vec<String>),
     TimedOut,
 }
 
@@ -177,6 +180,7 @@ impl Supervisor {
             history: History::default(),
             waiting: Vec::new(),
             giving_up: None,
+            relieving: None,
             trial: None,
             began: Instant::now(),
             stable_since: SystemTime::now(),
@@ -200,7 +204,7 @@ impl Supervisor {
         self.await_those_before();
         self.perform();
         self.report();
-        while !self.is_stopped {
+        while !self.is_stopped || self.relieving.is_some() {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
                 Input::Said(word) => self.hear(word),
@@ -210,6 +214,7 @@ impl Supervisor {
                 Input::Tried(outcome) => self.tried(outcome),
                 Input::Emptied(worker) => self.nobody_waits(worker),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
+                Input::Relieved(left) => self.relieved(&left),
                 Input::TimedOut => self.time_passed(),
             }
             self.perform();
@@ -252,6 +257,7 @@ impl Supervisor {
             gone.map_or(Poll::Pending, |(id, _)| Poll::Ready(*id))
         });
         let given_up = if_any(self.giving_up.as_mut());
+        let relieved = if_any(self.relieving.as_mut());
         let tried = if_any(self.trial.as_mut().map(|trial| &mut trial.outcome));
         tokio::select! {
             biased;
@@ -262,6 +268,7 @@ impl Supervisor {
             heard = self.parts.signals.next() => Input::Heard(heard),
             outcome = tried => Input::Tried(outcome),
             cut_off = given_up => Input::GivenUp(cut_off),
+            left = relieved => Input::Relieved(left),
             () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
         }
@@ -443,11 +450,25 @@ impl Supervisor {
     /// Those of a supervisor before this one serve until this one's workers do.
     fn relieve_orphans(&mut self) {
         let machine = &self.parts.machine;
-        if machine.ready() >= machine.wanted() && !self.parts.orphans.is_empty() {
-            let orphans = std::mem::take(&mut self.parts.orphans);
+        if machine.ready() >= machine.wanted() {
+            self.relieve_orphans_by(Instant::now() + self.parts.stop_within);
+        }
+    }
+
+    fn relieve_orphans_by(&mut self, kill_at: Instant) {
+        let orphans = &self.parts.orphans;
+        if !orphans.is_empty() && self.relieving.is_none() {
             let message = format!("relieves {:?}, whose supervisor was killed", orphans.pids());
+            self.relieving = Some(Box::pin(orphans.relieve(kill_at.into())));
             self.tell(What::Warning { message });
-            orphans.relieve(self.parts.stop_within);
+        }
+    }
+
+    fn relieved(&mut self, left: &[String]) {
+        self.relieving = None;
+        self.parts.orphans = Orphans::default();
+        if !left.is_empty() {
+            self.outlived(&left.join(", "));
         }
     }
 
@@ -770,6 +791,8 @@ impl Supervisor {
                 self.parts.machine.stop(now, now);
             }
             self.parts.machine.stop(now, now);
+            self.relieve_orphans_by(now);
+            self.parts.orphans.kill();
         }
     }
 
@@ -782,6 +805,7 @@ impl Supervisor {
         let now = Instant::now();
         let since = self.stopping_since.unwrap_or(now);
         self.parts.machine.stop(since, now);
+        self.relieve_orphans_by(since + self.parts.stop_within);
     }
 }
 

@@ -76,40 +76,6 @@ async fn workers_of_a_killed_supervisor_serve_on_and_leave_when_told() {
 }
 
 #[tokio::test]
-async fn a_supervisor_that_is_started_again_takes_the_sockets_back_and_nobody_notices() {
-    if !handover_can_trace() {
-        println!("skipped: this user may not trace its own processes (kernel.yama.ptrace_scope)");
-        return;
-    }
-    let mut pool = Pool::start(3, &QUICK).await;
-    let load = Load::start(
-        pool.web,
-        Mix::none().with(Kind::Fresh, 8).with(Kind::Slow, 4),
-    );
-    load.until_answers(1, 50, DEADLINE).await.unwrap();
-    let before = pool.pids().await;
-    pool.signal(Signal::KILL);
-    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
-    more_answers(&load, 1).await;
-    let _killed = pool.restart(3, &QUICK);
-    pool.until_ready(3).await;
-    pool.line("whose supervisor was killed").await;
-    for pid in before {
-        wait_gone(pid, DEADLINE).await.unwrap();
-    }
-    pool.until_rests_on(1, 3).await;
-    pool.run(&["upgrade"]).await.assert_code(0);
-    more_answers(&load, 1).await;
-    assert_no_failure(&load.stop().await);
-}
-
-/// Root may; others where nothing restricts it.
-fn handover_can_trace() -> bool {
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    rustix::process::geteuid().is_root() || scope.is_ok_and(|scope| scope.trim() == "0")
-}
-
-#[tokio::test]
 async fn a_worker_that_does_not_leave_is_killed_at_its_deadline() {
     let pool = Pool::start(1, &[&QUICK[..], &["--stop-within", "300ms"]].concat()).await;
     // It listens to the signal, and one that is stopped hears of nothing.

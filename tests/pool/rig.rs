@@ -31,6 +31,7 @@ pub(crate) struct Pool {
     pub(crate) web: SocketAddr,
     pub(crate) room: TempDir,
     workers: usize,
+    program: Vec<String>,
 }
 
 impl Pool {
@@ -72,13 +73,13 @@ impl Pool {
             web,
             room,
             workers,
+            program: program.iter().map(ToString::to_string).collect(),
         }
     }
 
     /// Once more, at the same place. Returns the one before, whose end ends its processes.
     pub(crate) fn restart(&mut self, workers: usize, flags: &[&str]) -> Server {
-        let program = self.file(PROGRAM);
-        let program = [program.to_str().unwrap()];
+        let program: Vec<&str> = self.program.iter().map(String::as_str).collect();
         let command = supervisor(&[], &self.room, self.web, workers, flags, &program);
         std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
     }
@@ -194,6 +195,19 @@ impl Pool {
     }
 }
 
+/// Root may; others where nothing restricts it (ptrace(2)).
+pub(crate) fn may_trace() -> bool {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    rustix::process::geteuid().is_root() || scope.is_ok_and(|scope| scope.trim() == "0")
+}
+
+/// Root alone can become somebody else.
+pub(crate) const NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
 fn supervisor(
     prefix: &[&str],
     room: &TempDir,
@@ -235,14 +249,7 @@ fn release(room: &Path, script: &str) {
     fs::rename(draft, room.join(PROGRAM)).unwrap();
 }
 
-/// Root alone can become somebody else.
-pub(crate) const NOBODY: [&str; 4] = [
-    "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
-];
-const PROGRAM: &str = "app";
+pub(crate) const PROGRAM: &str = "app";
 /// What the supervisor is started as.
 pub(crate) const SUPERVISOR: &str = "supervisor";
 const CONTROL: &str = "control.sock";
