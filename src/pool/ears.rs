@@ -9,7 +9,7 @@ use super::controller::WorkerId;
 use crate::protocol::codec::encode;
 use crate::protocol::message::{Message, Watch, millis};
 use crate::rollout::CLIENT_WINDOW;
-use crate::sys::descriptors::{is_seqpacket_socket, send};
+use crate::sys::descriptors::send;
 
 /// Who hears it.
 #[derive(Debug, Default)]
@@ -21,9 +21,9 @@ pub(super) struct Ears {
 impl Ears {
     /// A worker listens at the other end of this, and hears at once what holds now.
     pub(super) fn listen(&mut self, worker: WorkerId, end: OwnedFd) {
-        // Whatever it has sent, nobody waits for it.
+        // Whatever it has sent, nobody is to wait for it.
         let waits = SockRef::from(&end).set_nonblocking(true).is_err();
-        if is_seqpacket_socket(end.as_fd()) && !waits && self.say(&end) {
+        if !waits && self.say(&end) {
             self.of.insert(worker, end);
         }
     }
@@ -60,11 +60,17 @@ impl Ears {
 mod tests {
     use std::fs;
     use std::io;
+    use std::os::unix::net::UnixDatagram;
     use std::path::Path;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::protocol::codec::decode;
     use crate::sys::descriptors::{is_hung_up, pair, recv};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     fn heard(end: &OwnedFd) -> Option<u64> {
         let mut buffer = [0; 256];
@@ -95,6 +101,20 @@ mod tests {
         ears.tell(Some(118_000));
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/pool/watch.json");
         assert_eq!(ears.word(), fs::read(golden).unwrap());
+    }
+
+    #[test]
+    fn a_worker_that_does_not_read_is_not_waited_for_whatever_it_has_sent() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let (done, is_done) = mpsc::channel();
+        thread::spawn(move || {
+            let mut ears = Ears::default();
+            ears.listen(1, theirs.into());
+            (0..10_000).for_each(|slow| ears.tell(Some(slow)));
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(PATIENCE).unwrap();
+        drop(ours);
     }
 
     #[test]

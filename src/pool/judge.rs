@@ -95,7 +95,7 @@ impl Judge {
         let cause = Cause::GuardFailed {
             guard: failed.guard.clone(),
         };
-        self.verdict.get_or_insert(Explanation {
+        self.verdict.get_or_insert_with(|| Explanation {
             cause,
             stage: Stage::Shifting,
             step: standing.step,

@@ -143,7 +143,7 @@ impl Notice {
     }
 
     /// Word for word.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "pool"))]
     pub(crate) fn text(&self) -> &str {
         &self.lines
     }

@@ -51,6 +51,9 @@ async fn workers_killed_five_times_a_second_cost_what_they_had_in_flight_and_nob
     assert!(report.failures() <= held, "{held} held: {report}");
     // Twenty clients are on four workers.
     assert!(held < 10 * killed, "{held} held by {killed}");
+    let log = pool.server.log();
+    let ended = log.lines().filter(|line| line.contains(") ended"));
+    assert_eq!(ended.count() as u64, killed, "{log}");
 }
 
 /// The same numbers in each run (SplitMix64).
