@@ -389,6 +389,7 @@ impl Claimed {
 }
 
 /// Whether a final stop has this socket refuse new connections, whoever holds it.
+#[cfg(feature = "pool")]
 pub(crate) fn refuses_new(socket: &OwnedFd) -> bool {
     let bound_to = SockRef::from(socket).device_index_v4();
     bound_to.is_ok_and(|index| index.is_some_and(|index| index.get() == NO_INTERFACE))
