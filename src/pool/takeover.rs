@@ -52,6 +52,9 @@ async fn take_back(
     let taken = orphans.sockets(listen).map_err(|reason| {
         taking().because(format!("{reason}; they serve on, so stop them first"))
     })?;
+    if taken.is_empty() {
+        return Err(explained(in_use, &found));
+    }
     let holders = orphans.that_have(&taken);
     if taken.iter().any(|(_, socket)| refuses_new(socket)) {
         // Their pool was being stopped, and undoing that would need CAP_NET_RAW. Nobody has the address once they are gone.
@@ -70,7 +73,7 @@ async fn take_back(
     if let Some(problem) = table.adopt_activated(taken).pop() {
         return Err(taking().because(problem));
     }
-    // If it is somebody else who has the address, it still is.
+    // If it is somebody else who has another of the addresses, it still is.
     let sockets = Sockets::claim(table, listen, 1).await?;
     sockets.table().close_unclaimed_activated();
     Ok((sockets, holders))
