@@ -21,7 +21,7 @@ pub(crate) enum Address {
 
 impl Address {
     /// Reads a socket's own address, after checking that it is of the kind it is said to be.
-    pub(super) fn of(socket: &OwnedFd, kind: SlotKind) -> io::Result<Self> {
+    pub(crate) fn of(socket: &OwnedFd, kind: SlotKind) -> io::Result<Self> {
         let sock = SockRef::from(socket);
         let inet = matches!(sock.domain()?, Domain::IPV4 | Domain::IPV6);
         let fits = match kind {
@@ -59,13 +59,13 @@ impl Address {
     }
 
     /// Whether this is the very address that is wanted, with nothing left open.
-    pub(super) fn is(&self, wanted: &Self) -> bool {
+    pub(crate) fn is(&self, wanted: &Self) -> bool {
         let open = matches!(wanted, Self::Inet(wanted) if wanted.port() == 0);
         !open && self.answers(wanted)
     }
 
     /// The path of a Unix socket that has one.
-    pub(super) fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             Self::Inet(_) => None,
             Self::Unix(address) => address.as_pathname(),

@@ -178,6 +178,11 @@ impl Held {
         matches!(self.claim, Claim::Ungated | Claim::Gated(_))
     }
 
+    /// Whether the application accepts from it by itself. The library's own are not the application's.
+    pub(super) fn is_ungated(&self) -> bool {
+        matches!(self.claim, Claim::Ungated) && !self.slot.name.starts_with(RESERVED)
+    }
+
     /// Whether the service manager holds the socket too: others may come to accept from it when this service is gone.
     pub(super) fn is_managers(&self) -> bool {
         self.slot.keeper.is_some()
@@ -383,10 +388,19 @@ impl Claimed {
     }
 }
 
+/// Whether a final stop has this socket refuse new connections, whoever holds it.
+#[cfg(feature = "pool")]
+pub(crate) fn refuses_new(socket: &OwnedFd) -> bool {
+    let bound_to = SockRef::from(socket).device_index_v4();
+    bound_to.is_ok_and(|index| index.is_some_and(|index| index.get() == NO_INTERFACE))
+}
+
 pub(super) fn listen_error(doing: String) -> Error {
     Error::new(ErrorKind::Listen, doing)
 }
 
+/// Names that begin like this are the library's own.
+pub(super) const RESERVED: &str = "handover.";
 /// An interface index that the kernel hands out to nobody: it counts up from 1.
 const NO_INTERFACE: u32 = 0x7fff_fff0;
 

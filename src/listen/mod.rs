@@ -25,10 +25,14 @@ mod waiting;
 
 pub(crate) use self::address::Address;
 pub(crate) use self::claim::Public;
+#[cfg(feature = "pool")]
+pub(crate) use self::claim::refuses_new;
 pub(crate) use self::divert::Divert;
 pub(crate) use self::intake::{Adopted, Permit};
 pub(crate) use self::loopback::loopback_pair;
 pub use self::options::ListenOptions;
+#[cfg(feature = "pool")]
+pub(crate) use self::path::{address as unix_address, socket_inode};
 pub(crate) use self::path::{clear, sockaddr};
 pub(crate) use self::private::Private;
 pub(crate) use self::probe::{Caller, answer};

@@ -21,10 +21,10 @@ use super::options::ListenOptions;
 use crate::config::{PATH_LOCK_DEADLINE, PATH_LOCK_RETRY};
 
 /// Device and inode of a path: who it is, whatever its name.
-pub(super) type Inode = (u64, u64);
+pub(crate) type Inode = (u64, u64);
 
 /// Reads a path, or an abstract name if it begins with `@` (unix(7)).
-pub(super) fn address(path: &Path) -> io::Result<SocketAddr> {
+pub(crate) fn address(path: &Path) -> io::Result<SocketAddr> {
     match path.as_os_str().as_bytes() {
         b"" | b"@" => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -90,7 +90,7 @@ pub(super) fn inode_of(path: &Path) -> io::Result<Inode> {
 }
 
 /// As [`inode_of`], of a path that is a socket's.
-pub(super) fn socket_inode(path: &Path) -> io::Result<Inode> {
+pub(crate) fn socket_inode(path: &Path) -> io::Result<Inode> {
     let found = fs::symlink_metadata(path)?;
     if !found.file_type().is_socket() {
         return Err(not_a_socket());

@@ -4,7 +4,10 @@
 //! |---|---|---|
 //! | TCP | refused at once; handshakes under way complete | when its queue has been empty for the settle time |
 //! | Unix, with a gate | refused at once | when its queue is empty: nobody is on the way |
-//! | TCP that shares its port, Unix without a gate, UDP | as before, but a path is unlinked | when its queue is empty |
+//! | Unix without a gate, with a path | nobody finds the path any more | when its queue has been empty for the settle time |
+//! | TCP that shares its port, an abstract name without a gate, UDP | as before | when its queue is empty |
+//!
+//! One without a gate is emptied by whoever accepts from it, who is told to stop only after that.
 //!
 //! What a refusal does is done to the socket, not to a descriptor of it: a generation that is still to accept would
 //! lose it. So whoever is not alone refuses nobody and only empties (I8).
@@ -45,11 +48,18 @@ impl Table {
         let until = Instant::now() + how.deadline;
         async move {
             let mut ending = JoinSet::new();
-            for leaving in leaving {
+            let is_by_path =
+                |leaving: &Leaving| how.is_alone && leaving.is_found_by_its_path_alone();
+            let (by_path, others) = leaving.into_iter().partition::<Vec<_>, _>(is_by_path);
+            for leaving in others {
                 ending.spawn(leaving.end(how.settle, until));
             }
             if how.is_alone {
                 unlink_all(paths, until).await;
+            }
+            for mut leaving in by_path {
+                leaving.refusal = Refusal::Begun;
+                ending.spawn(leaving.end(how.settle, until));
             }
             let mut cut_off = Vec::new();
             while let Some(ended) = ending.join_next().await {
@@ -79,17 +89,29 @@ impl Leaving {
         Self { held, refusal }
     }
 
+    /// Whether new connections come as long as its path is there, and no longer.
+    fn is_found_by_its_path_alone(&self) -> bool {
+        self.refusal == Refusal::None && self.held.is_ungated() && self.held.bound_path().is_some()
+    }
+
     /// Returns its name if somebody was still waiting.
     async fn end(self, settle: Duration, until: Instant) -> Option<String> {
-        if self.refusal == Refusal::Begun {
-            self.settle(settle, until).await;
+        match self.refusal {
+            Refusal::Begun => self.settle(settle, until).await,
+            // Where they come as before nobody is the last one, and any moment without anybody is as good.
+            Refusal::None if self.held.is_ungated() => self.settle(Duration::ZERO, until).await,
+            Refusal::None | Refusal::Complete => {}
         }
-        let gate = self.held.gate()?;
-        gate.finish();
-        let mut retired = gate.retired();
-        let retiring = retired.wait_for(|retired| *retired);
-        let is_late = timeout_at(until, retiring).await.is_err();
-        (is_late && self.held.cuts_off()).then(|| self.held.slot.name.clone())
+        let is_waited_at = match self.held.gate() {
+            Some(gate) => {
+                gate.finish();
+                let mut retired = gate.retired();
+                let retiring = retired.wait_for(|retired| *retired);
+                timeout_at(until, retiring).await.is_err() && self.held.cuts_off()
+            }
+            None => self.held.is_ungated() && has_waiting(&self.held.socket),
+        };
+        is_waited_at.then(|| self.held.slot.name.clone())
     }
 
     /// Waits until nobody has come for `settle` and the queue is empty, which are one: who comes is accepted or waits.
@@ -295,6 +317,55 @@ mod tests {
         assert_eq!(late.unwrap_err().kind(), ConnectionRefused);
         web.accept().unwrap();
         assert!(within(stop).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_unix_listener_without_a_gate_is_found_no_longer_and_its_duplicate_empties_the_queue()
+    {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("socket");
+        let (table, options) = (Table::default(), ListenOptions::new());
+        let api = table.std_unix("api", &path, &options).await.unwrap();
+        let _clients = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
+        let mut stop = pin!(table.final_stop(alone()));
+        while path.exists() {
+            assert!(poll_once(stop.as_mut()).await.is_pending());
+            tokio::task::yield_now().await;
+        }
+        api.accept().unwrap();
+        assert!(poll_once(stop.as_mut()).await.is_pending());
+        api.accept().unwrap();
+        assert!(within(stop).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn listeners_without_a_gate_that_nobody_accepts_from_are_reported_if_somebody_waits() {
+        for (clients, reported) in [(0, &[][..]), (1, &["api", "hidden", "web"])] {
+            let room = tempfile::tempdir().unwrap();
+            let path = room.path().join("socket");
+            let name = format!("@{}", path.display());
+            let (table, options) = (Table::default(), ListenOptions::new());
+            let address = "127.0.0.1:0".parse().unwrap();
+            let web = table.std_tcp("web", &[address], &options).unwrap();
+            let api = table.std_unix("api", &path, &options).await.unwrap();
+            let hidden = table.std_unix("hidden", Path::new(&name), &options);
+            let hidden = hidden.await.unwrap();
+            let waiting: Vec<_> = (0..clients)
+                .map(|_| {
+                    let address = hidden.local_addr().unwrap();
+                    let by_name = UnixStream::connect_addr(&address).unwrap();
+                    let by_path = UnixStream::connect(&path).unwrap();
+                    (by_name, by_path, connect(web.local_addr().unwrap()))
+                })
+                .collect();
+            let deadline = SETTLE * 3;
+            let stop = table.final_stop(FinalStop {
+                deadline,
+                ..alone()
+            });
+            assert_eq!(within(stop).await, reported);
+            drop((web, api, hidden, waiting));
+        }
     }
 
     #[tokio::test]

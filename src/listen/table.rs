@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
-use super::claim::{BoundPath, Claim, Claimed, Held, Public, Request, listen_error};
+use super::claim::{BoundPath, Claim, Claimed, Held, Public, RESERVED, Request, listen_error};
 use super::divert::Diverter;
 use super::gate::{Gate, Gated, Watch};
 use super::intake::Adopted;
@@ -682,8 +682,6 @@ async fn finish_all(held: Vec<Held>, until: Instant) -> Vec<String> {
     cut_off
 }
 
-/// Names that begin like this are the library's own.
-const RESERVED: &str = "handover.";
 /// The name of the control socket.
 const CONTROL: &str = "handover.control";
 /// Bytes in a name.

@@ -28,6 +28,7 @@ use self::update::{Phase, Update};
 use self::vacancies::Vacancy;
 pub(crate) use self::words::{Ended, Output, Progress, Refusal, Stage, UpdateStage};
 use super::plan::{Care, Plan};
+use crate::config::EXIT_DEADLINE;
 
 /// A worker's number, never used again.
 pub(crate) type WorkerId = u64;
@@ -73,7 +74,10 @@ enum State {
     Stopping {
         kill_at: Instant,
     },
-    Killed,
+    /// Nobody waits any more for one that is still there then.
+    Killed {
+        lost_at: Instant,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,10 +166,11 @@ impl Controller {
 
     /// A deadline has passed. Looks at all of them.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        let mut late = Vec::new();
+        let (mut late, mut lost) = (Vec::new(), Vec::new());
         for (&id, worker) in &mut self.workers {
             match worker.state {
                 State::Starting { deadline } if deadline <= now => late.push(id),
+                State::Killed { lost_at } if lost_at <= now => lost.push(id),
                 State::Settling { until } if until <= now => {
                     worker.state = State::Serving;
                     worker.crashes = 0;
@@ -177,7 +182,7 @@ impl Controller {
                     }
                 }
                 State::Stopping { kill_at } if kill_at <= now => {
-                    worker.state = State::Killed;
+                    worker.state = State::killed(now);
                     self.outputs.push_back(Output::Kill { worker: id });
                 }
                 _ => {}
@@ -185,6 +190,10 @@ impl Controller {
         }
         for id in late {
             self.give_up(id, now);
+        }
+        for worker in lost {
+            self.workers.remove(&worker);
+            self.outputs.push_back(Output::Lost { worker });
         }
         self.update_times_out(now);
         self.reconcile(now);
@@ -198,8 +207,9 @@ impl Controller {
             .filter_map(|worker| match worker.state {
                 State::Starting { deadline: at }
                 | State::Settling { until: at }
-                | State::Stopping { kill_at: at } => Some(at),
-                State::Serving | State::Killed => None,
+                | State::Stopping { kill_at: at }
+                | State::Killed { lost_at: at } => Some(at),
+                State::Serving => None,
             });
         let vacancies = self.vacancies.iter().filter_map(|vacancy| vacancy.fill_at);
         let update = self.update.as_ref().and_then(|update| match update.phase {
@@ -225,18 +235,19 @@ impl Controller {
         Ok(())
     }
 
-    /// Stops all workers: the first time by telling them, the second time by killing them.
-    pub(crate) fn stop(&mut self, now: Instant) {
+    /// Stops all workers: the first time by telling them, the second time by killing them. Their time counts from `since`,
+    /// when the stop of the pool began.
+    pub(crate) fn stop(&mut self, since: Instant, now: Instant) {
         if self.stop == Stop::No {
             self.stop = Stop::Asked;
             self.update = None;
             self.vacancies.clear();
             let live: Vec<WorkerId> = self.live().map(|(id, _)| id).collect();
-            live.into_iter().for_each(|id| self.tell_to_stop(id, now));
+            live.into_iter().for_each(|id| self.tell_to_stop(id, since));
         } else {
             for (&id, worker) in &mut self.workers {
-                if worker.state != State::Killed {
-                    worker.state = State::Killed;
+                if !matches!(worker.state, State::Killed { .. }) {
+                    worker.state = State::killed(now);
                     self.outputs.push_back(Output::Kill { worker: id });
                 }
             }
@@ -278,7 +289,7 @@ impl Controller {
             State::Settling { .. } => Stage::Settling,
             State::Serving => Stage::Serving,
             State::Stopping { .. } => Stage::Stopping,
-            State::Killed => Stage::Killed,
+            State::Killed { .. } => Stage::Killed,
         };
         Some((stage, worker.crashes))
     }
@@ -453,10 +464,10 @@ impl Controller {
         self.outputs.push_back(Output::Start { worker, release });
     }
 
-    fn tell_to_stop(&mut self, worker: WorkerId, now: Instant) {
+    fn tell_to_stop(&mut self, worker: WorkerId, since: Instant) {
         if let Some(found) = self.workers.get_mut(&worker) {
             found.state = State::Stopping {
-                kill_at: now + self.stop_within,
+                kill_at: since + self.stop_within,
             };
             self.outputs.push_back(Output::Stop { worker });
         }
@@ -498,6 +509,12 @@ impl Controller {
 }
 
 impl State {
+    fn killed(now: Instant) -> Self {
+        Self::Killed {
+            lost_at: now + EXIT_DEADLINE,
+        }
+    }
+
     /// Not on its way out.
     fn is_live(self) -> bool {
         self.is_ready() || matches!(self, Self::Starting { .. })
@@ -517,3 +534,50 @@ fn check_size(wanted: usize) -> Result<(), Refusal> {
 
 /// More than any machine has processors.
 pub(crate) const WORKERS_MAX: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STOP: Duration = Duration::from_secs(28);
+
+    /// Two workers that serve.
+    fn serving(now: Instant) -> Controller {
+        let machine = Controller::new(2, 1, Plan::default(), Care::default(), STOP, now);
+        let mut machine = machine.unwrap();
+        (1..=2).for_each(|worker| machine.handle_ready(worker, now));
+        drained(&mut machine);
+        machine
+    }
+
+    fn drained(machine: &mut Controller) -> Vec<Output> {
+        std::iter::from_fn(|| machine.poll_output()).collect()
+    }
+
+    #[test]
+    fn a_stop_takes_no_longer_because_its_queues_were_emptied_first() {
+        let since = Instant::now();
+        let mut machine = serving(since);
+        machine.stop(since, since + Duration::from_secs(5));
+        assert_eq!(machine.poll_timeout(), Some(since + STOP));
+        machine.handle_timeout(since + STOP);
+        let told = [1, 2].map(|worker| Output::Stop { worker });
+        let killed = [1, 2].map(|worker| Output::Kill { worker });
+        assert_eq!(drained(&mut machine), [told, killed].concat());
+    }
+
+    #[test]
+    fn who_outlives_a_kill_is_lost_at_a_deadline_and_the_stop_ends_without_it() {
+        let now = Instant::now();
+        let mut machine = serving(now);
+        machine.stop(now, now);
+        machine.stop(now, now);
+        drained(&mut machine);
+        machine.handle_exited(1, "signal: 9", 0.0, now);
+        assert_eq!(machine.poll_timeout(), Some(now + EXIT_DEADLINE));
+        machine.handle_timeout(now + EXIT_DEADLINE);
+        let ended = [Output::Lost { worker: 2 }, Output::Stopped];
+        assert_eq!(drained(&mut machine), ended);
+        assert_eq!(machine.poll_timeout(), None);
+    }
+}

@@ -66,7 +66,9 @@
 //! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is
 //! started again with the same sockets takes these back from them, if the kernel lets it trace them (ptrace(2)): its own
 //! workers start, and those of before leave. Nobody is refused meanwhile. Where it may not, [`Builder::start`] says which
-//! processes they are and who may.
+//! processes they are and who may. Only its own user's and root's workers and sockets are believed to be those: workers that
+//! have become another user (sudo(8), setpriv(1)) have to be stopped first. If the pool was being stopped, its sockets
+//! refuse everybody already: what workers are left leave first, and new sockets are bound.
 
 mod controller;
 mod counted;
@@ -89,10 +91,9 @@ mod signals;
 mod slots;
 mod sockets;
 mod supervisor;
-
+mod takeover;
 mod worker;
 
-use std::error::Error as _;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -114,7 +115,7 @@ pub use self::sockets::Listen;
 use self::controller::{Controller, Refusal as Refused};
 use self::desk::{Desk, SUPERVISOR};
 use self::inheritance::{Heir, Inheritance};
-use self::orphans::{Found, Orphans};
+use self::orphans::Orphans;
 use self::release::{Command, Release};
 use self::service::Service;
 use self::signals::Signals;
@@ -224,8 +225,9 @@ impl Builder {
         self
     }
 
-    /// How long a worker that was told to stop may take until it is killed, with its process group. Default:
-    /// [`WORKER_STOP`], 28 s.
+    /// How long a worker that was told to stop may take until it is killed, with its process group. Where the pool itself
+    /// stops, that counts from when the stop began: emptying the queues first takes [`STOP_EMPTY`](crate::config::STOP_EMPTY)
+    /// or half of it at most. Default: [`WORKER_STOP`], 28 s.
     pub fn stop_within(mut self, limit: Duration) -> Self {
         self.stop_within = limit;
         self
@@ -343,7 +345,14 @@ impl Builder {
         for problem in table.adopt_activated(passed) {
             tracing::warn!(?problem, "a socket of the service manager");
         }
-        let (sockets, orphans) = claim(table, &self.listen, self.slots(), is_passed).await?;
+        let (sockets, orphans) = takeover::claim(
+            table,
+            &self.listen,
+            self.slots(),
+            is_passed,
+            self.stop_within,
+        )
+        .await?;
         let door = self.door(&sockets).await?;
         let command = self.command(snapshot);
         let starting = |error| self.starting(error);
@@ -631,7 +640,8 @@ impl Pool {
 
     /// What the process is to end with once the pool has [stopped](Self::stopped): 0 if every worker left as it was told to;
     /// else the exit code of the last one that did not, or 128 and the number of the signal that ended it, 137 for one that
-    /// had to be killed.
+    /// had to be killed. So it is if one could not even be killed, as somebody else's by now (sudo(8)): it is left behind
+    /// [`EXIT_DEADLINE`](crate::config::EXIT_DEADLINE) later, and named.
     pub fn exit_code(&self) -> u8 {
         self.exit_code.load(Ordering::Relaxed)
     }
@@ -670,63 +680,6 @@ impl Events {
 
 fn unplanned(refusal: Refused) -> Error {
     Error::new(ErrorKind::Launch, "planning the pool").because(refusal.to_string())
-}
-
-/// An address that is in use may be that of workers whose supervisor was killed: then it is taken back from them, unless
-/// each has a part of it.
-async fn claim(
-    table: Table,
-    listen: &[Listen],
-    slots: usize,
-    is_passed: bool,
-) -> Result<(Sockets, Orphans)> {
-    if slots > 1 {
-        // Somebody else's sockets in the group would be counted as ours.
-        sockets::are_free(listen.iter().filter(|_| !is_passed))?;
-        let sockets = Sockets::claim(table, listen, slots).await?;
-        return Ok((sockets, Orphans::default()));
-    }
-    let in_use = match Sockets::claim(table, listen, slots).await {
-        Ok(sockets) => return Ok((sockets, Orphans::default())),
-        // The table is gone with what it had bound.
-        Err(error) => error,
-    };
-    let Found { orphans, hidden } = Orphans::find(listen);
-    if orphans.is_empty() {
-        return Err(unless_hidden(in_use, hidden));
-    }
-    let taking = || {
-        let whose = orphans.pids();
-        let doing =
-            format!("taking the sockets of processes {whose:?}, whose supervisor was killed");
-        Error::new(ErrorKind::Listen, doing)
-    };
-    let table = Table::default();
-    let taken = orphans.sockets().map_err(|reason| {
-        taking().because(format!("{reason}; they serve on, so stop them first"))
-    })?;
-    if let Some(problem) = table.adopt_activated(taken).pop() {
-        return Err(taking().because(problem));
-    }
-    // If it is somebody else who has the address, it still is.
-    let sockets = Sockets::claim(table, listen, slots).await?;
-    sockets.table().close_unclaimed_activated();
-    let orphans = orphans.that_have(&sockets);
-    Ok((sockets, orphans))
-}
-
-/// Workers may have the address that this process does not know as such.
-fn unless_hidden(in_use: Error, hidden: usize) -> Error {
-    let Some(reason) = in_use.source().map(ToString::to_string) else {
-        return in_use;
-    };
-    match hidden {
-        0 => in_use,
-        _ => in_use.because(format!(
-            "{reason}; {hidden} processes may not be looked at: if workers of a killed supervisor are among them, start as \
-             their user, as root, or stop them first"
-        )),
-    }
 }
 
 /// The first release's number.

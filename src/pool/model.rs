@@ -152,7 +152,7 @@ impl World {
                 self.machine.handle_unfit("500".into(), now());
             }
             Action::Stop => {
-                self.machine.stop(now());
+                self.machine.stop(now(), now());
                 self.commanded(true);
             }
         }

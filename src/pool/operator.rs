@@ -236,7 +236,7 @@ impl Supervisor {
                 generation: worker.release,
                 pid: Some(worker.pid),
                 role: match stage {
-                    Some(Stage::Stopping | Stage::Killed) => Role::Draining,
+                    Some(Stage::Stopping | Stage::Killed) | None => Role::Draining,
                     _ if candidate == Some(worker.release) => Role::Successor,
                     Some(Stage::Starting) => Role::Starting,
                     _ => Role::Incumbent,

@@ -1,45 +1,59 @@
 //! Workers whose supervisor was killed: they serve on, and a supervisor that is started again takes the sockets back from
 //! them by pidfd_getfd(2), so that nobody is refused, and lets them go once its own workers are ready.
 //!
-//! They are known by the variable that their supervisor gave to them and by its not being their parent any more. The
-//! kernel lets a process take another's descriptors that could trace it (ptrace(2), PTRACE_MODE_ATTACH_REALCREDS): root, and
-//! the same user where Yama does not restrict it (`kernel.yama.ptrace_scope`).
+//! They are known by the variable that their supervisor gave to them and by its not being their parent any more. Anybody
+//! can have such a variable, so they are believed only if they are this process's own user's or root's, and so are the
+//! sockets, which are known by where they are bound: a server may have them under other numbers by now.
+//!
+//! The kernel lets a process take another's descriptors that could trace it (ptrace(2), PTRACE_MODE_ATTACH_REALCREDS): root,
+//! and the same user where Yama does not restrict it (`kernel.yama.ptrace_scope`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
-use nix::sys::signal::Signal;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::sockets::{Listen, Sockets};
-use crate::protocol::message::Slot;
+use super::sockets::Listen;
+use crate::config::EXIT_DEADLINE;
+use crate::listen::{Address, socket_inode};
+use crate::protocol::message::{Slot, SlotKind};
 use crate::sys::descriptors;
 use crate::sys::environment::WORKER;
-use crate::sys::process::Pidfd;
-use crate::systemd::activation;
+use crate::sys::process::{Pidfd, is_own_user_or_root};
 
 /// What a look at all processes has found.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) orphans: Orphans,
+    /// Processes of other users that say that they are such workers too.
+    pub(super) strangers: Vec<u32>,
     /// How many processes this one may not look at, as those of other users.
     pub(super) hidden: usize,
 }
 
 /// Workers of a supervisor that is gone.
-#[derive(Debug, Default)]
-pub(super) struct Orphans(Vec<Orphan>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Orphans(Vec<Arc<Orphan>>);
 
 #[derive(Debug)]
 struct Orphan {
     pid: u32,
     process: Pidfd,
-    /// Of the descriptors from 3 on.
+    /// Of the sockets that it was passed.
     names: Vec<String>,
+}
+
+/// Where a socket is wanted, and under which name.
+struct Wanted<'a> {
+    name: &'a str,
+    kind: SlotKind,
+    places: Vec<Address>,
 }
 
 impl Orphans {
@@ -47,21 +61,21 @@ impl Orphans {
     pub(super) fn find(wanted: &[Listen]) -> Found {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut hidden = 0;
-        let found = pids.filter_map(|pid| {
-            let looked = Orphan::look(pid);
-            looked.unwrap_or_else(|Hidden| {
-                hidden += 1;
-                None
-            })
-        });
-        let has_all = |orphan: &Orphan| {
-            wanted
-                .iter()
-                .all(|it| orphan.names.iter().any(|name| name == it.name()))
-        };
-        let orphans = Self(found.filter(has_all).collect());
-        Found { orphans, hidden }
+        let (mut orphans, mut strangers, mut hidden) = (Vec::new(), Vec::new(), 0);
+        for pid in pids {
+            match Orphan::look(pid) {
+                Ok(Some(orphan)) if !orphan.has_all(wanted) => {}
+                Ok(Some(orphan)) if orphan.is_own_or_roots() => orphans.push(Arc::new(orphan)),
+                Ok(Some(_)) => strangers.push(pid),
+                Ok(None) => {}
+                Err(Hidden) => hidden += 1,
+            }
+        }
+        Found {
+            orphans: Self(orphans),
+            strangers,
+            hidden,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -72,46 +86,70 @@ impl Orphans {
         self.0.iter().map(|orphan| orphan.pid).collect()
     }
 
-    /// Only those that have the very same sockets: another pool may have the same names.
-    pub(super) fn that_have(self, sockets: &Sockets) -> Self {
-        let wanted = sockets.all().into_iter();
-        let wanted: Option<Vec<String>> = wanted.map(|(_, socket)| link_of(&socket)).collect();
-        let Some(wanted) = wanted else {
-            return Self::default();
-        };
-        let has_all = |orphan: &Orphan| {
-            let passed = orphan.passed();
-            wanted.iter().all(|socket| passed.contains(socket))
-        };
-        Self(self.0.into_iter().filter(has_all).collect())
-    }
-
-    /// Duplicates of the sockets, from the first one that gives them.
+    /// Duplicates of those of their sockets that are bound where sockets are wanted, each of them once.
     ///
     /// # Errors
     ///
-    /// In words, if none may be asked.
-    pub(super) fn sockets(&self) -> Result<Vec<(Slot, OwnedFd)>, String> {
-        let mut reason = "there is none".to_owned();
+    /// In words, if none of them gives any and one of them may not be asked.
+    pub(super) fn sockets(&self, wanted: &[Listen]) -> Result<Vec<(Slot, OwnedFd)>, String> {
+        let wanted = wanted.iter().map(Wanted::of);
+        let wanted: Vec<Wanted<'_>> = wanted
+            .collect::<crate::error::Result<_>>()
+            .map_err(|error| error.to_string())?;
+        let (mut taken, mut seen, mut refused) = (Vec::new(), BTreeSet::new(), None);
         for orphan in &self.0 {
-            match orphan.sockets() {
-                Ok(sockets) => return Ok(sockets),
-                Err(error) => reason = orphan.refused(&error),
+            if let Err(error) = orphan.give(&wanted, &mut seen, &mut taken) {
+                refused = Some(orphan.refused(&error));
             }
         }
-        Err(reason)
+        match refused {
+            Some(reason) if taken.is_empty() => Err(reason),
+            _ => Ok(taken),
+        }
     }
 
-    /// Tells them to leave, and kills those that have not within `limit`.
-    pub(super) fn relieve(self, limit: Duration) {
-        for orphan in self.0 {
-            // One that is gone has left.
-            let _ = orphan.process.signal(Signal::SIGTERM as i32);
-            tokio::spawn(async move {
-                if timeout(limit, orphan.process.exited()).await.is_err() {
-                    let _ = orphan.process.kill();
-                }
+    /// Only those that have one of these very sockets: another pool may have the same names.
+    pub(super) fn that_have(&self, sockets: &[(Slot, OwnedFd)]) -> Self {
+        let links = sockets.iter().filter_map(|(_, socket)| link_of(socket));
+        let links: Vec<String> = links.collect();
+        let has_one = |orphan: &&Arc<Orphan>| {
+            let held = orphan.sockets().unwrap_or_default();
+            links.iter().any(|link| held.contains_key(link))
+        };
+        Self(self.0.iter().filter(has_one).cloned().collect())
+    }
+
+    /// Tells them to leave, kills those that have not by `kill_at`, and waits for their ends, [`EXIT_DEADLINE`] at most.
+    /// Says who lives on, and why if somebody knows.
+    pub(super) fn relieve(
+        &self,
+        kill_at: Instant,
+    ) -> impl Future<Output = Vec<String>> + Send + use<> {
+        let orphans = self.0.clone();
+        async move {
+            for orphan in &orphans {
+                // Whoever may not be told may not be killed either, and that is reported.
+                let _ = orphan.process.signal(libc::SIGTERM);
+            }
+            let late = there_at(kill_at, orphans).await;
+            let refused: BTreeMap<u32, io::Error> = late
+                .iter()
+                .filter_map(|orphan| Some((orphan.pid, orphan.process.kill().err()?)))
+                .collect();
+            let left = there_at(Instant::now() + EXIT_DEADLINE, late).await;
+            let told = left.iter().map(|orphan| match refused.get(&orphan.pid) {
+                Some(error) => format!("process {}: {error}", orphan.pid),
+                None => format!("process {}", orphan.pid),
             });
+            told.collect()
+        }
+    }
+
+    /// Ends them at once, as far as they are still there.
+    pub(super) fn kill(&self) {
+        for orphan in &self.0 {
+            // Whoever waits for their ends reports those that do not come.
+            let _ = orphan.process.kill();
         }
     }
 }
@@ -153,12 +191,54 @@ impl Orphan {
         })
     }
 
-    /// What its descriptors from 3 on lead to.
-    fn passed(&self) -> Vec<String> {
-        let numbers = (FIRST..).take(self.names.len());
-        let links = numbers.map(|number| fs::read_link(format!("/proc/{}/fd/{number}", self.pid)));
-        let links = links.filter_map(|link| link.ok()?.into_os_string().into_string().ok());
-        links.collect()
+    fn has_all(&self, wanted: &[Listen]) -> bool {
+        let has = |it: &Listen| self.names.iter().any(|name| name == it.name());
+        wanted.iter().all(has)
+    }
+
+    /// The directory of a process is its effective user's, or root's if nobody may look into it (proc_pid(5)).
+    fn is_own_or_roots(&self) -> bool {
+        let found = fs::metadata(format!("/proc/{}", self.pid));
+        found.is_ok_and(|found| is_own_user_or_root(found.uid()))
+    }
+
+    /// Its sockets, and the number of a descriptor of each (proc_pid_fd(5)).
+    fn sockets(&self) -> io::Result<BTreeMap<String, RawFd>> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid))?.flatten();
+        let sockets = entries.filter_map(|entry| {
+            let link = fs::read_link(entry.path()).ok()?;
+            let link = link.into_os_string().into_string().ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            link.starts_with(SOCKET).then_some((link, number))
+        });
+        Ok(sockets.collect())
+    }
+
+    /// Adds to `taken` those that are wanted and were not `seen` yet.
+    fn give(
+        &self,
+        wanted: &[Wanted<'_>],
+        seen: &mut BTreeSet<String>,
+        taken: &mut Vec<(Slot, OwnedFd)>,
+    ) -> io::Result<()> {
+        for (link, number) in self.sockets()? {
+            if seen.contains(&link) {
+                continue;
+            }
+            let socket = match self.process.duplicate_of(number) {
+                Ok(socket) => socket,
+                // A connection that has ended in the meantime.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                Err(error) => return Err(error),
+            };
+            seen.insert(link);
+            let is_trusted = descriptors::owner(socket.as_fd()).is_ok_and(is_own_user_or_root);
+            let mut slots = wanted.iter().filter_map(|wanted| wanted.slot(&socket));
+            if let Some(slot) = slots.next().filter(|_| is_trusted) {
+                taken.push((slot, socket));
+            }
+        }
+        Ok(())
     }
 
     /// Why it did not give them, and what is to be done about it.
@@ -169,31 +249,48 @@ impl Orphan {
         };
         format!("those of worker process {}: {error}{advice}", self.pid)
     }
+}
 
-    fn sockets(&self) -> io::Result<Vec<(Slot, OwnedFd)>> {
-        let mut sockets = Vec::new();
-        for (name, number) in self.names.iter().zip(FIRST..) {
-            let descriptor = self.process.duplicate_of(number)?;
-            // State, or what only that worker had.
-            let Ok(kind) = activation::kind_of(&descriptor) else {
-                continue;
-            };
-            let slot = Slot {
-                name: name.clone(),
-                kind,
-                inode: None,
-                keeper: None,
-            };
-            sockets.push((slot, descriptor));
-        }
-        Ok(sockets)
+impl<'a> Wanted<'a> {
+    fn of(listen: &'a Listen) -> crate::error::Result<Self> {
+        Ok(Self {
+            name: listen.name(),
+            kind: listen.kind(),
+            places: listen.places()?,
+        })
+    }
+
+    /// What this socket is here, if it is bound just where one is wanted, and clients find it there.
+    fn slot(&self, socket: &OwnedFd) -> Option<Slot> {
+        let bound = Address::of(socket, self.kind).ok()?;
+        let inode = match bound.path() {
+            Some(path) => Some(socket_inode(path).ok()?),
+            None => None,
+        };
+        let is_wanted = self.places.iter().any(|place| bound.is(place));
+        is_wanted.then(|| Slot {
+            name: self.name.to_owned(),
+            kind: self.kind,
+            inode,
+            keeper: None,
+        })
     }
 }
 
-/// As /proc names a socket (proc_pid_fd(5)).
+/// Those that are still there by then.
+async fn there_at(by: Instant, orphans: Vec<Arc<Orphan>>) -> Vec<Arc<Orphan>> {
+    let mut there = Vec::new();
+    for orphan in orphans {
+        if timeout_at(by, orphan.process.exited()).await.is_err() {
+            there.push(orphan);
+        }
+    }
+    there
+}
+
 fn link_of(socket: &OwnedFd) -> Option<String> {
     let inode = descriptors::inode(socket.as_fd()).ok()?;
-    Some(format!("socket:[{inode}]"))
+    Some(format!("{SOCKET}{inode}]"))
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
@@ -202,8 +299,8 @@ fn parent_of(pid: u32) -> Option<u32> {
     line?.trim().parse().ok()
 }
 
+/// How /proc names a socket, before its inode and a bracket (proc_pid_fd(5)).
+const SOCKET: &str = "socket:[";
 /// Who may take them (ptrace(2), pidfd_getfd(2)).
 const ADVICE: &str = " (start as root with CAP_SYS_PTRACE, or as the workers' own user where kernel.yama.ptrace_scope is 0, \
                       and where no seccomp filter forbids pidfd_getfd)";
-/// Where passed descriptors begin (`SD_LISTEN_FDS_START`).
-const FIRST: i32 = 3;

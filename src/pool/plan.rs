@@ -27,8 +27,8 @@ pub const BACKOFF_ALONE: Duration = Duration::from_secs(1);
 pub const LOOP_AFTER: u32 = 5;
 /// How long a worker must have been ready for its crashes before to be forgotten: 10 s.
 pub const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
-/// How long a worker that was told to stop may take until it is killed: 28 s, for a platform that kills the supervisor
-/// after 30 s. A worker that is written with this crate takes [`STOP_DEADLINE`](crate::config::STOP_DEADLINE) at most.
+/// How long a worker that was told to stop may take until it is killed, and a stop of the pool in all: 28 s, for a platform
+/// that kills the supervisor after 30 s. A worker that is written with this crate takes [`STOP_DEADLINE`](crate::config::STOP_DEADLINE) at most.
 pub const WORKER_STOP: Duration = Duration::from_secs(28);
 
 /// How a rolling update goes.

@@ -7,11 +7,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::slots::SlotIndex;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::listen::{FinalStop, ListenOptions, Table};
+use crate::listen::{Address as Place, FinalStop, ListenOptions, Table, unix_address};
+use crate::protocol::message::SlotKind;
 
 /// Where a pool listens, as `NAME=ADDRESS`: `web=0.0.0.0:8080`, `app=unix:/run/app.sock` or `dns=udp:[::]:53`. A path that
 /// begins with `@` is an abstract name.
@@ -65,6 +67,31 @@ impl FromStr for Listen {
 impl Listen {
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn kind(&self) -> SlotKind {
+        match self.address {
+            Address::Tcp(_) => SlotKind::Tcp,
+            Address::Udp(_) => SlotKind::Udp,
+            Address::Unix(_) => SlotKind::Unix,
+        }
+    }
+
+    /// Where it may be bound.
+    pub(super) fn places(&self) -> Result<Vec<Place>> {
+        match &self.address {
+            Address::Tcp(address) | Address::Udp(address) => {
+                let found = resolve(&self.name, address)?.into_iter();
+                Ok(found.map(Place::Inet).collect())
+            }
+            Address::Unix(path) => {
+                let found = unix_address(path).map_err(|error| {
+                    let doing = format!("looking for {:?} at {}", self.name, path.display());
+                    Error::new(ErrorKind::Listen, doing).because(error)
+                })?;
+                Ok(vec![Place::Unix(found)])
+            }
+        }
     }
 }
 
@@ -150,13 +177,16 @@ impl Sockets {
     }
 
     /// Refuses new connections, and waits until the workers have emptied the queues: those who come in the meantime are
-    /// told so, and nobody who was let in is cut off. Workers stop only after that.
-    pub(crate) fn give_up(&self) -> impl Future<Output = Vec<String>> + Send + use<> {
+    /// told so, and nobody who was let in is cut off. Workers stop only after that, and have half of the stop at least.
+    pub(crate) fn give_up(
+        &self,
+        stop_within: Duration,
+    ) -> impl Future<Output = Vec<String>> + Send + use<> {
         self.table.leave_to_manager();
         self.table.final_stop(FinalStop {
             is_alone: true,
             settle: STOP_SETTLE,
-            deadline: STOP_EMPTY,
+            deadline: STOP_EMPTY.min(stop_within / 2),
         })
     }
 }

@@ -39,7 +39,7 @@ use super::signals::{Heard, Signals};
 use super::slots::{Holder, SlotIndex, Slots};
 use super::sockets::{self, Sockets};
 use super::worker::Worker;
-use crate::config::{STOP_EMPTY, STOP_SETTLE};
+use crate::config::{EXIT_DEADLINE, STOP_EMPTY, STOP_SETTLE};
 use crate::control::{Asked, History, Reply, Request, Upgrade, Verdict, What, unix_ms};
 use crate::error::Result;
 use crate::protocol::message::{Slot, millis};
@@ -134,6 +134,8 @@ pub(super) struct Supervisor {
     pub(super) history: History,
     pub(super) waiting: Vec<oneshot::Sender<Reply>>,
     pub(super) giving_up: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
+    /// Until those of a supervisor before this one have left, who were told to.
+    pub(super) relieving: Option<Pin<Box<dyn Future<Output = Vec<String>> + Send>>>,
     trial: Option<Trial>,
     pub(super) began: Instant,
     pub(super) stable_since: SystemTime,
@@ -159,6 +161,7 @@ enum Input {
     Tried(Result<(), String>),
     Emptied(WorkerId),
     GivenUp(Vec<String>),
+    Relieved(Vec<String>),
     TimedOut,
 }
 
@@ -192,6 +195,7 @@ impl Supervisor {
             history: History::default(),
             waiting: Vec::new(),
             giving_up: None,
+            relieving: None,
             trial: None,
             began: Instant::now(),
             stable_since: SystemTime::now(),
@@ -215,7 +219,7 @@ impl Supervisor {
         self.await_those_before();
         self.perform();
         self.report();
-        while !self.is_stopped {
+        while !self.is_stopped || self.relieving.is_some() {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
                 Input::Relayed(relayed) => self.relayed(relayed),
@@ -226,6 +230,7 @@ impl Supervisor {
                 Input::Tried(outcome) => self.tried(outcome),
                 Input::Emptied(worker) => self.nobody_waits(worker),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
+                Input::Relieved(left) => self.relieved(&left),
                 Input::TimedOut => self.time_passed(),
             }
             self.perform();
@@ -236,8 +241,11 @@ impl Supervisor {
         let took = self
             .stopping_since
             .map_or(Duration::ZERO, |since| since.elapsed());
+        // Who could not be killed.
+        let left = self.workers.iter();
+        let left = left.map(|(id, worker)| format!("worker {id}, process {}", worker.pid));
         self.tell(What::Drained {
-            stragglers: Vec::new(),
+            stragglers: left.collect(),
             took_ms: millis(took),
         });
         // Nobody waits for it who has not gone.
@@ -267,20 +275,9 @@ impl Supervisor {
             let gone = gone.find(|(_, worker)| worker.poll_exited(context).is_ready());
             gone.map_or(Poll::Pending, |(id, _)| Poll::Ready(*id))
         });
-        let giving_up = &mut self.giving_up;
-        let given_up = async {
-            match giving_up {
-                Some(giving_up) => giving_up.await,
-                None => pending().await,
-            }
-        };
-        let trial = &mut self.trial;
-        let tried = async {
-            match trial {
-                Some(trial) => trial.outcome.as_mut().await,
-                None => pending().await,
-            }
-        };
+        let given_up = if_any(self.giving_up.as_mut());
+        let relieved = if_any(self.relieving.as_mut());
+        let tried = if_any(self.trial.as_mut().map(|trial| &mut trial.outcome));
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
@@ -291,6 +288,7 @@ impl Supervisor {
             heard = self.parts.signals.next() => Input::Heard(heard),
             outcome = tried => Input::Tried(outcome),
             cut_off = given_up => Input::GivenUp(cut_off),
+            left = relieved => Input::Relieved(left),
             () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
         }
@@ -329,6 +327,7 @@ impl Supervisor {
                 Output::Stop { worker } => self.tell_to_stop(worker),
                 Output::Kill { worker } => self.kill(worker),
                 Output::Failed { worker } => self.has_failed(worker),
+                Output::Lost { worker } => self.lose(worker),
                 Output::Held { release, reason } => {
                     self.parts
                         .service
@@ -475,11 +474,25 @@ impl Supervisor {
     /// Those of a supervisor before this one serve until this one's workers do.
     fn relieve_orphans(&mut self) {
         let machine = &self.parts.machine;
-        if machine.ready() >= machine.wanted() && !self.parts.orphans.is_empty() {
-            let orphans = std::mem::take(&mut self.parts.orphans);
+        if machine.ready() >= machine.wanted() {
+            self.relieve_orphans_by(Instant::now() + self.parts.stop_within);
+        }
+    }
+
+    fn relieve_orphans_by(&mut self, kill_at: Instant) {
+        let orphans = &self.parts.orphans;
+        if !orphans.is_empty() && self.relieving.is_none() {
             let message = format!("relieves {:?}, whose supervisor was killed", orphans.pids());
+            self.relieving = Some(Box::pin(orphans.relieve(kill_at.into())));
             self.tell(What::Warning { message });
-            orphans.relieve(self.parts.stop_within);
+        }
+    }
+
+    fn relieved(&mut self, left: &[String]) {
+        self.relieving = None;
+        self.parts.orphans = Orphans::default();
+        if !left.is_empty() {
+            self.outlived(&left.join(", "));
         }
     }
 
@@ -490,8 +503,7 @@ impl Supervisor {
         let (release, pid, slot) = (worker.release, worker.pid, worker.slot);
         match &self.slots {
             Some(_) if self.stopping_since.is_none() => self.leave_slot(id, slot),
-            // One that is gone is about to be collected.
-            _ => drop(worker.stop()),
+            _ => self.warn_unless_gone("telling to stop", id, worker.stop()),
         }
         self.tell_of(id, release, Some(pid), "stopping", String::new());
     }
@@ -500,10 +512,37 @@ impl Supervisor {
         let Some(worker) = self.workers.get(&id) else {
             return;
         };
-        kill(worker);
+        self.warn_unless_gone("killing", id, worker.kill());
         let (release, pid) = (worker.release, worker.pid);
         let why = "it had not left in time".to_owned();
         self.tell_of(id, release, Some(pid), "killed", why);
+    }
+
+    /// It is collected if it ends after all.
+    fn lose(&self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(&id) {
+            self.outlived(&format!("worker {id}, process {}", worker.pid));
+        }
+    }
+
+    fn outlived(&self, who: &str) {
+        let message = format!("lives on {EXIT_DEADLINE:?} after it was killed: {who}");
+        self.tell(What::Warning { message });
+        if self.stopping_since.is_some() {
+            self.parts.exit_code.store(KILLED, Ordering::Relaxed);
+        }
+    }
+
+    /// One that is gone is about to be collected. Of one that may not be told, as somebody else's, an operator has to know.
+    fn warn_unless_gone(&self, doing: &str, id: WorkerId, done: io::Result<()>) {
+        if let Err(error) = done
+            && error.raw_os_error() != Some(libc::ESRCH)
+        {
+            let pid = self.workers.get(&id).map(|worker| worker.pid);
+            let pid = pid.unwrap_or_default();
+            let message = format!("{doing} worker {id}, process {pid}: {error}");
+            self.tell(What::Warning { message });
+        }
     }
 
     fn collect(&mut self, id: WorkerId) {
@@ -542,9 +581,8 @@ impl Supervisor {
     }
 
     fn forward(&self, signal: i32) {
-        for worker in self.workers.values() {
-            // One that is gone is about to be collected.
-            let _ = worker.signal(signal);
+        for (id, worker) in &self.workers {
+            self.warn_unless_gone("passing a signal to", *id, worker.signal(signal));
         }
     }
 
@@ -611,8 +649,7 @@ impl Supervisor {
         if self.untold.remove(&id)
             && let Some(worker) = self.workers.get(&id)
         {
-            // One that is gone is about to be collected.
-            let _ = worker.stop();
+            self.warn_unless_gone("telling to stop", id, worker.stop());
         }
     }
 }
@@ -689,7 +726,8 @@ impl Supervisor {
             self.update = None;
             self.parts.machine.stand_still();
             self.resolve(&Reply::refused("the pool is stopping"));
-            self.giving_up = Some(Box::pin(self.parts.sockets.give_up()));
+            let emptied = self.parts.sockets.give_up(self.parts.stop_within);
+            self.giving_up = Some(Box::pin(emptied));
             self.tell(What::Draining {
                 in_flight: self.workers.len(),
                 reason: "stopping".to_owned(),
@@ -698,9 +736,11 @@ impl Supervisor {
             self.giving_up = None;
             let now = Instant::now();
             if !self.parts.machine.is_stopping() {
-                self.parts.machine.stop(now);
+                self.parts.machine.stop(now, now);
             }
-            self.parts.machine.stop(now);
+            self.parts.machine.stop(now, now);
+            self.relieve_orphans_by(now);
+            self.parts.orphans.kill();
         }
     }
 
@@ -710,7 +750,10 @@ impl Supervisor {
             let message = format!("connections waited until the end at {}", cut_off.join(", "));
             self.tell(What::Warning { message });
         }
-        self.parts.machine.stop(Instant::now());
+        let now = Instant::now();
+        let since = self.stopping_since.unwrap_or(now);
+        self.parts.machine.stop(since, now);
+        self.relieve_orphans_by(since + self.parts.stop_within);
     }
 }
 
@@ -754,5 +797,15 @@ fn reason_of(refusal: &Reply) -> String {
     }
 }
 
+/// What the future comes to, if there is one.
+async fn if_any<F: Future + Unpin>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+/// What shells say of a process that had to be killed (128 and SIGKILL).
+const KILLED: u8 = 137;
 /// Probes that have succeeded and not been looked at.
 const PROBED_MAX: usize = 16;

@@ -125,6 +125,12 @@ pub(crate) fn inode(descriptor: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(fstat(descriptor)?.st_ino)
 }
 
+/// Who has made what an open descriptor leads to; of a socket nobody but root can change that.
+#[cfg(feature = "pool")]
+pub(crate) fn owner(descriptor: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(fstat(descriptor)?.st_uid)
+}
+
 /// Whether two descriptors lead to the same file, pipe or socket.
 pub(crate) fn same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
     let (one, other) = (fstat(one)?, fstat(other)?);

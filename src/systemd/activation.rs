@@ -156,7 +156,7 @@ impl Activation {
 }
 
 /// What kind of served socket this is, or what else it is.
-pub(crate) fn kind_of(descriptor: &OwnedFd) -> Result<SlotKind, String> {
+fn kind_of(descriptor: &OwnedFd) -> Result<SlotKind, String> {
     let socket = SockRef::from(descriptor);
     let told = |error: io::Error| match error.raw_os_error() {
         Some(libc::ENOTSOCK) => "not a socket, and nothing that is served".to_owned(),

@@ -8,7 +8,7 @@ use std::process::Command;
 use handover_load::process::{children, eventually, is_alive, signal, wait_gone};
 use handover_load::{Kind, Load, Mix, Signal};
 
-use crate::rig::{Pool, QUICK, SUPERVISOR};
+use crate::rig::{NOBODY, Pool, QUICK, SUPERVISOR};
 use crate::shim::{Fault, Mode, Role, Switch};
 use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers, testd};
 
@@ -109,14 +109,6 @@ async fn sockets_that_may_not_be_taken_back_are_an_error_that_says_what_to_do_an
     more_answers(&load, 1).await;
     assert_no_failure(&load.stop().await);
 }
-
-/// Root alone can become somebody else.
-const NOBODY: [&str; 4] = [
-    "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
-];
 
 #[tokio::test]
 async fn a_user_who_may_not_look_at_the_workers_is_told_whose_they_may_be() {

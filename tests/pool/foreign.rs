@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use handover_load::{Kind, Load, Mix};
+use handover_load::process::wait_gone;
+use handover_load::{Kind, Load, Mix, Signal};
 
-use crate::rig::{Pool, QUICK};
-use crate::support::{DEADLINE, assert_no_failure, free_address, get};
+use crate::rig::{Pool, QUICK, may_trace};
+use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers};
 
 const VERSION: &str = "27.0.1";
 const ROUNDS: usize = 10;
@@ -20,11 +21,60 @@ async fn gunicorn_is_rolled_ten_times_under_load_and_nobody_is_refused_or_cut_of
         return;
     };
     for readiness in ["notify", "accepts"] {
-        roll(&library, readiness).await;
+        let flags = [&QUICK[..], &["--ready", readiness]].concat();
+        let pool = pool(&library, &flags);
+        let load = load(&pool).await;
+        for _ in 0..ROUNDS {
+            let (code, reply) = pool.json(&["upgrade"]).await;
+            assert_eq!(code, 0, "{reply}");
+        }
+        assert!(pool.fewest_ready() >= 2);
+        let report = load.stop().await;
+        println!("{readiness}\n{report}");
+        assert_no_failure(&report);
     }
 }
 
-async fn roll(library: &Path, readiness: &str) {
+#[tokio::test]
+async fn gunicorn_gives_its_sockets_back_wherever_it_has_put_them_and_nobody_is_refused_or_cut_off()
+{
+    let Some(library) = gunicorn() else {
+        println!("skipped: gunicorn cannot be installed");
+        return;
+    };
+    if !may_trace() {
+        println!("skipped: this user may not trace its own processes (kernel.yama.ptrace_scope)");
+        return;
+    }
+    let mut pool = pool(&library, &QUICK);
+    let load = load(&pool).await;
+    let before = pool.pids().await;
+    // It has closed what it was passed, and goes on with a duplicate.
+    let passed = format!("/proc/{}/fd/3", before[0]);
+    assert!(!fs::read_link(passed).is_ok_and(|link| link.to_string_lossy().starts_with("socket:")));
+    pool.signal(Signal::KILL);
+    wait_gone(pool.server.pid(), DEADLINE).await.unwrap();
+    more_answers(&load, 1).await;
+    let _killed = pool.restart(2, &QUICK);
+    pool.until_ready(2).await;
+    for pid in before {
+        wait_gone(pid, DEADLINE).await.unwrap();
+    }
+    pool.until_rests_on(1, 2).await;
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+async fn load(pool: &Pool) -> Load {
+    pool.until_ready(2).await;
+    assert_eq!(get(pool.web, "/").await.unwrap().text, "hello\n");
+    let mix = Mix::none().with(Kind::Fresh, 8).with(Kind::Slow, 4);
+    let load = Load::start(pool.web, mix);
+    load.until_answers(1, 50, DEADLINE).await.unwrap();
+    load
+}
+
+fn pool(library: &Path, flags: &[&str]) -> Pool {
     let (room, web) = (tempfile::tempdir().unwrap(), free_address());
     fs::write(room.path().join("app.py"), APP).unwrap();
     let program = room.path().join("server");
@@ -45,20 +95,7 @@ async fn roll(library: &Path, readiness: &str) {
         "gthread",
         "app:app",
     ];
-    let flags = [&QUICK[..], &["--ready", readiness]].concat();
-    let pool = Pool::of(room, web, 2, &flags, &command);
-    pool.until_ready(2).await;
-    assert_eq!(get(web, "/").await.unwrap().text, "hello\n");
-    let load = Load::start(web, Mix::none().with(Kind::Fresh, 8).with(Kind::Slow, 4));
-    load.until_answers(1, 50, DEADLINE).await.unwrap();
-    for _ in 0..ROUNDS {
-        let (code, reply) = pool.json(&["upgrade"]).await;
-        assert_eq!(code, 0, "{reply}");
-    }
-    assert!(pool.fewest_ready() >= 2);
-    let report = load.stop().await;
-    println!("{readiness}\n{report}");
-    assert_no_failure(&report);
+    Pool::of(room, web, 2, flags, &command)
 }
 
 /// Where it is installed, once for all runs of the tests.

@@ -11,6 +11,7 @@ mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
 mod operated;
+mod orphans;
 mod reuseport;
 mod rig;
 mod rolling;
@@ -18,6 +19,7 @@ mod rolling;
 #[path = "../faults/shim.rs"]
 mod shim;
 mod small;
+mod stops;
 mod succession;
 #[allow(dead_code, reason = "the process tests need more of it")]
 #[path = "../it/support.rs"]

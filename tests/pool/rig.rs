@@ -5,12 +5,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use handover::control::{Client, PoolState, Reply, Request, Status};
+use handover_load::process::children;
 use handover_load::{Mix, Server, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::operated::{Ran, program, run};
@@ -31,6 +34,7 @@ pub(crate) struct Pool {
     pub(crate) web: SocketAddr,
     pub(crate) room: TempDir,
     workers: usize,
+    program: Vec<String>,
 }
 
 impl Pool {
@@ -82,13 +86,13 @@ impl Pool {
             web,
             room,
             workers,
+            program: program.iter().map(ToString::to_string).collect(),
         }
     }
 
     /// Once more, at the same place. Returns the one before, whose end ends its processes.
     pub(crate) fn restart(&mut self, workers: usize, flags: &[&str]) -> Server {
-        let program = self.file(PROGRAM);
-        let program = [program.to_str().unwrap()];
+        let program: Vec<&str> = self.program.iter().map(String::as_str).collect();
         let command = supervisor(&[], &self.room, self.web, workers, flags, &program);
         std::mem::replace(&mut self.server, Server::spawn(command).unwrap())
     }
@@ -199,10 +203,87 @@ impl Pool {
         up.min().unwrap()
     }
 
+    /// Looks from outside from now on, how many accept.
+    pub(crate) async fn lookout(&self) -> Lookout {
+        let worker = self.pids().await[0];
+        let socket = fs::read_link(format!("/proc/{worker}/fd/3")).unwrap();
+        let socket = socket.to_str().unwrap().trim_start_matches("socket:[");
+        let inode: u64 = socket.trim_end_matches(']').parse().unwrap();
+        Lookout::begin(self.server.pid(), inode)
+    }
+
     pub(crate) fn signal(&self, with: Signal) {
         self.server.signal(with).unwrap();
     }
 }
+
+/// Root may; others where nothing restricts it (ptrace(2)).
+pub(crate) fn may_trace() -> bool {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    rustix::process::geteuid().is_root() || scope.is_ok_and(|scope| scope.trim() == "0")
+}
+
+/// Looks again and again how many workers have the kernel tell them of new connections, which is what no supervisor says of
+/// itself.
+pub(crate) struct Lookout {
+    seen: Arc<Mutex<Vec<usize>>>,
+    looking: JoinHandle<()>,
+}
+
+impl Lookout {
+    fn begin(supervisor: u32, inode: u64) -> Self {
+        let seen = Arc::<Mutex<Vec<usize>>>::default();
+        let counts = Arc::clone(&seen);
+        let looking = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(LOOK_EVERY);
+            loop {
+                ticks.tick().await;
+                let began = Instant::now();
+                let workers = children(supervisor).into_iter();
+                let count = workers.filter(|pid| accepts(*pid, inode)).count();
+                // One that takes longer may miss who comes and who goes.
+                if began.elapsed() < LOOK_MAX {
+                    counts.lock().unwrap().push(count);
+                }
+            }
+        });
+        Self { seen, looking }
+    }
+
+    /// How often it has looked, and the fewest that it has seen.
+    pub(crate) fn fewest(self) -> (usize, usize) {
+        self.looking.abort();
+        let seen = self.seen.lock().unwrap();
+        (seen.len(), seen.iter().copied().min().unwrap_or(0))
+    }
+}
+
+/// Whether a process watches a socket by epoll(7), as proc_pid_fdinfo(5) has it.
+fn accepts(pid: u32, inode: u64) -> bool {
+    let wanted = format!("ino:{inode:x}");
+    let table = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let mut texts = table
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    texts.any(|text| {
+        let mut watched = text.lines().filter(|line| line.starts_with("tfd:"));
+        watched.any(|line| line.split_whitespace().any(|word| word == wanted))
+    })
+}
+
+/// Root alone can become somebody else.
+pub(crate) const NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+/// How often a lookout looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Less than [`QUICK`]'s workers are ready before others leave.
+const LOOK_MAX: Duration = Duration::from_millis(40);
 
 fn supervisor(
     prefix: &[&str],
@@ -245,7 +326,7 @@ fn release(room: &Path, script: &str) {
     fs::rename(draft, room.join(PROGRAM)).unwrap();
 }
 
-const PROGRAM: &str = "app";
+pub(crate) const PROGRAM: &str = "app";
 /// What the supervisor is started as.
 pub(crate) const SUPERVISOR: &str = "supervisor";
 const CONTROL: &str = "control.sock";

@@ -12,12 +12,16 @@ async fn fifty_rolling_updates_under_mixed_load_lose_nothing_and_four_are_always
     let pool = Pool::start(4, &QUICK).await;
     let load = Load::start(pool.web, mix());
     load.until_answers(1, 200, DEADLINE).await.unwrap();
+    let lookout = pool.lookout().await;
     for to in 2..2 + ROUNDS {
         let (code, reply) = pool.json(&["upgrade"]).await;
         assert_eq!(code, 0, "{reply}");
         assert_eq!(reply["upgrade"]["generation"], to, "{reply}");
     }
     assert_eq!(pool.fewest_ready(), 4);
+    let (looks, fewest) = lookout.fewest();
+    println!("{looks} looks, {fewest} accept at least");
+    assert!(looks as u64 > ROUNDS && fewest >= 4, "{looks}, {fewest}");
     more_answers(&load, 1).await;
     let report = load.stop().await;
     println!("{report}");
@@ -30,11 +34,14 @@ async fn with_one_unavailable_three_are_always_ready_and_never_are_there_five() 
     let pool = Pool::start(4, &[&QUICK[..], &flags].concat()).await;
     let load = Load::start(pool.web, mix());
     load.until_answers(1, 200, DEADLINE).await.unwrap();
+    let lookout = pool.lookout().await;
     for _ in 0..5 {
         let (code, reply) = pool.json(&["upgrade"]).await;
         assert_eq!(code, 0, "{reply}");
     }
     assert_eq!(pool.fewest_ready(), 3);
+    let (looks, fewest) = lookout.fewest();
+    assert!(looks > 5 && fewest == 3, "{looks}, {fewest}");
     assert!(!pool.server.log().contains("; 5 of 4 ready"));
     more_answers(&load, 1).await;
     assert_no_failure(&load.stop().await);

@@ -1,6 +1,8 @@
 //! Bad releases: halted, undone, and told by exit code 3.
 
-use handover_load::{Kind, Load, Mix};
+use std::time::Duration;
+
+use handover_load::{Failure, Kind, Load, Mix};
 
 use crate::rig::{Pool, QUICK};
 use crate::support::{
@@ -53,21 +55,27 @@ async fn a_release_that_is_never_ready_is_undone_at_its_deadline_and_nobody_noti
 #[tokio::test]
 async fn a_release_that_answers_500_is_undone_by_the_guard() {
     let pool = Pool::start(4, &["--min-healthy", "15s", "--healthy-deadline", "20s"]).await;
-    let web = pool.web;
-    let asking = tokio::spawn(async move {
-        loop {
-            let asked = (0..8).map(|_| get(web, "/work"));
-            // An answer with 500 is an error here, and is what the guard is to see.
-            let _ = futures_util::future::join_all(asked).await;
-        }
-    });
-    pool.release("echo ill=yes >bad; export TESTD_PLAN=bad");
+    // Slow ones are under way at any time, and lost with whoever ends too early.
+    let mix = Mix {
+        slow_for: Duration::from_millis(300),
+        ..mix().with(Kind::Slow, 8)
+    };
+    let load = Load::start(pool.web, mix);
+    load.until_answers(1, 100, DEADLINE).await.unwrap();
+    pool.release("echo errors=100 >bad; export TESTD_PLAN=bad");
     let (code, reply) = pool.json(&["upgrade"]).await;
-    asking.abort();
     assert_eq!(code, 3, "{reply}");
     let reason = reply["upgrade"]["reason"].as_str().unwrap();
     assert!(reason.contains("errors"), "{reason}");
     pool.until_rests_on(1, 4).await;
+    more_answers(&load, 1).await;
+    let report = load.stop().await;
+    assert!(report.failures() > 0, "{report}");
+    for kind in &report.kinds {
+        // What the guard has seen, and nothing else.
+        let ill = report.failed(kind.kind, Failure::Status5xx);
+        assert_eq!(kind.failed(), ill, "{report}");
+    }
 }
 
 #[tokio::test]

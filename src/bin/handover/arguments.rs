@@ -196,7 +196,7 @@ pub(crate) struct Run {
     /// How long the replacement of a crashed worker waits at most.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     backoff_max: Duration,
-    /// How long a worker that was told to stop may take until it is killed.
+    /// How long a worker that was told to stop may take until it is killed, and a stop of the pool in all.
     #[arg(long, value_name = "TIME", default_value = "28s", value_parser = duration)]
     stop_within: Duration,
     /// A signal that every worker is to have too, by its name or number, such as USR1 or WINCH.

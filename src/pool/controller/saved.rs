@@ -61,7 +61,7 @@ impl Controller {
                 State::Stopping { kill_at } => SavedState::Stopping {
                     left: left(kill_at),
                 },
-                State::Killed => SavedState::Killed,
+                State::Killed { .. } => SavedState::Killed,
             },
             crashes: it.crashes,
         });
@@ -100,7 +100,7 @@ impl Controller {
                 SavedState::Stopping { left } => State::Stopping {
                     kill_at: now + left,
                 },
-                SavedState::Killed => State::Killed,
+                SavedState::Killed => State::killed(now),
             };
             let (release, crashes) = (it.release, it.crashes);
             let worker = Worker {
@@ -177,7 +177,7 @@ mod tests {
         machine.update(2, Plan::default(), now).unwrap();
         assert_eq!(machine.save(now).unwrap_err(), Refusal::UnderWay(2));
         let mut machine = pool(now);
-        machine.stop(now);
+        machine.stop(now, now);
         assert_eq!(machine.save(now).unwrap_err(), Refusal::Stopping);
     }
 

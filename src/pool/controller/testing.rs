@@ -14,8 +14,9 @@ impl Controller {
             match &mut worker.state {
                 State::Starting { deadline: at }
                 | State::Settling { until: at }
-                | State::Stopping { kill_at: at } => *at -= by,
-                State::Serving | State::Killed => {}
+                | State::Stopping { kill_at: at }
+                | State::Killed { lost_at: at } => *at -= by,
+                State::Serving => {}
             }
         }
         for at in self

@@ -29,6 +29,11 @@ pub(crate) enum Output {
         /// Which.
         worker: WorkerId,
     },
+    /// A worker lives on though it was killed, and is waited for no longer.
+    Lost {
+        /// Which.
+        worker: WorkerId,
+    },
     /// The update does not go on by itself.
     Held {
         /// The candidate.

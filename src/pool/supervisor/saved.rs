@@ -164,6 +164,7 @@ impl Supervisor {
             history,
             waiting: Vec::new(),
             giving_up: None,
+            relieving: None,
             trial: None,
             began: now.checked_sub(up).unwrap_or(now),
             stable_since: saved.stable_since,
