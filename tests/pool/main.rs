@@ -18,3 +18,4 @@ mod succession;
 #[path = "../it/support.rs"]
 mod support;
 mod undone;
+mod unread;

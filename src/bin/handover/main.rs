@@ -6,6 +6,7 @@ mod commands;
 mod curves;
 mod exit;
 mod following;
+mod log;
 mod output;
 mod progress;
 mod schema;

@@ -46,12 +46,10 @@ impl Output {
         say(text.trim_end())
     }
 
-    /// One line of a log, on standard error: standard output is the workers'.
-    pub(crate) fn log(self, content: &impl Serialize, text: impl FnOnce() -> String) {
+    /// One line of a log.
+    pub(crate) fn line(self, content: &impl Serialize, text: impl FnOnce() -> String) -> String {
         let value = serde_json::to_value(content).ok().filter(|_| self.json);
-        let line = value.map_or_else(text, versioned);
-        // Without a standard error there is nobody to tell.
-        let _ = writeln!(io::stderr(), "{line}");
+        value.map_or_else(text, versioned)
     }
 
     /// Why there is no answer, and the exit code that says so.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::arguments::Run;
 use crate::exit::Exit;
+use crate::log::Log;
 use crate::output::Output;
 use crate::text;
 
@@ -24,10 +25,12 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
         Err(error) => return output.error(&error).into(),
     };
     let mut events = pool.events();
-    let log = tokio::spawn(async move {
+    // Standard output is the workers'.
+    let mut log = Log::on_stderr(output);
+    let logged = tokio::spawn(async move {
         while let Some(happened) = events.next().await {
             let is_last = text::is_end(&happened);
-            output.log(&happened, || text::happened(&happened));
+            log.say(&happened);
             if is_last {
                 return;
             }
@@ -35,6 +38,6 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
     });
     pool.stopped().await;
     // It ends with the last event, which is there by now.
-    let _ = log.await;
+    let _ = logged.await;
     pool.exit_code().into()
 }
