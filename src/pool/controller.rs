@@ -483,6 +483,7 @@ impl Controller {
         self.check_running()?;
         check_size(wanted)?;
         self.wanted = wanted;
+        self.halt_if_too_many_failed(now);
         self.reconcile(now);
         Ok(())
     }
@@ -871,12 +872,26 @@ impl Controller {
 
     /// A candidate has failed.
     fn fail(&mut self, reason: String, now: Instant) {
-        let wanted = self.wanted;
         let Some(update) = &mut self.update else {
             return;
         };
         update.failures += 1;
-        if update.failures >= update.plan.halt_on_failures.clamp(1, wanted) {
+        if update.failures >= update.failures_max(self.wanted) {
+            self.halt(reason, now);
+        }
+    }
+
+    /// In a smaller pool fewer failures are too many: at least one candidate has to count for a commit.
+    fn halt_if_too_many_failed(&mut self, now: Instant) {
+        if let Some(update) = &self.update
+            && self.is_tried(update.candidate)
+            && update.failures >= update.failures_max(self.wanted)
+        {
+            let (failed, release) = (update.failures, update.candidate);
+            let reason = format!(
+                "{failed} workers of release {release} have failed, and {} are wanted by now",
+                self.wanted
+            );
             self.halt(reason, now);
         }
     }
@@ -988,6 +1003,13 @@ impl Controller {
     fn check_update(&mut self) -> Result<&mut Update, Refusal> {
         self.check_running()?;
         self.update.as_mut().ok_or(Refusal::NoUpdate)
+    }
+}
+
+impl Update {
+    /// How many candidates have to fail to halt it, in a pool of this size.
+    fn failures_max(&self, wanted: usize) -> usize {
+        self.plan.halt_on_failures.clamp(1, wanted)
     }
 }
 
