@@ -21,10 +21,16 @@ pub(super) struct Judge {
     guards: Guards,
     candidate: ReleaseId,
     stable: ReleaseId,
-    /// What stable had counted when the update began.
-    base: Counts,
+    /// What both had counted when it began to look.
+    base: Base,
     begun: Instant,
     next: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    candidate: Counts,
+    stable: Counts,
 }
 
 impl Counted {
@@ -57,10 +63,18 @@ impl Judge {
             guards: Guards::new(&Rollout::blue_green()),
             candidate,
             stable,
-            base: counted.of(stable),
+            base: Base {
+                candidate: counted.of(candidate),
+                stable: counted.of(stable),
+            },
             begun: now,
             next: now + LOOK_INTERVAL,
         }
+    }
+
+    /// Judges by what is counted from now on: what has been found before is forgiven.
+    pub(super) fn begin_again(&mut self, counted: &Counted, now: Instant) {
+        *self = Self::begin(self.candidate, self.stable, counted, now);
     }
 
     pub(super) fn poll_timeout(&self) -> Instant {
@@ -74,8 +88,8 @@ impl Judge {
         }
         self.next = now + LOOK_INTERVAL;
         let sides = Sides {
-            candidate: counted.of(self.candidate),
-            stable: counted.of(self.stable).since(self.base),
+            candidate: counted.of(self.candidate).since(self.base.candidate),
+            stable: counted.of(self.stable).since(self.base.stable),
             share: Share::NONE,
         };
         let readings = self
@@ -113,28 +127,42 @@ mod tests {
         assert_eq!(counted.of(2), Counts::default());
     }
 
+    /// Ten seconds of clients, whom the candidate answers errors only if it `errs`, and what the judge finds.
+    fn watched(
+        judge: &mut Judge,
+        counted: &mut Counted,
+        begun: Instant,
+        errs: bool,
+    ) -> Option<String> {
+        let mut found = None;
+        for look in 1..=200 {
+            counted.add(1, None, &tally(40, 0));
+            counted.add(2, None, &tally(10, u64::from(errs) * 10));
+            let at = begun + look * Duration::from_millis(50);
+            found = found.or_else(|| judge.look(counted, at));
+        }
+        found
+    }
+
     #[test]
     fn a_candidate_that_errs_is_found_out_and_one_that_does_not_is_left_alone() {
-        for (errs, is_found) in [(true, true), (false, false)] {
+        for errs in [true, false] {
             let (mut counted, now) = (Counted::default(), Instant::now());
             let mut judge = Judge::begin(2, 1, &counted, now);
-            let (mut found, mut at) = (None, now);
-            let (mut stable, mut candidate) = (Tally::default(), Tally::default());
-            for _ in 0..200 {
-                at += Duration::from_millis(50);
-                let (more, worse) = (
-                    tally(stable.requests + 40, 0),
-                    tally(
-                        candidate.requests + 10,
-                        candidate.errors + u64::from(errs) * 10,
-                    ),
-                );
-                counted.add(1, Some(&stable), &more);
-                counted.add(2, Some(&candidate), &worse);
-                (stable, candidate) = (more, worse);
-                found = found.or_else(|| judge.look(&counted, at));
-            }
-            assert_eq!(found.is_some(), is_found, "{found:?}");
+            let found = watched(&mut judge, &mut counted, now, errs);
+            assert_eq!(found.is_some(), errs, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_before_a_resume_is_forgiven_and_what_comes_after_it_is_found_again() {
+        let (mut counted, mut now) = (Counted::default(), Instant::now());
+        let mut judge = Judge::begin(2, 1, &counted, now);
+        for errs in [true, false, true] {
+            judge.begin_again(&counted, now);
+            let found = watched(&mut judge, &mut counted, now, errs);
+            assert_eq!(found.is_some(), errs, "{found:?}");
+            now += Duration::from_secs(20);
         }
     }
 }

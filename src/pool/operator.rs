@@ -43,7 +43,7 @@ impl Supervisor {
                 return self.answer_when_done(begun, true, reply);
             }
             Request::Pause => self.operate(Controller::pause).map(done),
-            Request::Resume => self.operate(Controller::resume).map(done),
+            Request::Resume => self.resume_update().map(done),
             Request::Scale { workers } => self
                 .operate(|machine, now| machine.scale(workers, now))
                 .map(done),
@@ -104,6 +104,15 @@ impl Supervisor {
         };
         // Who has gone needs none.
         let _ = reply.send(now);
+    }
+
+    /// With what has halted it forgiven.
+    fn resume_update(&mut self) -> Result<ReleaseId, Reply> {
+        let resumed = self.operate(Controller::resume)?;
+        if let Some(judge) = &mut self.judge {
+            judge.begin_again(&self.counted, Instant::now());
+        }
+        Ok(resumed)
     }
 
     /// The number of the release that it is about.

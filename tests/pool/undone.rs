@@ -1,6 +1,12 @@
 //! Bad releases: halted, undone, and told by exit code 3.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use handover::control::PoolState;
 use handover_load::{Kind, Load, Mix};
+use tokio::time::timeout;
 
 use crate::rig::{Pool, QUICK};
 use crate::support::{
@@ -50,17 +56,33 @@ async fn a_release_that_is_never_ready_is_undone_at_its_deadline_and_nobody_noti
     assert_no_failure(&load.stop().await);
 }
 
+/// Says how often it has asked.
+async fn ask_until(enough: Arc<AtomicBool>, web: SocketAddr) -> u64 {
+    let mut count = 0;
+    while !enough.load(Ordering::Relaxed) {
+        let asked = (0..8).map(|_| get(web, "/work"));
+        // An answer with 500 is an error here, and is what the guard is to see.
+        count += futures_util::future::join_all(asked).await.len() as u64;
+    }
+    count
+}
+
+/// The supervisor has heard of this many requests, of all workers together.
+async fn until_counted(pool: &Pool, requests: u64) {
+    let counted = async {
+        let all = |state: PoolState| -> u64 {
+            let workers = state.workers.iter();
+            workers.filter_map(|worker| worker.requests).sum()
+        };
+        while all(pool.pool().await) != requests {}
+    };
+    timeout(DEADLINE, counted).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_release_that_answers_500_is_undone_by_the_guard() {
     let pool = Pool::start(4, &["--min-healthy", "15s", "--healthy-deadline", "20s"]).await;
-    let web = pool.web;
-    let asking = tokio::spawn(async move {
-        loop {
-            let asked = (0..8).map(|_| get(web, "/work"));
-            // An answer with 500 is an error here, and is what the guard is to see.
-            let _ = futures_util::future::join_all(asked).await;
-        }
-    });
+    let asking = tokio::spawn(ask_until(Arc::default(), pool.web));
     pool.release("echo ill=yes >bad; export TESTD_PLAN=bad");
     let (code, reply) = pool.json(&["upgrade"]).await;
     asking.abort();
@@ -104,6 +126,24 @@ async fn a_mix_that_is_to_stay_waits_for_an_operator_with_exit_code_6() {
     );
     pool.run(&["abort"]).await.assert_code(0);
     pool.until_rests_on(1, 2).await;
+}
+
+#[tokio::test]
+async fn an_update_that_the_guard_has_halted_goes_on_once_it_is_resumed() {
+    let flags = ["--min-healthy", "3s", "--on-failure", "halt"];
+    let pool = Pool::start(2, &flags).await;
+    let enough = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn(ask_until(Arc::clone(&enough), pool.web));
+    pool.release("echo ill=yes >bad; export TESTD_PLAN=bad");
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    enough.store(true, Ordering::Relaxed);
+    until_counted(&pool, asking.await.unwrap()).await;
+    assert_eq!((code, &reply["reply"]), (6, &"held".into()), "{reply}");
+    let reason = reply["reason"].as_str().unwrap();
+    assert!(reason.contains("errors"), "{reason}");
+    // Nobody asks any more, so nothing speaks against it but what did before.
+    pool.run(&["resume"]).await.assert_code(0);
+    pool.until_rests_on(2, 2).await;
 }
 
 #[tokio::test]
