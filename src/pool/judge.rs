@@ -47,6 +47,11 @@ impl Counted {
         all.errors = all.errors.saturating_add(more.errors);
     }
 
+    /// Forgets releases that nobody will ask about any more, and whose workers are gone.
+    pub(super) fn retain(&mut self, is_needed: impl Fn(ReleaseId) -> bool) {
+        self.0.retain(|release, _| is_needed(*release));
+    }
+
     fn of(&self, release: ReleaseId) -> Counts {
         self.0.get(&release).copied().unwrap_or_default()
     }
@@ -125,6 +130,16 @@ mod tests {
         let all = counted.of(1);
         assert_eq!((all.requests, all.errors), (20, 2));
         assert_eq!(counted.of(2), Counts::default());
+    }
+
+    #[test]
+    fn a_release_that_nobody_needs_takes_no_room() {
+        let mut counted = Counted::default();
+        for release in 1..100 {
+            counted.add(release, None, &tally(10, 1));
+            counted.retain(|it| it + 1 >= release);
+        }
+        assert_eq!(counted.0.len(), 2);
     }
 
     /// Ten seconds of clients, whom the candidate answers errors only if it `errs`, and what the judge finds.

@@ -672,6 +672,10 @@ impl Supervisor {
         let kept = [Some(self.parts.machine.stable()), self.before];
         self.releases
             .retain(|number, _| kept.contains(&Some(*number)));
+        self.counted.retain(|release| {
+            let mut workers = self.workers.values();
+            kept.contains(&Some(release)) || workers.any(|worker| worker.release == release)
+        });
         self.tell(what);
         let upgrade = Upgrade {
             generation: release,
