@@ -574,6 +574,14 @@ impl Controller {
         Some((stage, worker.crashes))
     }
 
+    /// When a worker must be ready, if it is not yet.
+    pub(crate) fn ready_by(&self, worker: WorkerId) -> Option<Instant> {
+        match self.workers.get(&worker)?.state {
+            State::Starting { deadline } => Some(deadline),
+            _ => None,
+        }
+    }
+
     // What is decided.
 
     /// Asks for what is missing, and for the end of what is too much.

@@ -11,13 +11,13 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::sys::descriptors::{recv, watched};
-use crate::sys::queue::accept_queue;
+use crate::sys::queue::{accept_queue, is_end_heard};
 
 /// When a worker counts as ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Readiness {
     #[default]
     Notify,
     /// When it has accepted a connection on a socket of its own: one more is passed to it, behind the others and under the
-    /// name `probe`, on a port of the loopback address.
+    /// name `probe`, on a port of the loopback address. Nothing comes on that connection but its end.
     Accepts,
     /// When it has been alive for so long.
     Alive(Duration),
@@ -133,15 +133,17 @@ pub(crate) fn private_listener() -> io::Result<TcpListener> {
 
 /// Waits until somebody has accepted from a private listener. Bounded by whoever waits.
 ///
+/// An empty queue says so only of a connection that has been in it, which is known of one whose end was heard.
+///
 /// # Errors
 ///
 /// If the kernel gives no connection.
 pub(crate) async fn accepted(listener: TcpListener) -> io::Result<()> {
-    let connection = TcpStream::connect(listener.local_addr()?).await?;
-    while accept_queue(listener.as_fd())? > 0 {
+    let mut connection = TcpStream::connect(listener.local_addr()?).await?;
+    connection.shutdown().await?;
+    while !is_end_heard(connection.as_fd())? || accept_queue(listener.as_fd())? > 0 {
         sleep(PROBE_LOOK).await;
     }
-    drop(connection);
     Ok(())
 }
 

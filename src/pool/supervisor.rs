@@ -17,7 +17,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout_at};
 
 pub(super) use self::saved::Saved;
 use self::succession::Trial;
@@ -377,13 +377,12 @@ impl Supervisor {
     }
 
     /// What a worker does not say itself.
-    fn await_ready(&self, worker: WorkerId, started: &Worker) {
-        let sender = self.probed.0.clone();
-        let limit = self.parts.machine.plan().healthy_deadline;
-        let readiness = self.parts.readiness;
-        if readiness == Readiness::Notify {
+    fn await_ready(&self, id: WorkerId, started: &Worker) {
+        let (readiness, deadline) = (self.parts.readiness, self.parts.machine.ready_by(id));
+        let Some(deadline) = deadline.filter(|_| readiness != Readiness::Notify) else {
             return;
-        }
+        };
+        let sender = self.probed.0.clone();
         let age = started.started.elapsed();
         // Without another descriptor it is not ready in time.
         let probe = started.probe.as_ref().and_then(|it| it.try_clone().ok());
@@ -395,13 +394,13 @@ impl Supervisor {
                     true
                 }
                 (_, Some(probe)) => {
-                    let accepted = timeout(limit, readiness::accepted(probe)).await;
+                    let accepted = timeout_at(deadline.into(), readiness::accepted(probe)).await;
                     accepted.is_ok_and(|accepted| accepted.is_ok())
                 }
                 _ => false,
             };
             if is_ready {
-                let _ = sender.send(worker).await;
+                let _ = sender.send(id).await;
             }
         });
     }

@@ -9,6 +9,7 @@ mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
 #[path = "../cli/operated.rs"]
 mod operated;
+mod ready;
 mod reuseport;
 mod rig;
 mod rolling;

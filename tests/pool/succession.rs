@@ -9,7 +9,7 @@ use handover_load::process::eventually;
 use handover_load::{Kind, Load, Mix, Signal};
 use tokio::time::timeout;
 
-use crate::rig::{Pool, QUICK, SUPERVISOR, mix};
+use crate::rig::{ACCEPTS, Pool, QUICK, SUPERVISOR, mix};
 use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers};
 
 const ROUNDS: u64 = 20;
@@ -251,14 +251,3 @@ async fn a_worker_that_is_not_ready_yet_is_awaited_by_the_next_supervisor_too() 
         assert_eq!(pool.pool().await.workers[0].worker, 1);
     }
 }
-
-/// Accepts from all that it is passed, once it may.
-const ACCEPTS: &str = "
-import os, select, socket, sys
-sockets = [socket.socket(fileno=3 + n) for n in range(int(os.environ['LISTEN_FDS']))]
-while not os.path.exists(sys.argv[1]):
-    select.select([], [], [], 0.01)
-while True:
-    for found in select.select(sockets, [], [])[0]:
-        found.accept()[0].close()
-";

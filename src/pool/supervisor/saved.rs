@@ -153,13 +153,7 @@ impl Supervisor {
     /// Whoever was not ready goes on to be awaited, by what it does not say itself.
     pub(super) fn await_those_before(&self) {
         for (id, worker) in &self.workers {
-            let is_starting = matches!(
-                self.parts.machine.stage(*id),
-                Some((controller::Stage::Starting, _))
-            );
-            if is_starting {
-                self.await_ready(*id, worker);
-            }
+            self.await_ready(*id, worker);
         }
     }
 }
