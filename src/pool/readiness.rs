@@ -2,18 +2,21 @@
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
+use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::sys::descriptors::{recv, watched};
@@ -51,16 +54,18 @@ pub(crate) struct Notification {
 }
 
 impl NotifySocket {
-    /// At an abstract address that nobody can guess, and that is gone with this process.
-    pub(crate) fn open() -> io::Result<Self> {
+    /// In a directory, where only processes of this user may speak to it; or, without one, at an abstract address, which is
+    /// gone with this process and which any process of the host may fill.
+    pub(crate) fn open(directory: Option<&Path>) -> io::Result<Self> {
         let [one, two] = [random(), random()];
         let name = format!("handover-pool-{one:016x}{two:016x}");
-        let address = SocketAddr::from_abstract_name(name.as_bytes())?;
-        let socket = UnixDatagram::bind_addr(&address)?;
-        socket.set_nonblocking(true)?;
-        // The kernel puts down who sends, and lets nobody lie who is not root (unix(7), SCM_CREDENTIALS).
-        setsockopt(&socket, sockopt::PassCred, &true)?;
-        let socket = watched(socket.into(), Interest::READABLE)?;
+        let path = directory.and_then(|it| it.join(&name).into_os_string().into_string().ok());
+        let at_path = path.and_then(|path| Some((bound(&path).ok()?, path)));
+        let (socket, name) = match at_path {
+            Some(at_path) => at_path,
+            None => (bound(&format!("\0{name}"))?, name),
+        };
+        let socket = watched(socket, Interest::READABLE)?;
         Ok(Self { socket, name })
     }
 
@@ -70,30 +75,50 @@ impl NotifySocket {
         Ok(Self { socket, name })
     }
 
+    /// Its path, or the name of an abstract address.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// As `NOTIFY_SOCKET` says it.
     pub(crate) fn address(&self) -> OsString {
-        format!("@{}", self.name).into()
+        match self.is_path() {
+            true => self.name.clone().into(),
+            false => format!("@{}", self.name).into(),
+        }
     }
 
-    /// The next word of anybody. What is too long to be one is no word.
+    /// Nobody speaks to it any more.
+    pub(crate) fn remove(&self) {
+        if self.is_path() {
+            // Whoever has removed it before has done the same.
+            let _ = fs::remove_file(&self.name);
+        }
+    }
+
+    /// The next word of somebody who is known by the number of his process. What is too long to be one is no word.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost.
-    pub(crate) async fn next(&self) -> io::Result<Notification> {
+    pub(crate) async fn next(&self, is_known: impl Fn(u32) -> bool) -> io::Result<Notification> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            match ready.try_io(|socket| receive(socket.as_fd())) {
-                Ok(Ok(Some(notification))) => return Ok(notification),
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
+            for _ in 0..STRANGERS_MAX {
+                let mut ready = self.socket.readable().await?;
+                match ready.try_io(|socket| receive(socket.as_fd(), &is_known)) {
+                    Ok(Ok(Some(notification))) => return Ok(notification),
+                    Ok(Ok(None)) => {}
+                    Ok(Err(error)) => return Err(error),
+                    Err(_would_block) => {}
+                }
             }
+            // However much strangers have to say, whoever waits for something else has his turn.
+            yield_now().await;
         }
+    }
+
+    fn is_path(&self) -> bool {
+        self.name.starts_with('/')
     }
 }
 
@@ -111,13 +136,29 @@ impl Notification {
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
+/// At a path, or at an abstract address behind a null.
+fn bound(name: &str) -> io::Result<OwnedFd> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::UNIX, kind, None)?;
+    // The path gets the mode that the socket has by then (`unix_bind_bsd` in net/unix/af_unix.c).
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(name)?)?;
+    // The kernel puts down who sends, and lets nobody lie who is not root (unix(7), SCM_CREDENTIALS).
+    setsockopt(&socket, sockopt::PassCred, &true)?;
+    Ok(socket.into())
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    is_known: impl Fn(u32) -> bool,
+) -> io::Result<Option<Notification>> {
     let mut buffer = [0; WORD_MAX];
     let received = recv(socket, &mut buffer)?.filter(|received| !received.body_cut);
     Ok(received.and_then(|received| {
+        let pid = received.sender.filter(|pid| is_known(*pid))?;
         let text = String::from_utf8_lossy(&buffer[..received.length]);
         Some(Notification {
-            pid: received.sender?,
+            pid,
             text: text.into_owned(),
             descriptors: received.descriptors,
         })
@@ -154,6 +195,8 @@ pub(crate) fn random() -> u64 {
 
 /// Bytes of a datagram: as many as systemd reads.
 const WORD_MAX: usize = 4096;
+/// Words of strangers that are dropped in one turn.
+const STRANGERS_MAX: usize = 32;
 /// How often a private queue is looked at, which tells nobody when it is emptied.
 const PROBE_LOOK: Duration = Duration::from_millis(20);
 /// The name of the socket that only one worker has.
@@ -161,36 +204,108 @@ pub(crate) const PROBE: &str = "probe";
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Poll;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    #[tokio::test]
-    async fn a_word_comes_with_the_number_of_whoever_sent_it_and_descriptors_stay_outside() {
-        let notify = NotifySocket::open().unwrap();
+    async fn word(notify: &NotifySocket, of: u32) -> Notification {
+        let word = timeout(PATIENCE, notify.next(|pid| pid == of)).await;
+        word.unwrap().unwrap()
+    }
+
+    fn sender(notify: &NotifySocket) -> UnixDatagram {
         let name = notify.address().into_string().unwrap();
-        let address = SocketAddr::from_abstract_name(name.trim_start_matches('@')).unwrap();
+        let address = match name.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name).unwrap(),
+            None => SocketAddr::from_pathname(name).unwrap(),
+        };
         let sender = UnixDatagram::unbound().unwrap();
         sender.connect_addr(&address).unwrap();
-        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        sender
+    }
+
+    #[tokio::test]
+    async fn a_word_comes_with_the_number_of_whoever_sent_it_and_descriptors_stay_outside() {
+        let notify = NotifySocket::open(None).unwrap();
+        let (sender, myself) = (sender(&notify), std::process::id());
+        let open = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = open();
-        let null = std::fs::File::open("/dev/null").unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
         let carried = [null.as_fd()];
         let socket = sender.as_fd();
         crate::sys::descriptors::send(socket, b"STATUS=x\nREADY=1\n", &carried).unwrap();
         drop(null);
-        let word = tokio::time::timeout(PATIENCE, notify.next()).await;
-        let word = word.unwrap().unwrap();
-        assert_eq!(word.pid, std::process::id());
-        assert_eq!(word.value("READY"), Some("1"));
-        assert_eq!(word.value("STATUS"), Some("x"));
-        assert_eq!(word.value("READ"), None);
+        let first = word(&notify, myself).await;
+        assert_eq!(first.pid, myself);
+        assert_eq!(first.value("READY"), Some("1"));
+        assert_eq!(first.value("STATUS"), Some("x"));
+        assert_eq!(first.value("READ"), None);
         // Other tests open and close descriptors at the same time, but not on balance.
         assert!(open() <= before + 8);
         sender.send(&[b'x'; 2 * WORD_MAX]).unwrap();
         sender.send(b"READY=1").unwrap();
-        let word = tokio::time::timeout(PATIENCE, notify.next()).await;
-        assert_eq!(word.unwrap().unwrap().text, "READY=1");
+        assert_eq!(word(&notify, myself).await.text, "READY=1");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_who_never_stops_is_not_heard_and_keeps_nobody_else_from_his_turn() {
+        let notify = NotifySocket::open(None).unwrap();
+        let (sender, stop) = (sender(&notify), Arc::new(AtomicBool::new(false)));
+        let flood = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            // A socket that is closed ends it too.
+            move || while !stop.load(Ordering::Relaxed) && sender.send(b"READY=1").is_ok() {}
+        });
+        let mut turns = 0;
+        let turn = poll_fn(|context| {
+            turns += 1;
+            context.waker().wake_by_ref();
+            if turns < 100 {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        });
+        let heard = tokio::select! {
+            biased;
+            () = turn => None,
+            word = notify.next(|_| false) => Some(word),
+        };
+        stop.store(true, Ordering::Relaxed);
+        drop(notify);
+        flood.join().unwrap();
+        assert!(heard.is_none(), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn in_a_directory_only_this_user_may_write_to_it_and_it_is_gone_after_it_was_removed() {
+        let room = tempfile::tempdir().unwrap();
+        let notify = NotifySocket::open(Some(room.path())).unwrap();
+        let path = PathBuf::from(notify.address());
+        assert!(path.starts_with(room.path()));
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        sender(&notify).send(b"READY=1").unwrap();
+        assert_eq!(word(&notify, std::process::id()).await.text, "READY=1");
+        let (socket, name) = (notify.as_fd().try_clone_to_owned(), notify.name());
+        let next = NotifySocket::resume(socket.unwrap(), name.to_owned()).unwrap();
+        assert_eq!(next.address(), notify.address());
+        next.remove();
+        assert!(!path.exists());
+        // A directory in which there is no room for it is no reason to have none.
+        let nowhere = NotifySocket::open(Some(&room.path().join("none"))).unwrap();
+        assert!(nowhere.address().into_string().unwrap().starts_with('@'));
     }
 
     #[tokio::test]
@@ -200,10 +315,6 @@ mod tests {
         let probing = tokio::spawn(accepted(listener));
         let theirs = tokio::net::TcpListener::from_std(theirs).unwrap();
         theirs.accept().await.unwrap();
-        tokio::time::timeout(PATIENCE, probing)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        timeout(PATIENCE, probing).await.unwrap().unwrap().unwrap();
     }
 }

@@ -6,16 +6,19 @@ mod saved;
 mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::ffi::OsString;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::unistd::geteuid;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{sleep_until, timeout_at};
 
@@ -154,13 +157,14 @@ impl Supervisor {
     ///
     /// If one of them cannot be started at all. Whatever else becomes of them is for crash care.
     pub(super) fn begin(parts: Parts, first: Release) -> io::Result<Self> {
+        let private = private_directory(parts.snapshot, geteuid().is_root());
         let mut this = Self {
             shared: parts.by_slot(),
             slots: parts.own_slots(),
             untold: BTreeSet::new(),
             emptied: mpsc::channel(PROBED_MAX),
             held: parts.sockets.table().offer(),
-            notify: NotifySocket::open()?,
+            notify: NotifySocket::open(private.as_deref())?,
             last_release: first.number,
             releases: BTreeMap::from([(first.number, first)]),
             before: None,
@@ -185,6 +189,7 @@ impl Supervisor {
                 && let Err(error) = this.start(worker, release)
             {
                 this.workers.values().for_each(kill);
+                this.notify.remove();
                 return Err(error);
             }
         }
@@ -211,6 +216,7 @@ impl Supervisor {
             self.perform();
             self.report();
         }
+        self.notify.remove();
         let took = self
             .stopping_since
             .map_or(Duration::ZERO, |since| since.elapsed());
@@ -258,17 +264,19 @@ impl Supervisor {
                 None => pending().await,
             }
         };
+        let is_worker = |pid| workers.values().any(|worker| worker.pid == pid);
+        // Whoever can come as often as he likes comes last.
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
-            Ok(word) = self.notify.next() => Input::Said(word),
+            heard = self.parts.signals.next() => Input::Heard(heard),
+            () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(worker) = self.probed.1.recv() => Input::Probed(worker),
             Some(worker) = self.emptied.1.recv() => Input::Emptied(worker),
-            heard = self.parts.signals.next() => Input::Heard(heard),
             outcome = tried => Input::Tried(outcome),
             cut_off = given_up => Input::GivenUp(cut_off),
-            () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
+            Ok(word) = self.notify.next(is_worker) => Input::Said(word),
         }
     }
 
@@ -774,6 +782,13 @@ impl Supervisor {
         // Nobody has to listen.
         let _ = self.parts.events.send(what);
     }
+}
+
+/// What the service manager has made for this service alone (`RuntimeDirectory=`, systemd.exec(5)). Workers of root may become
+/// other users before they are ready, who could not speak there.
+fn private_directory(snapshot: &Snapshot, is_root: bool) -> Option<PathBuf> {
+    let directories = snapshot.var("RUNTIME_DIRECTORY").filter(|_| !is_root)?;
+    env::split_paths(directories).next()
 }
 
 fn kill(worker: &Worker) {

@@ -4,6 +4,7 @@
 
 mod crashes;
 mod first;
+mod flood;
 mod foreign;
 mod misuse;
 #[allow(dead_code, reason = "the tests of the program need more of it")]
