@@ -55,6 +55,9 @@
 //! stops, it is refused. Plan, deadlines and sockets are what the new program says; the number of workers is what
 //! operators have made of it, unless the program itself says another number than before.
 //!
+//! Run a pool in a runtime with a single thread (`#[tokio::main(flavor = "current_thread")]`), as `handover run` does: with
+//! more of them a signal that comes in the very moment of the upgrade can be lost.
+//!
 //! # If the supervisor is killed
 //!
 //! Its workers serve on, since each of them holds the sockets, and leave when they are told to (SIGTERM). One that is

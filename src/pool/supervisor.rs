@@ -208,7 +208,7 @@ impl Supervisor {
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
                 Input::Heard(heard) => self.heed(heard),
-                Input::Tried(outcome) => self.tried(outcome),
+                Input::Tried(outcome) => self.tried(outcome).await,
                 Input::Emptied(worker) => self.nobody_waits(worker),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
                 Input::TimedOut => self.time_passed(),

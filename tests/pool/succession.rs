@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Instant;
 
 use handover_load::process::eventually;
 use handover_load::{Kind, Load, Mix, Signal};
@@ -42,16 +43,20 @@ async fn holds(pid: u32, before: usize) {
         .unwrap();
 }
 
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace();
+    children.map(|it| it.parse().unwrap()).collect()
+}
+
 /// Children that have ended and that nobody has collected (proc_pid_stat(5)).
 fn zombies(pid: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children = children.split_whitespace().map(|it| it.parse().unwrap());
     let is_zombie = |child: &u32| {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         stat.rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('Z'))
     };
-    children.filter(is_zombie).collect()
+    children(pid).into_iter().filter(is_zombie).collect()
 }
 
 async fn until_supervisor(pool: &Pool, number: u64) {
@@ -208,6 +213,26 @@ async fn workers_that_end_while_the_supervisor_changes_are_collected_and_replace
     assert!(zombies(pool.server.pid()).is_empty());
     assert!(seen.len() >= 10, "{seen:?}");
     assert_eq!(get(pool.web, "/").await.unwrap().text, "hello\n");
+}
+
+#[tokio::test]
+async fn a_stop_that_comes_while_the_supervisor_changes_stops_one_of_the_two() {
+    for _ in 0..ROUNDS {
+        let mut pool = Pool::start(1, &QUICK).await;
+        let (supervisor, worker) = (pool.server.pid(), pool.pids().await);
+        pool.signal(Signal::USR2);
+        // The trial has begun, and has ended: the exec comes next.
+        let is_tried = || children(supervisor).len() > worker.len();
+        let begun = Instant::now();
+        for expected in [true, false] {
+            while is_tried() != expected {
+                assert!(begun.elapsed() < DEADLINE, "{}", pool.server.log());
+            }
+        }
+        pool.signal(Signal::TERM);
+        let ended = pool.server.exit_status(DEADLINE).await.unwrap();
+        assert_eq!(ended.code(), Some(0), "{}", pool.server.log());
+    }
 }
 
 #[tokio::test]
