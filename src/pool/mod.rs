@@ -174,7 +174,7 @@ impl Builder {
         self
     }
 
-    /// A variable that workers have beside this process's own.
+    /// A variable that workers have beside this process's own, or in the place of one of the same name.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -387,9 +387,19 @@ impl Builder {
     fn command(&self, snapshot: &Snapshot) -> Command {
         Command {
             argv: self.argv.clone(),
-            env: [snapshot.env.clone(), self.env.clone()].concat(),
+            env: self.variables(&snapshot.env),
             cwd: snapshot.cwd.clone(),
         }
+    }
+
+    /// Each name once: of two of a name getenv(3) would find the first.
+    fn variables(&self, inherited: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+        let mut variables = inherited.to_vec();
+        for (name, value) in &self.env {
+            variables.retain(|(other, _)| other != name);
+            variables.push((name.clone(), value.clone()));
+        }
+        variables
     }
 
     async fn door(&self, sockets: &Sockets) -> Result<Option<UnixListener>> {
@@ -690,3 +700,17 @@ const FIRST: u64 = 1;
 const ASKS_MAX: usize = 64;
 /// Events that a slow reader may fall behind before it misses some.
 const EVENTS_KEPT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_takes_the_place_of_the_one_that_this_process_has() {
+        let variable = |(name, value): (&str, &str)| (name.into(), value.into());
+        let inherited = [("PATH", "/bin"), ("MODE", "slow"), ("HOME", "/")].map(variable);
+        let builder = builder("true").env("MODE", "fast").env("MODE", "faster");
+        let wanted = [("PATH", "/bin"), ("HOME", "/"), ("MODE", "faster")].map(variable);
+        assert_eq!(builder.variables(&inherited), wanted);
+    }
+}
