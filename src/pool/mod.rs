@@ -231,7 +231,8 @@ impl Builder {
     /// kernel fills those of ready workers only; one that leaves has emptied its queue before, and the queue of one that
     /// has crashed is its successor's. What differs: connections in the queue of a worker that has crashed wait for that
     /// successor, since no other worker sees them, and beyond that number of workers sockets are shared. Sockets of a
-    /// service manager have to be made with `ReusePort=yes`.
+    /// service manager have to be made with `ReusePort=yes`. A [next supervisor](self#the-supervisors-own-upgrade) cannot
+    /// have fewer of them.
     pub fn reuseport(mut self, reuseport: bool) -> Self {
         self.reuseport = reuseport;
         self
@@ -341,6 +342,7 @@ impl Builder {
         let slots = saved.sockets.iter().cloned();
         let slots: io::Result<Vec<_>> = slots.map(|slot| Ok((slot, files.take()?))).collect();
         let table = Table::default();
+        self.check_slots(sockets::slots_of(&saved.sockets))?;
         table.adopt(slots.map_err(starting)?)?;
         let sockets = Sockets::claim(table, &self.listen, self.slots()).await?;
         let door = self.door(&sockets).await?;
@@ -382,6 +384,17 @@ impl Builder {
             true => self.workers + self.plan.surge,
             false => 1,
         }
+    }
+
+    /// Workers serve on sockets that would be nobody's with fewer slots.
+    fn check_slots(&self, before: usize) -> Result<()> {
+        let slots = self.slots();
+        if slots < before {
+            let doing = "keeping workers that have sockets of their own";
+            let reason = format!("there are {before} for each address, and would be {slots}");
+            return Err(Error::new(ErrorKind::Launch, doing).because(reason));
+        }
+        Ok(())
     }
 
     fn command(&self, snapshot: &Snapshot) -> Command {

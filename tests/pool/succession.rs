@@ -168,6 +168,22 @@ async fn refused(pool: &Pool, why: &str) {
 }
 
 #[tokio::test]
+async fn a_next_supervisor_that_would_give_up_sockets_of_workers_stays_outside() {
+    let pool = Pool::start(3, &[&QUICK[..], &["--reuseport"]].concat()).await;
+    let load = Load::start(pool.web, Mix::none().with(Kind::Fresh, 4));
+    load.until_answers(1, 20, DEADLINE).await.unwrap();
+    for change in ["s/--workers 3/--workers 1/", "s/--reuseport//"] {
+        let text = format!("set -- $(echo \"$@\" | sed '{change}')\nexec \"$program\" \"$@\"");
+        script(&pool, &text);
+        refused(&pool, "exit status: 1").await;
+    }
+    pool.line("there are 4 for each address, and would be 2")
+        .await;
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+#[tokio::test]
 async fn a_next_supervisor_that_passes_its_trial_and_fails_then_becomes_the_one_before_again() {
     let pool = Pool::start(2, &QUICK).await;
     let load = Load::start(pool.web, mix());
