@@ -199,6 +199,8 @@ impl Supervisor {
     /// Until the pool has stopped.
     pub(super) async fn run(mut self) {
         self.await_those_before();
+        // Of those that ended while there was no handler nobody tells.
+        self.reap_orphans();
         self.perform();
         self.report();
         while !self.is_stopped {
@@ -490,7 +492,7 @@ impl Supervisor {
         }
     }
 
-    fn reap_orphans(&self) {
+    pub(super) fn reap_orphans(&self) {
         if reaper::is_needed() {
             let tried = self.trial.as_ref().map(|trial| trial.pid);
             let is_worker = |pid| self.workers.values().any(|worker| worker.pid == pid);

@@ -64,6 +64,8 @@ impl Supervisor {
             Ok(()) => self.become_next(&trial.program).await,
             Err(reason) => reason,
         };
+        // Others may have waited behind it.
+        self.reap_orphans();
         self.refuse_upgrade(trial.reply, reason);
     }
 
