@@ -203,7 +203,8 @@ impl Supervisor {
         self.reap_orphans();
         self.perform();
         self.report();
-        while !self.is_stopped {
+        // The process of a trial is not left behind.
+        while !self.is_stopped || self.trial.is_some() {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
                 Input::Said(word) => self.hear(word),
@@ -731,6 +732,7 @@ impl Supervisor {
             self.parts.service.stopping();
             self.judge = None;
             self.update = None;
+            self.trial.iter().for_each(Trial::kill);
             self.parts.machine.stand_still();
             self.resolve(&Reply::refused("the pool is stopping"));
             self.giving_up = Some(Box::pin(self.parts.sockets.give_up()));

@@ -168,6 +168,18 @@ async fn refused(pool: &Pool, why: &str) {
 }
 
 #[tokio::test]
+async fn a_stop_ends_a_trial_that_hangs() {
+    let mut pool = Pool::start(1, &[&QUICK[..], &["--trial-within", "1h"]].concat()).await;
+    script(&pool, "echo on trial; exec sleep 3600");
+    pool.signal(Signal::USR2);
+    pool.line("on trial").await;
+    pool.run(&["stop"]).await.assert_code(0);
+    let ended = pool.server.exit_status(DEADLINE).await.unwrap();
+    assert_eq!(ended.code(), Some(0), "{}", pool.server.log());
+    assert!(pool.server.live().is_empty());
+}
+
+#[tokio::test]
 async fn a_next_supervisor_that_would_give_up_sockets_of_workers_stays_outside() {
     let pool = Pool::start(3, &[&QUICK[..], &["--reuseport"]].concat()).await;
     let load = Load::start(pool.web, Mix::none().with(Kind::Fresh, 4));

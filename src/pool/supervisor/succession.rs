@@ -30,7 +30,7 @@ use super::super::release::{Command, Release};
 use super::super::worker::Worker;
 use super::{Reply, Supervisor, What};
 use crate::config::EXIT_DEADLINE;
-use crate::sys::activated::{Activated, Program, spawn_activated};
+use crate::sys::activated::{Activated, Group, Program, signal_group, spawn_activated};
 use crate::sys::descriptors::{self, watched};
 use crate::sys::environment::SUPERVISOR;
 
@@ -40,6 +40,14 @@ pub(super) struct Trial {
     pub(super) pid: u32,
     pub(super) reply: Option<oneshot::Sender<Reply>>,
     pub(super) outcome: std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
+}
+
+impl Trial {
+    /// Nobody needs it any more. It still has to be collected.
+    pub(super) fn kill(&self) {
+        // Its number is still its own; one that has ended is about to be collected.
+        let _ = signal_group(self.pid, Group::Kill);
+    }
 }
 
 impl Supervisor {
