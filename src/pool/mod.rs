@@ -716,7 +716,12 @@ const EVENTS_KEPT: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+
     use super::*;
+    use crate::sys::testing::ran_in_its_own_process;
 
     #[test]
     fn a_variable_takes_the_place_of_the_one_that_this_process_has() {
@@ -725,5 +730,25 @@ mod tests {
         let builder = builder("true").env("MODE", "fast").env("MODE", "faster");
         let wanted = [("PATH", "/bin"), ("HOME", "/"), ("MODE", "faster")].map(variable);
         assert_eq!(builder.variables(&inherited), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_cannot_be_started_leaves_nobody_behind() {
+        let name = "pool::tests::a_pool_that_cannot_be_started_leaves_nobody_behind";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Some of them can be watched, and not all.
+        setrlimit(Resource::RLIMIT_NOFILE, open + 50, hard).unwrap();
+        let builder = builder("/bin/sleep").arg("3600").workers(100);
+        let error = builder.start().await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("Too many open files"), "{error:?}");
+        assert_eq!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Err(Errno::ECHILD)
+        );
     }
 }

@@ -188,8 +188,8 @@ impl Supervisor {
             if let Output::Start { worker, release } = output
                 && let Err(error) = this.start(worker, release)
             {
-                this.workers.values().for_each(kill);
                 this.notify.remove();
+                this.workers.into_values().for_each(Worker::discard);
                 return Err(error);
             }
         }
