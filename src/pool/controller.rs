@@ -352,8 +352,8 @@ impl Controller {
         }
     }
 
-    /// A deadline has passed. Looks at all of them.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    /// A deadline has passed. Looks at all of them. `jitter` is a random number from 0 to 1.
+    pub(crate) fn handle_timeout(&mut self, jitter: f64, now: Instant) {
         let mut late = Vec::new();
         for (&id, worker) in &mut self.workers {
             match worker.state {
@@ -375,8 +375,11 @@ impl Controller {
                 _ => {}
             }
         }
-        for id in late {
-            self.give_up(id, now);
+        let count = late.len();
+        for (index, id) in late.into_iter().enumerate() {
+            // Those that are late together are spread over all of the range.
+            let jitter = (jitter + index as f64 / count as f64).fract();
+            self.give_up(id, jitter, now);
         }
         self.update_times_out(now);
         self.reconcile(now);
@@ -830,7 +833,7 @@ impl Controller {
     }
 
     /// A worker is not ready in time.
-    fn give_up(&mut self, id: WorkerId, now: Instant) {
+    fn give_up(&mut self, id: WorkerId, jitter: f64, now: Instant) {
         let Some(worker) = self.workers.get(&id).cloned() else {
             return;
         };
@@ -844,7 +847,7 @@ impl Controller {
             self.fail(reason, now);
         } else if worker.release == self.stable {
             let crashes = worker.crashes.saturating_add(1);
-            self.vacate(crashes, self.care.delay(crashes, 0.0), now);
+            self.vacate(crashes, self.care.delay(crashes, jitter), now);
         }
     }
 
@@ -1041,6 +1044,9 @@ fn check_size(wanted: usize) -> Result<(), Refusal> {
 
 /// More than any machine has processors.
 pub(crate) const WORKERS_MAX: usize = 4_096;
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 impl Controller {

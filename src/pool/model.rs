@@ -119,7 +119,7 @@ impl World {
                 if at < now() {
                     self.broken = Some("a deadline has passed and was not looked at");
                 }
-                self.machine.handle_timeout(at);
+                self.machine.handle_timeout(0.0, at);
                 let by = at.saturating_duration_since(now());
                 self.machine = self.machine.clone().rebased(by);
             }

@@ -295,7 +295,7 @@ impl Supervisor {
 
     fn time_passed(&mut self) {
         let now = Instant::now();
-        self.parts.machine.handle_timeout(now);
+        self.parts.machine.handle_timeout(random_part(), now);
         let found = self
             .judge
             .as_mut()
@@ -509,9 +509,10 @@ impl Supervisor {
     }
 
     fn end(&mut self, id: WorkerId, release: ReleaseId, pid: Option<u32>, how: &str) {
-        let jitter = (readiness::random() >> 11) as f64 / (1_u64 << 53) as f64;
         let now = Instant::now();
-        self.parts.machine.handle_exited(id, how, jitter, now);
+        self.parts
+            .machine
+            .handle_exited(id, how, random_part(), now);
         self.tell_of(id, release, pid, "ended", how.to_owned());
     }
 }
@@ -793,6 +794,11 @@ impl Supervisor {
 fn private_directory(snapshot: &Snapshot, is_root: bool) -> Option<PathBuf> {
     let directories = snapshot.var("RUNTIME_DIRECTORY").filter(|_| !is_root)?;
     env::split_paths(directories).next()
+}
+
+/// From 0 to 1.
+fn random_part() -> f64 {
+    (readiness::random() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn kill(worker: &Worker) {
