@@ -31,7 +31,7 @@ async fn with_one_unavailable_three_are_always_ready_and_never_are_there_five() 
     let pool = Pool::start(4, &[&QUICK[..], &flags].concat()).await;
     let load = Load::start(pool.web, mix());
     load.until_answers(1, 200, DEADLINE).await.unwrap();
-    for _ in 0..5 {
+    for _ in 0..ROUNDS {
         let (code, reply) = pool.json(&["upgrade"]).await;
         assert_eq!(code, 0, "{reply}");
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use handover::control::PoolState;
-use handover_load::{Kind, Load, Mix};
+use handover_load::process::signal;
+use handover_load::{Kind, Load, Mix, Signal};
 use tokio::time::timeout;
 
 use crate::rig::{Pool, QUICK};
@@ -90,6 +91,52 @@ async fn a_release_that_answers_500_is_undone_by_the_guard() {
     let reason = reply["upgrade"]["reason"].as_str().unwrap();
     assert!(reason.contains("errors"), "{reason}");
     pool.until_rests_on(1, 4).await;
+}
+
+/// Three workers, one of which does not leave when it is told to; and as long as it is there, no other is told to.
+async fn stuck() -> (Pool, u32) {
+    let flags = "--min-healthy 50ms --healthy-deadline 4s --progress-deadline 5s --draining-max 1";
+    let pool = Pool::start(3, &flags.split(' ').collect::<Vec<_>>()).await;
+    // The youngest is the first to leave.
+    let last = pool.pids().await[2];
+    signal(last, Signal::STOP).unwrap();
+    (pool, last)
+}
+
+#[tokio::test]
+async fn an_update_that_gets_no_further_is_undone_at_its_progress_deadline() {
+    let (pool, stuck) = stuck().await;
+    let thawed = async {
+        pool.line("no further worker was healthy within 5s").await;
+        signal(stuck, Signal::CONT).unwrap();
+    };
+    let ((code, reply), ()) = tokio::join!(pool.json(&["upgrade"]), thawed);
+    assert_eq!(
+        (code, &reply["upgrade"]["verdict"]),
+        (3, &"rolled_back".into()),
+        "{reply}"
+    );
+    pool.until_rests_on(1, 3).await;
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_be_undone_in_time_is_degraded_with_exit_code_4_and_undone_later() {
+    let (pool, stuck) = stuck().await;
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(
+        (code, &reply["upgrade"]["verdict"]),
+        (4, &"degraded".into()),
+        "{reply}"
+    );
+    let reason = reply["upgrade"]["reason"].as_str().unwrap();
+    for part in [
+        "no further worker was healthy within 5s",
+        "could not be undone in time",
+    ] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    signal(stuck, Signal::CONT).unwrap();
+    pool.until_rests_on(1, 3).await;
 }
 
 #[tokio::test]
