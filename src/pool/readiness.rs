@@ -1,13 +1,14 @@
 //! How the supervisor knows that a worker is ready: by its word, by an accepted connection, or by its being alive.
 
 use std::collections::hash_map::RandomState;
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -20,6 +21,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::sys::descriptors::{recv, watched};
+use crate::sys::environment::Snapshot;
 use crate::sys::queue::{accept_queue, is_end_heard};
 
 /// When a worker counts as ready.
@@ -165,6 +167,13 @@ fn receive(
     }))
 }
 
+/// What the service manager has made for this service alone (`RuntimeDirectory=`, systemd.exec(5)). Workers of root may become
+/// other users before they are ready, who could not speak there.
+pub(crate) fn private_directory(snapshot: &Snapshot, is_root: bool) -> Option<PathBuf> {
+    let directories = snapshot.var("RUNTIME_DIRECTORY").filter(|_| !is_root)?;
+    env::split_paths(directories).next()
+}
+
 /// A socket that only one worker has.
 pub(crate) fn private_listener() -> io::Result<TcpListener> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -208,9 +217,8 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
-    use std::path::PathBuf;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Poll;
 
     use tokio::time::timeout;
@@ -261,20 +269,21 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_who_never_stops_is_not_heard_and_keeps_nobody_else_from_his_turn() {
         let notify = NotifySocket::open(None).unwrap();
-        let (sender, stop) = (sender(&notify), Arc::new(AtomicBool::new(false)));
+        let (sender, sent) = (sender(&notify), Arc::new(AtomicUsize::new(0)));
         let flood = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            // A socket that is closed ends it too.
-            move || while !stop.load(Ordering::Relaxed) && sender.send(b"READY=1").is_ok() {}
+            let sent = Arc::clone(&sent);
+            // Until the socket is closed.
+            move || {
+                while sender.send(b"READY=1").is_ok() {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         });
-        let mut turns = 0;
         let turn = poll_fn(|context| {
-            turns += 1;
             context.waker().wake_by_ref();
-            if turns < 100 {
-                Poll::Pending
-            } else {
-                Poll::Ready(())
+            match sent.load(Ordering::Relaxed) > 1000 {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
             }
         });
         let heard = tokio::select! {
@@ -282,10 +291,22 @@ mod tests {
             () = turn => None,
             word = notify.next(|_| false) => Some(word),
         };
-        stop.store(true, Ordering::Relaxed);
         drop(notify);
         flood.join().unwrap();
         assert!(heard.is_none(), "{heard:?}");
+    }
+
+    #[test]
+    fn a_service_s_own_directory_is_for_workers_that_stay_the_same_user() {
+        let env = vec![("RUNTIME_DIRECTORY".into(), "/run/app:/run/more".into())];
+        let snapshot = Snapshot {
+            env,
+            ..Snapshot::default()
+        };
+        let directory = private_directory(&snapshot, false);
+        assert_eq!(directory, Some(PathBuf::from("/run/app")));
+        assert_eq!(private_directory(&snapshot, true), None);
+        assert_eq!(private_directory(&Snapshot::default(), false), None);
     }
 
     #[tokio::test]

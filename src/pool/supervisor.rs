@@ -6,12 +6,10 @@ mod saved;
 mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::ffi::OsString;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -157,7 +155,7 @@ impl Supervisor {
     ///
     /// If one of them cannot be started at all. Whatever else becomes of them is for crash care.
     pub(super) fn begin(parts: Parts, first: Release) -> io::Result<Self> {
-        let private = private_directory(parts.snapshot, geteuid().is_root());
+        let private = readiness::private_directory(parts.snapshot, geteuid().is_root());
         let mut this = Self {
             shared: parts.by_slot(),
             slots: parts.own_slots(),
@@ -787,13 +785,6 @@ impl Supervisor {
         // Nobody has to listen.
         let _ = self.parts.events.send(what);
     }
-}
-
-/// What the service manager has made for this service alone (`RuntimeDirectory=`, systemd.exec(5)). Workers of root may become
-/// other users before they are ready, who could not speak there.
-fn private_directory(snapshot: &Snapshot, is_root: bool) -> Option<PathBuf> {
-    let directories = snapshot.var("RUNTIME_DIRECTORY").filter(|_| !is_root)?;
-    env::split_paths(directories).next()
 }
 
 /// From 0 to 1.

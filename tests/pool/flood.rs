@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use handover_load::Signal;
 
 use crate::rig::{Pool, QUICK};
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, freeze, number_at_the_end, settled, signal, thaw};
 
 const SENDERS: usize = 4;
 
@@ -55,12 +55,34 @@ fn address_told_to(worker: u32) -> SocketAddr {
     SocketAddr::from_abstract_name(name.unwrap()).unwrap()
 }
 
+/// Which is why who floods the socket keeps nobody from it.
+#[tokio::test]
+async fn a_signal_is_heard_before_words_that_have_come_before_it() {
+    let mut pool = Pool::start(1, &QUICK).await;
+    pool.release("echo before-ready=hold >bad; export TESTD_PLAN=bad");
+    pool.run(&["upgrade", "--no-wait"]).await.assert_code(0);
+    let line = pool.line("held before-ready pid ").await;
+    let candidate = number_at_the_end(&line);
+    freeze(pool.server.pid()).await;
+    signal(candidate, Signal::USR1);
+    pool.line(&format!("ready 1 pid {candidate}")).await;
+    settled(candidate).await;
+    pool.signal(Signal::TERM);
+    thaw(pool.server.pid());
+    let ended = pool.server.exit_status(DEADLINE).await.unwrap();
+    let log = pool.server.log();
+    assert_eq!(ended.code(), Some(0), "{log}");
+    let place = |text: &str| log.find(text).expect(text);
+    let ready = format!("(release 2, pid {candidate}) ready");
+    assert!(place("in flight: stopping") < place(&ready), "{log}");
+}
+
 #[tokio::test]
 async fn a_supervisor_that_strangers_flood_answers_replaces_the_dead_and_stops() {
     let mut pool = Pool::start(2, &QUICK).await;
     let before = pool.pids().await;
     let flood = Flood::on(&address_told_to(before[0]));
-    handover_load::process::signal(before[0], Signal::KILL).unwrap();
+    signal(before[0], Signal::KILL);
     pool.line("; 1 of 2 ready").await;
     pool.run(&["scale", "1"]).await.assert_code(0);
     assert_eq!(pool.pool().await.wanted, 1);

@@ -290,7 +290,7 @@ async fn what_operators_have_asked_for_survives_and_a_supervisor_with_an_update_
 
 #[tokio::test]
 async fn a_worker_that_is_not_ready_yet_is_awaited_by_the_next_supervisor_too() {
-    for how in ["accepts", "500ms"] {
+    for how in ["accepts", "3s"] {
         let (room, web) = (tempfile::tempdir().unwrap(), free_address());
         let gate = room.path().join("gate");
         let flags = [&QUICK[..], &["--ready", how]].concat();
