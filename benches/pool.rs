@@ -1,5 +1,5 @@
 //! What a supervisor costs: from its start to the first answer of its workers, against starting as many without it, and
-//! what it takes while nothing happens. Rounds that are compared take turns, so that the machine's moods meet both.
+//! what it takes while nothing happens, and after updates. Rounds that are compared take turns, so that the machine's moods meet both.
 //!
 //! `cargo build --release --features axum,cli --bins --example testd && cargo bench --bench pool --features axum,cli`
 
@@ -13,20 +13,23 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use handover_load::Server;
+use handover_load::{Server, Signal};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const WORKERS: usize = 4;
 const ROUNDS: usize = 40;
+const UPDATES: usize = 20;
+const RESIDENT_MAX_KIB: u64 = 8 * 1024;
 /// Over which a supervisor is watched that has nothing to do.
 const IDLE: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> Outcome {
     first_answer().await?;
-    idle().await
+    idle().await?;
+    updated().await
 }
 
 /// From the start of the first process to the first answer, and to the last worker being ready.
@@ -107,6 +110,30 @@ async fn idle() -> Outcome {
     Ok(())
 }
 
+/// Fails if it takes more than it may.
+async fn updated() -> Outcome {
+    let server = Server::spawn(pool(free_address()?))?;
+    let all = format!("; {WORKERS} of {WORKERS} ready");
+    server.wait_for_line(&all, DEADLINE).await?;
+    for update in 1..=UPDATES {
+        server.signal(Signal::HUP)?;
+        let committed = format!("upgrade to {} committed", update + 1);
+        server.wait_for_line(&committed, DEADLINE).await?;
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
+    let mut lines = status.lines();
+    let resident = lines.find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident: u64 = resident
+        .ok_or("no VmRSS")?
+        .trim_matches([' ', '\t', 'k', 'B'])
+        .parse()?;
+    println!("supervisor         {resident} KiB resident after {UPDATES} updates");
+    match resident <= RESIDENT_MAX_KIB {
+        true => Ok(()),
+        false => Err(format!("more than {RESIDENT_MAX_KIB} KiB").into()),
+    }
+}
+
 fn pool(web: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
     let workers = WORKERS.to_string();
@@ -117,6 +144,8 @@ fn pool(web: SocketAddr) -> Command {
             &format!("web={web}"),
             "--workers",
             &workers,
+            "--min-healthy",
+            "50ms",
             "--",
         ])
         .arg(built("examples/testd"))

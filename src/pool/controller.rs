@@ -164,8 +164,8 @@ impl Controller {
         self.reconcile(now);
     }
 
-    /// A deadline has passed. Looks at all of them.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    /// A deadline has passed. Looks at all of them. `jitter` is a random number from 0 to 1.
+    pub(crate) fn handle_timeout(&mut self, jitter: f64, now: Instant) {
         let (mut late, mut lost) = (Vec::new(), Vec::new());
         for (&id, worker) in &mut self.workers {
             match worker.state {
@@ -188,8 +188,11 @@ impl Controller {
                 _ => {}
             }
         }
-        for id in late {
-            self.give_up(id, now);
+        let count = late.len();
+        for (index, id) in late.into_iter().enumerate() {
+            // Those that are late together are spread over all of the range.
+            let jitter = (jitter + index as f64 / count as f64).fract();
+            self.give_up(id, jitter, now);
         }
         for worker in lost {
             self.workers.remove(&worker);
@@ -231,6 +234,7 @@ impl Controller {
         self.check_running()?;
         check_size(wanted)?;
         self.wanted = wanted;
+        self.halt_if_too_many_failed(now);
         self.reconcile(now);
         Ok(())
     }
@@ -292,6 +296,14 @@ impl Controller {
             State::Killed { .. } => Stage::Killed,
         };
         Some((stage, worker.crashes))
+    }
+
+    /// When a worker must be ready, if it is not yet.
+    pub(crate) fn ready_by(&self, worker: WorkerId) -> Option<Instant> {
+        match self.workers.get(&worker)?.state {
+            State::Starting { deadline } => Some(deadline),
+            _ => None,
+        }
     }
 
     // What is decided.
@@ -430,7 +442,7 @@ impl Controller {
     }
 
     /// A worker is not ready in time.
-    fn give_up(&mut self, id: WorkerId, now: Instant) {
+    fn give_up(&mut self, id: WorkerId, jitter: f64, now: Instant) {
         let Some(worker) = self.workers.get(&id).cloned() else {
             return;
         };
@@ -444,7 +456,7 @@ impl Controller {
             self.fail(id, reason, now);
         } else if worker.release == self.stable {
             let crashes = worker.crashes.saturating_add(1);
-            self.vacate(crashes, self.care.delay(crashes, 0.0), now);
+            self.vacate(crashes, self.care.delay(crashes, jitter), now);
         }
     }
 
@@ -536,48 +548,4 @@ fn check_size(wanted: usize) -> Result<(), Refusal> {
 pub(crate) const WORKERS_MAX: usize = 4_096;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const STOP: Duration = Duration::from_secs(28);
-
-    /// Two workers that serve.
-    fn serving(now: Instant) -> Controller {
-        let machine = Controller::new(2, 1, Plan::default(), Care::default(), STOP, now);
-        let mut machine = machine.unwrap();
-        (1..=2).for_each(|worker| machine.handle_ready(worker, now));
-        drained(&mut machine);
-        machine
-    }
-
-    fn drained(machine: &mut Controller) -> Vec<Output> {
-        std::iter::from_fn(|| machine.poll_output()).collect()
-    }
-
-    #[test]
-    fn a_stop_takes_no_longer_because_its_queues_were_emptied_first() {
-        let since = Instant::now();
-        let mut machine = serving(since);
-        machine.stop(since, since + Duration::from_secs(5));
-        assert_eq!(machine.poll_timeout(), Some(since + STOP));
-        machine.handle_timeout(since + STOP);
-        let told = [1, 2].map(|worker| Output::Stop { worker });
-        let killed = [1, 2].map(|worker| Output::Kill { worker });
-        assert_eq!(drained(&mut machine), [told, killed].concat());
-    }
-
-    #[test]
-    fn who_outlives_a_kill_is_lost_at_a_deadline_and_the_stop_ends_without_it() {
-        let now = Instant::now();
-        let mut machine = serving(now);
-        machine.stop(now, now);
-        machine.stop(now, now);
-        drained(&mut machine);
-        machine.handle_exited(1, "signal: 9", 0.0, now);
-        assert_eq!(machine.poll_timeout(), Some(now + EXIT_DEADLINE));
-        machine.handle_timeout(now + EXIT_DEADLINE);
-        let ended = [Output::Lost { worker: 2 }, Output::Stopped];
-        assert_eq!(drained(&mut machine), ended);
-        assert_eq!(machine.poll_timeout(), None);
-    }
-}
+mod tests;

@@ -56,6 +56,11 @@ impl Counted {
         self.counted_by.remove(&worker);
     }
 
+    /// Forgets releases that nobody will ask about any more, and whose workers are gone.
+    pub(super) fn retain(&mut self, is_needed: impl Fn(ReleaseId) -> bool) {
+        self.releases.retain(|release, _| is_needed(*release));
+    }
+
     /// From now on this is what is slow.
     pub(super) fn compare_by(&mut self, slow_us: Option<u64>) {
         self.slow_us = slow_us;
@@ -107,6 +112,18 @@ mod tests {
         let all = counted.of(1);
         assert_eq!((all.requests, all.errors), (20, 2));
         assert_eq!(counted.of(2), Counts::default());
+    }
+
+    #[test]
+    fn a_release_that_nobody_needs_takes_no_room() {
+        let mut counted = Counted::default();
+        for release in 1..100 {
+            let who = (release, release);
+            counted.hear(who, WARM, &Tally::default(), &tally(10, 1, 0, None));
+            counted.forget(release);
+            counted.retain(|it| it + 1 >= release);
+        }
+        assert_eq!(counted.releases.len(), 2);
     }
 
     #[test]

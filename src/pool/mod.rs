@@ -55,6 +55,9 @@
 //! stops, it is refused. Plan, deadlines and sockets are what the new program says; the number of workers is what
 //! operators have made of it, unless the program itself says another number than before.
 //!
+//! Run a pool in a runtime with a single thread (`#[tokio::main(flavor = "current_thread")]`), as `handover run` does: with
+//! more of them a signal that comes in the very moment of the upgrade can be lost.
+//!
 //! # Logs
 //!
 //! Workers have the supervisor's standard output and standard error. With [`Logs::Prefixed`] each line says which worker of
@@ -188,7 +191,7 @@ impl Builder {
         self
     }
 
-    /// A variable that workers have beside this process's own.
+    /// A variable that workers have beside this process's own, or in the place of one of the same name.
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -246,7 +249,8 @@ impl Builder {
     /// kernel fills those of ready workers only; one that leaves has emptied its queue before, and the queue of one that
     /// has crashed is its successor's. What differs: connections in the queue of a worker that has crashed wait for that
     /// successor, since no other worker sees them, and beyond that number of workers sockets are shared. Sockets of a
-    /// service manager have to be made with `ReusePort=yes`.
+    /// service manager have to be made with `ReusePort=yes`. A [next supervisor](self#the-supervisors-own-upgrade) cannot
+    /// have fewer of them.
     pub fn reuseport(mut self, reuseport: bool) -> Self {
         self.reuseport = reuseport;
         self
@@ -379,6 +383,7 @@ impl Builder {
         let slots = saved.sockets.iter().cloned();
         let slots: io::Result<Vec<_>> = slots.map(|slot| Ok((slot, files.take()?))).collect();
         let table = Table::default();
+        self.check_slots(sockets::slots_of(&saved.sockets))?;
         table.adopt(slots.map_err(starting)?)?;
         let sockets = Sockets::claim(table, &self.listen, self.slots()).await?;
         let door = self.door(&sockets).await?;
@@ -422,12 +427,33 @@ impl Builder {
         }
     }
 
+    /// Workers serve on sockets that would be nobody's with fewer slots.
+    fn check_slots(&self, before: usize) -> Result<()> {
+        let slots = self.slots();
+        if slots < before {
+            let doing = "keeping workers that have sockets of their own";
+            let reason = format!("there are {before} for each address, and would be {slots}");
+            return Err(Error::new(ErrorKind::Launch, doing).because(reason));
+        }
+        Ok(())
+    }
+
     fn command(&self, snapshot: &Snapshot) -> Command {
         Command {
             argv: self.argv.clone(),
-            env: [snapshot.env.clone(), self.env.clone()].concat(),
+            env: self.variables(&snapshot.env),
             cwd: snapshot.cwd.clone(),
         }
+    }
+
+    /// Each name once: of two of a name getenv(3) would find the first.
+    fn variables(&self, inherited: &[(OsString, OsString)]) -> Vec<(OsString, OsString)> {
+        let mut variables = inherited.to_vec();
+        for (name, value) in &self.env {
+            variables.retain(|(other, _)| other != name);
+            variables.push((name.clone(), value.clone()));
+        }
+        variables
     }
 
     async fn door(&self, sockets: &Sockets) -> Result<Option<UnixListener>> {
@@ -688,3 +714,42 @@ const FIRST: u64 = 1;
 const ASKS_MAX: usize = 64;
 /// Events that a slow reader may fall behind before it misses some.
 const EVENTS_KEPT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+
+    use super::*;
+    use crate::sys::testing::ran_in_its_own_process;
+
+    #[test]
+    fn a_variable_takes_the_place_of_the_one_that_this_process_has() {
+        let variable = |(name, value): (&str, &str)| (name.into(), value.into());
+        let inherited = [("PATH", "/bin"), ("MODE", "slow"), ("HOME", "/")].map(variable);
+        let builder = builder("true").env("MODE", "fast").env("MODE", "faster");
+        let wanted = [("PATH", "/bin"), ("HOME", "/"), ("MODE", "faster")].map(variable);
+        assert_eq!(builder.variables(&inherited), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_cannot_be_started_leaves_nobody_behind() {
+        let name = "pool::tests::a_pool_that_cannot_be_started_leaves_nobody_behind";
+        if ran_in_its_own_process(name, &[]) {
+            return;
+        }
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Some of them can be watched, and not all.
+        setrlimit(Resource::RLIMIT_NOFILE, open + 50, hard).unwrap();
+        let builder = builder("/bin/sleep").arg("3600").workers(100);
+        let error = builder.start().await.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("Too many open files"), "{error:?}");
+        assert_eq!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Err(Errno::ECHILD)
+        );
+    }
+}

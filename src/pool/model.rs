@@ -37,7 +37,8 @@ struct World {
     is_disturbed: bool,
     /// Every worker has been ready once.
     is_up: bool,
-    has_failed: bool,
+    /// Candidates of the update under way.
+    failed: usize,
     broken: Option<&'static str>,
 }
 
@@ -76,7 +77,7 @@ impl World {
             releases: 1,
             is_disturbed: false,
             is_up: false,
-            has_failed: false,
+            failed: 0,
             broken: None,
         };
         world.settle(exploration, None, &[]);
@@ -118,13 +119,13 @@ impl World {
                 if at < now() {
                     self.broken = Some("a deadline has passed and was not looked at");
                 }
-                self.machine.handle_timeout(at);
+                self.machine.handle_timeout(0.0, at);
                 let by = at.saturating_duration_since(now());
                 self.machine = self.machine.clone().rebased(by);
             }
             Action::Update => {
                 self.releases += 1;
-                self.has_failed = false;
+                self.failed = 0;
                 let plan = exploration.plan.clone();
                 let updated = self.machine.update(self.releases, plan, now());
                 self.commanded(updated.is_ok());
@@ -135,7 +136,7 @@ impl World {
             }
             Action::Resume => {
                 let resumed = self.machine.resume(now()).is_ok();
-                self.has_failed = false;
+                self.failed = 0;
                 self.commanded(resumed);
             }
             Action::Abort => {
@@ -156,14 +157,14 @@ impl World {
                 self.commanded(true);
             }
         }
-        self.settle(exploration, Some(action), &before);
         if let Action::Crashes(id) = action
             && let Some((_, release, Stage::Starting | Stage::Settling | Stage::Serving)) =
                 found(id)
             && is_candidate(release)
         {
-            self.has_failed = true;
+            self.failed += 1;
         }
+        self.settle(exploration, Some(action), &before);
     }
 
     fn commanded(&mut self, done: bool) {
@@ -215,8 +216,9 @@ impl World {
                 }
                 let progress = self.machine.progress();
                 let is_candidate = progress.is_some_and(|it| it.candidate == *release);
-                if is_candidate && self.has_failed {
-                    self.broken = Some("a candidate was started after one had failed");
+                let failed_max = exploration.plan.halt_on_failures;
+                if is_candidate && self.failed >= failed_max.clamp(1, self.machine.wanted()) {
+                    self.broken = Some("a candidate was started after too many had failed");
                 }
                 if self.machine.is_stopping() {
                     self.broken = Some("a worker was started in a pool that stops");
@@ -234,7 +236,7 @@ impl World {
                     // It was not ready in time.
                     let is_stable = release_of(*worker) == Some(self.machine.stable());
                     self.is_disturbed |= is_stable;
-                    self.has_failed |= !is_stable;
+                    self.failed += usize::from(!is_stable);
                 }
             }
             Output::Verdict { release, ended, .. } => {
@@ -242,11 +244,16 @@ impl World {
                     let is_live = !matches!(it.2, Stage::Stopping | Stage::Killed);
                     is_live && it.1 != self.machine.stable()
                 });
-                if *ended != Ended::Degraded && others.count() > 0 && !self.is_disturbed {
+                if *ended != Ended::Degraded && others.count() > self.failed && !self.is_disturbed {
                     self.broken = Some("a verdict with two releases");
                 }
                 if (*ended == Ended::Committed) != (*release == self.machine.stable()) {
                     self.broken = Some("a verdict that is not so");
+                }
+                let serves =
+                    |it: &(WorkerId, ReleaseId, Stage)| it.1 == *release && it.2 == Stage::Serving;
+                if *ended == Ended::Committed && !ids.iter().any(serves) {
+                    self.broken = Some("a commit of a release of which nobody serves");
                 }
             }
             _ => {}
@@ -423,6 +430,31 @@ fn three_workers_in_batches_with_one_missing() {
         faults: 2,
         commands: 1,
         allowed: |action| !matches!(action, Action::Stop | Action::Scale(_)),
+        is_up: true,
+    });
+}
+
+#[test]
+fn updates_that_may_fail_in_part_of_a_pool_that_is_scaled() {
+    explore(Exploration {
+        workers: 3,
+        plan: Plan {
+            halt_on_failures: 2,
+            ..plan()
+        },
+        faults: 2,
+        commands: 2,
+        allowed: |action| {
+            matches!(
+                action,
+                Action::Ready(_)
+                    | Action::Leaves(_)
+                    | Action::Crashes(_)
+                    | Action::TimesOut
+                    | Action::Update
+                    | Action::Scale(1)
+            )
+        },
         is_up: true,
     });
 }

@@ -6,9 +6,9 @@
 //! in place is refused: its bytes are others.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ impl Release {
         let file = point_to(&path)?;
         Ok(Self {
             number,
-            is_script: is_script(&path),
+            is_script: is_script(file.as_fd()),
             held: identity(file.as_fd())?,
             path,
             file,
@@ -156,9 +156,14 @@ fn point_to(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Whether an interpreter will read it (execve(2)). What may not be read is no script: nobody could run it.
-fn is_script(path: &Path) -> bool {
+///
+/// It is the held file that is read, whatever its path leads to by now, and nobody waits for somebody to write to a pipe.
+fn is_script(file: BorrowedFd<'_>) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let opened = options.open(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let mut begin = [0; 2];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    let read = opened.and_then(|mut file| file.read_exact(&mut begin));
     read.is_ok() && begin == *b"#!"
 }
 
@@ -205,6 +210,25 @@ mod tests {
         script(&path, "longer than before");
         let error = words_of(&two, &command).unwrap_err();
         assert!(error.to_string().contains("overwritten"), "{error}");
+    }
+
+    #[test]
+    fn what_is_held_is_looked_at_and_a_pipe_is_not_waited_for() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("app");
+        script(&path, "one");
+        let held = point_to(&path).unwrap();
+        fs::write(room.path().join("next"), "no script").unwrap();
+        fs::rename(room.path().join("next"), &path).unwrap();
+        assert!(is_script(held.as_fd()));
+        assert!(!is_script(point_to(&path).unwrap().as_fd()));
+        let pipe = room.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let held = point_to(&pipe).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(is_script(held.as_fd())));
+        let patience = std::time::Duration::from_secs(20);
+        assert_eq!(is_done.recv_timeout(patience), Ok(false));
     }
 
     #[test]

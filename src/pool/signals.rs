@@ -1,10 +1,11 @@
 //! The signals that a supervisor listens to.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::task::{Context, Poll};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::yield_now;
 
 use super::reaper;
 use crate::sys::signals;
@@ -56,9 +57,25 @@ impl Signals {
         Ok(this)
     }
 
-    /// Lets them wait for the program that this process becomes.
-    pub(super) fn hold_back(&self) -> io::Result<()> {
-        signals::block(&self.numbers())
+    /// Lets them wait for the program that this process becomes: those that come from now on, and those that have come and
+    /// that nobody has heard of yet.
+    ///
+    /// All of them only in a runtime with a single thread: others have masks of their own, and look at other times.
+    pub(super) async fn hold_back(&mut self) -> io::Result<()> {
+        signals::block(&self.numbers())?;
+        // What has come before is in the runtime's hands, which looks at least once before this goes on.
+        yield_now().await;
+        for heard in self.heard_so_far().await {
+            match heard {
+                Heard::Trigger(Trigger::Upgrade) => signals::raise(UPDATE)?,
+                Heard::Trigger(Trigger::Stop) => signals::raise(STOP[0])?,
+                Heard::Supervisor => signals::raise(SUPERVISOR)?,
+                Heard::Forward(signal) => signals::raise(signal)?,
+                // Whoever takes over looks for them.
+                Heard::Ended => {}
+            }
+        }
+        Ok(())
     }
 
     /// No longer.
@@ -78,6 +95,17 @@ impl Signals {
             other = poll_fn(|context| poll_others(
                 &mut self.supervisor, &mut self.ended, &mut self.forwarded, context,
             )) => other,
+        }
+    }
+
+    async fn heard_so_far(&mut self) -> Vec<Heard> {
+        let mut all = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                heard = self.next() => all.push(heard),
+                () = ready(()) => return all,
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use super::slots::SlotIndex;
 use crate::config::{STOP_EMPTY, STOP_SETTLE};
 use crate::error::{Error, ErrorKind, Result};
 use crate::listen::{Address as Place, FinalStop, ListenOptions, Table, unix_address};
-use crate::protocol::message::SlotKind;
+use crate::protocol::message::{Slot, SlotKind};
 
 /// Where a pool listens, as `NAME=ADDRESS`: `web=0.0.0.0:8080`, `app=unix:/run/app.sock` or `dns=udp:[::]:53`. A path that
 /// begins with `@` is an abstract name.
@@ -204,6 +204,15 @@ fn slotted(name: &str, slot: SlotIndex) -> String {
     }
 }
 
+/// For how many slots these sockets are.
+pub(super) fn slots_of(sockets: &[Slot]) -> usize {
+    let slots = sockets.iter().filter_map(|socket| {
+        let (_, slot) = socket.name.rsplit_once(' ')?;
+        slot.parse::<SlotIndex>().ok()
+    });
+    slots.max().map_or(1, |last| last + 1)
+}
+
 pub(crate) fn is_slotted(name: &str) -> bool {
     name.contains(' ')
 }
@@ -300,5 +309,8 @@ mod tests {
             address.as_socket().unwrap().port()
         };
         assert_eq!(port(&one[0].1), port(&two[0].1));
+        let held = sockets.table().offer().into_iter();
+        let held: Vec<Slot> = held.map(|(slot, _)| slot).collect();
+        assert_eq!((slots_of(&held), slots_of(&[])), (3, 1));
     }
 }

@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::unistd::geteuid;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout_at};
 
 pub(super) use self::saved::Saved;
 use self::succession::Trial;
@@ -172,13 +173,14 @@ impl Supervisor {
     ///
     /// If one of them cannot be started at all. Whatever else becomes of them is for crash care.
     pub(super) fn begin(parts: Parts, first: Release) -> io::Result<Self> {
+        let private = readiness::private_directory(parts.snapshot, geteuid().is_root());
         let mut this = Self {
             shared: parts.by_slot(),
             slots: parts.own_slots(),
             untold: BTreeSet::new(),
             emptied: mpsc::channel(PROBED_MAX),
             held: parts.sockets.table().offer(),
-            notify: NotifySocket::open()?,
+            notify: NotifySocket::open(private.as_deref())?,
             last_release: first.number,
             releases: BTreeMap::from([(first.number, first)]),
             before: None,
@@ -207,7 +209,8 @@ impl Supervisor {
             if let Output::Start { worker, release } = output
                 && let Err(error) = this.start(worker, release)
             {
-                this.workers.values().for_each(kill);
+                this.notify.remove();
+                this.workers.into_values().for_each(Worker::discard);
                 return Err(error);
             }
         }
@@ -217,9 +220,12 @@ impl Supervisor {
     /// Until the pool has stopped.
     pub(super) async fn run(mut self) {
         self.await_those_before();
+        // Of those that ended while there was no handler nobody tells.
+        self.reap_orphans();
         self.perform();
         self.report();
-        while !self.is_stopped || self.relieving.is_some() {
+        // Neither those whose sockets were taken over nor the process of a trial are left behind.
+        while !self.is_stopped || self.relieving.is_some() || self.trial.is_some() {
             match self.next().await {
                 Input::Exited(worker) => self.collect(worker),
                 Input::Relayed(relayed) => self.relayed(relayed),
@@ -227,7 +233,7 @@ impl Supervisor {
                 Input::Probed(worker) => self.is_ready(worker),
                 Input::Asked(ask) => self.answer(ask),
                 Input::Heard(heard) => self.heed(heard),
-                Input::Tried(outcome) => self.tried(outcome),
+                Input::Tried(outcome) => self.tried(outcome).await,
                 Input::Emptied(worker) => self.nobody_waits(worker),
                 Input::GivenUp(cut_off) => self.given_up(&cut_off),
                 Input::Relieved(left) => self.relieved(&left),
@@ -238,6 +244,7 @@ impl Supervisor {
             self.report();
         }
         self.outlets.finish(self.parts.logs_within).await;
+        self.notify.remove();
         let took = self
             .stopping_since
             .map_or(Duration::ZERO, |since| since.elapsed());
@@ -278,19 +285,21 @@ impl Supervisor {
         let given_up = if_any(self.giving_up.as_mut());
         let relieved = if_any(self.relieving.as_mut());
         let tried = if_any(self.trial.as_mut().map(|trial| &mut trial.outcome));
+        let is_worker = |pid| workers.values().any(|worker| worker.pid == pid);
+        // Whoever can come as often as he likes comes last.
         tokio::select! {
             biased;
             worker = exited => Input::Exited(worker),
+            heard = self.parts.signals.next() => Input::Heard(heard),
+            () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             relayed = self.outlets.next() => Input::Relayed(relayed),
-            Ok(word) = self.notify.next() => Input::Said(word),
             Some(worker) = self.probed.1.recv() => Input::Probed(worker),
             Some(worker) = self.emptied.1.recv() => Input::Emptied(worker),
-            heard = self.parts.signals.next() => Input::Heard(heard),
             outcome = tried => Input::Tried(outcome),
             cut_off = given_up => Input::GivenUp(cut_off),
             left = relieved => Input::Relieved(left),
-            () = sleep_until(until.into()), if deadline.is_some() => Input::TimedOut,
             Some(ask) = self.parts.inbox.recv() => Input::Asked(ask),
+            Ok(word) = self.notify.next(is_worker) => Input::Said(word),
         }
     }
 
@@ -307,7 +316,7 @@ impl Supervisor {
     fn time_passed(&mut self) {
         let now = Instant::now();
         let machine = &mut self.parts.machine;
-        machine.handle_timeout(now);
+        machine.handle_timeout(random_part(), now);
         let judging = self.judge.as_mut().zip(Standing::of(machine));
         let found = judging.and_then(|(judge, update)| judge.look(&self.counted, update, now));
         if let Some(reason) = found {
@@ -408,13 +417,12 @@ impl Supervisor {
     }
 
     /// What a worker does not say itself.
-    fn await_ready(&self, worker: WorkerId, started: &Worker) {
-        let sender = self.probed.0.clone();
-        let limit = self.parts.machine.plan().healthy_deadline;
-        let readiness = self.parts.readiness;
-        if readiness == Readiness::Notify {
+    fn await_ready(&self, id: WorkerId, started: &Worker) {
+        let (readiness, deadline) = (self.parts.readiness, self.parts.machine.ready_by(id));
+        let Some(deadline) = deadline.filter(|_| readiness != Readiness::Notify) else {
             return;
-        }
+        };
+        let sender = self.probed.0.clone();
         let age = started.started.elapsed();
         // Without another descriptor it is not ready in time.
         let probe = started.probe.as_ref().and_then(|it| it.try_clone().ok());
@@ -426,13 +434,13 @@ impl Supervisor {
                     true
                 }
                 (_, Some(probe)) => {
-                    let accepted = timeout(limit, readiness::accepted(probe)).await;
+                    let accepted = timeout_at(deadline.into(), readiness::accepted(probe)).await;
                     accepted.is_ok_and(|accepted| accepted.is_ok())
                 }
                 _ => false,
             };
             if is_ready {
-                let _ = sender.send(worker).await;
+                let _ = sender.send(id).await;
             }
         });
     }
@@ -559,7 +567,7 @@ impl Supervisor {
         }
     }
 
-    fn reap_orphans(&self) {
+    pub(super) fn reap_orphans(&self) {
         if reaper::is_needed() {
             let others = [
                 self.trial.as_ref().map(|trial| trial.pid),
@@ -587,9 +595,10 @@ impl Supervisor {
     }
 
     fn end(&mut self, id: WorkerId, release: ReleaseId, pid: Option<u32>, how: &str) {
-        let jitter = (readiness::random() >> 11) as f64 / (1_u64 << 53) as f64;
         let now = Instant::now();
-        self.parts.machine.handle_exited(id, how, jitter, now);
+        self.parts
+            .machine
+            .handle_exited(id, how, random_part(), now);
         self.tell_of(id, release, pid, "ended", how.to_owned());
     }
 }
@@ -724,6 +733,7 @@ impl Supervisor {
             self.parts.service.stopping();
             self.judge = None;
             self.update = None;
+            self.trial.iter().for_each(Trial::kill);
             self.parts.machine.stand_still();
             self.resolve(&Reply::refused("the pool is stopping"));
             let emptied = self.parts.sockets.give_up(self.parts.stop_within);
@@ -785,9 +795,9 @@ impl Supervisor {
     }
 }
 
-fn kill(worker: &Worker) {
-    // One that is gone is about to be collected.
-    let _ = worker.kill();
+/// From 0 to 1.
+fn random_part() -> f64 {
+    (readiness::random() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn reason_of(refusal: &Reply) -> String {

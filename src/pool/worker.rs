@@ -110,6 +110,13 @@ impl Worker {
         signal_group(self.pid, Group::Kill).or_else(|_| self.process.kill())
     }
 
+    /// The same, and waits for its end, which comes for sure. For one that nobody is to hear of.
+    pub(crate) fn discard(self) {
+        // One that is gone is collected all the same.
+        let _ = self.kill();
+        discard(self.pid);
+    }
+
     pub(crate) fn poll_exited(&self, context: &mut Context<'_>) -> Poll<()> {
         // Only a runtime that shuts down fails here, and then nobody polls again.
         self.process.poll_exited(context).map(drop)

@@ -1,4 +1,5 @@
-//! How many connections wait in the accept queue of a listening TCP socket.
+//! What the kernel says of a TCP socket: how many connections wait in the accept queue of a listening one, and whether the
+//! other end of a connection has heard of its end.
 
 #![expect(unsafe_code, reason = "nix and socket2 do not have TCP_INFO")]
 
@@ -7,7 +8,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The front of `struct tcp_info` up to `tcpi_unacked`, in words of 32 bits.
 const WORDS: usize = 7;
-/// The state of a listening socket (`TCP_LISTEN` in the kernel's net/tcp_states.h).
+/// States of a socket (the kernel's net/tcp_states.h).
+#[cfg(feature = "pool")]
+const ESTABLISHED: u8 = 1;
+#[cfg(feature = "pool")]
+const FIN_WAIT_1: u8 = 4;
 const LISTEN: u8 = 10;
 
 /// How many connections wait to be accepted.
@@ -19,6 +24,28 @@ const LISTEN: u8 = 10;
 ///
 /// For what is no listening TCP socket.
 pub(crate) fn accept_queue(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    match info(socket)? {
+        (LISTEN, info) => Ok(info[WORDS - 1]),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// Whether the other end has acknowledged that this one writes nothing more (shutdown(2)).
+///
+/// `connect` may return a moment before its connection is in the other end's accept queue: the kernel puts it there when the
+/// last packet of the handshake arrives. It answers the end of a connection only behind that.
+///
+/// # Errors
+///
+/// For what is no TCP socket.
+#[cfg(feature = "pool")]
+pub(crate) fn is_end_heard(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let (state, _) = info(socket)?;
+    Ok(![ESTABLISHED, FIN_WAIT_1].contains(&state))
+}
+
+/// The state, and the rest of it.
+fn info(socket: BorrowedFd<'_>) -> io::Result<(u8, [u32; WORDS])> {
     let mut info = [0_u32; WORDS];
     let size = size_of_val(&info);
     let mut length = libc::socklen_t::try_from(size).map_err(io::Error::other)?;
@@ -31,12 +58,11 @@ pub(crate) fn accept_queue(socket: BorrowedFd<'_>) -> io::Result<u32> {
     if outcome == -1 {
         return Err(io::Error::last_os_error());
     }
-    // The first byte is the state.
-    let [state, ..] = info[0].to_ne_bytes();
-    if state != LISTEN || usize::try_from(length) != Ok(size) {
+    if usize::try_from(length) != Ok(size) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    Ok(info[WORDS - 1])
+    let [state, ..] = info[0].to_ne_bytes();
+    Ok((state, info))
 }
 
 #[cfg(test)]
@@ -67,6 +93,30 @@ mod tests {
             let _accepted = listener.accept().unwrap();
             await_length(&listener, 2);
         }
+    }
+
+    #[test]
+    #[cfg(feature = "pool")]
+    fn whose_end_is_heard_has_been_in_the_queue() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let clients: Vec<TcpStream> = (1..=100)
+            .map(|count| {
+                let client = TcpStream::connect(address).unwrap();
+                assert!(!is_end_heard(client.as_fd()).unwrap());
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while !is_end_heard(client.as_fd()).unwrap() {
+                    assert!(Instant::now() < deadline, "never");
+                }
+                assert_eq!(accept_queue(listener.as_fd()).unwrap(), count);
+                client
+            })
+            .collect();
+        // Nor does it matter that the other end has gone by then.
+        drop(listener);
+        let gone = clients.iter().all(|it| is_end_heard(it.as_fd()).unwrap());
+        assert!(gone);
     }
 
     #[test]

@@ -45,6 +45,16 @@ pub(crate) fn ignore(signals: &[i32]) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends a signal to the calling thread, where it waits if it is [blocked](block).
+#[cfg(feature = "pool")]
+pub(crate) fn raise(signal: i32) -> io::Result<()> {
+    // SAFETY: raise(3) takes a number, and refuses those that it does not know.
+    match unsafe { libc::raise(signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A set of exactly these signals; a number that is no signal is an error.
 pub(super) fn set_of(signals: &[i32]) -> io::Result<libc::sigset_t> {
     // SAFETY: sigset_t is an array of integers, for which zero is a value.

@@ -2,13 +2,14 @@
 //! them the test says that it was skipped. And what a supervisor passes on: signals, and the way its workers end.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use handover_load::process::{children, eventually, signal};
 use handover_load::{Kind, Load, Mix, Signal};
 use tempfile::TempDir;
 
-use crate::rig::{Pool, QUICK};
+use crate::rig::{Pool, QUICK, SUPERVISOR};
 use crate::support::{DEADLINE, assert_no_failure, free_address, more_answers, testd};
 
 /// Another PID namespace, whose first process ends with whoever made it.
@@ -73,6 +74,42 @@ async fn the_first_process_of_a_namespace_collects_orphans_and_ends_with_0_after
     signal(first, Signal::TERM).unwrap();
     let ended = pool.server.exit_status(DEADLINE).await.unwrap();
     assert_eq!(ended.code(), Some(0), "{}", pool.server.log());
+}
+
+#[tokio::test]
+async fn an_orphan_that_ends_while_the_supervisor_changes_is_collected_all_the_same() {
+    if !can_unshare() {
+        return;
+    }
+    let room = tempfile::tempdir().unwrap();
+    // Whoever is started by a shell that ends becomes the first process's.
+    let script = format!(
+        "cd {}; (sleep 1000 & echo $! >orphan-$$); exec {}",
+        room.path().display(),
+        testd().display()
+    );
+    let pool = under(&FIRST, room, &QUICK, &["/bin/sh", "-c", &script]);
+    pool.until_ready(2).await;
+    let [first] = children(pool.server.pid())[..] else {
+        panic!("{:?}", children(pool.server.pid()));
+    };
+    assert_eq!(children(first).len(), 4);
+    // In the process itself, before it is a supervisor again, and without a child of its own that it would wait for.
+    let end = format!(
+        "#!/bin/sh\ncase $HANDOVER_SUPERVISOR in next:*) for it in {0}/orphan-*; do read pid <$it; kill -KILL $pid; done ;; esac\nexec {1} \"$@\"\n",
+        pool.room.path().display(),
+        env!("CARGO_BIN_EXE_handover"),
+    );
+    let draft = pool.file("draft-supervisor");
+    fs::write(&draft, end).unwrap();
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(draft, pool.file(SUPERVISOR)).unwrap();
+    pool.run(&["upgrade", "--supervisor"]).await.assert_code(0);
+    assert_eq!(pool.pool().await.supervisor, 2);
+    let left = || children(first).len();
+    eventually("nobody but two workers", left, 2, DEADLINE)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

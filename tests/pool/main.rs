@@ -5,6 +5,7 @@
 mod crashes;
 mod faults;
 mod first;
+mod flood;
 mod foreign;
 mod logs;
 mod misuse;
@@ -12,6 +13,7 @@ mod misuse;
 #[path = "../cli/operated.rs"]
 mod operated;
 mod orphans;
+mod ready;
 mod reuseport;
 mod rig;
 mod rolling;
@@ -25,3 +27,4 @@ mod succession;
 #[path = "../it/support.rs"]
 mod support;
 mod undone;
+mod unread;

@@ -333,3 +333,14 @@ const CONTROL: &str = "control.sock";
 
 /// Updates that do not take longer than a test may.
 pub(crate) const QUICK: [&str; 4] = ["--min-healthy", "50ms", "--draining-max", "64"];
+
+/// For python3: accepts from all that it is passed, once the file is there that its argument names.
+pub(crate) const ACCEPTS: &str = "
+import os, select, socket, sys
+sockets = [socket.socket(fileno=3 + n) for n in range(int(os.environ['LISTEN_FDS']))]
+while not os.path.exists(sys.argv[1]):
+    select.select([], [], [], 0.01)
+while True:
+    for found in select.select(sockets, [], [])[0]:
+        found.accept()[0].close()
+";

@@ -3,9 +3,10 @@
 use handover_load::{Kind, Load, Mix, Signal};
 
 use crate::rig::{Pool, QUICK, mix};
-use crate::support::{DEADLINE, assert_no_failure, more_answers};
+use crate::support::{DEADLINE, assert_no_failure, free_address, more_answers, testd};
 
 const ROUNDS: u64 = 50;
+const ROUNDS_OF_STATE: usize = 5;
 
 #[tokio::test]
 async fn fifty_rolling_updates_under_mixed_load_lose_nothing_and_four_are_always_ready() {
@@ -35,7 +36,7 @@ async fn with_one_unavailable_three_are_always_ready_and_never_are_there_five() 
     let load = Load::start(pool.web, mix());
     load.until_answers(1, 200, DEADLINE).await.unwrap();
     let lookout = pool.lookout().await;
-    for _ in 0..5 {
+    for _ in 0..ROUNDS {
         let (code, reply) = pool.json(&["upgrade"]).await;
         assert_eq!(code, 0, "{reply}");
     }
@@ -109,4 +110,26 @@ async fn what_a_worker_has_kept_is_found_by_those_that_come_after_it() {
     pool.line("kept by 1: Ok(())").await;
     pool.run(&["scale", "2"]).await.assert_code(0);
     pool.line("found what 1 has kept").await;
+}
+
+#[tokio::test]
+async fn workers_that_keep_the_same_at_the_same_time_all_have_room_for_it() {
+    let (room, web) = (tempfile::tempdir().unwrap(), free_address());
+    let (testd, workers) = (testd(), 4);
+    let script = format!("export TESTD_KEEP=yes; exec {}", testd.display());
+    let program = ["/bin/sh", "-c", &script];
+    let flags = [&QUICK[..], &["--surge", "4"]].concat();
+    let pool = Pool::of(room, web, workers, &flags, &program);
+    pool.until_ready(workers).await;
+    for round in 1..=ROUNDS_OF_STATE {
+        // By those that keep, and not only by one of them.
+        let said = pool
+            .server
+            .wait_for_lines("kept by 1: ", round * workers, DEADLINE);
+        let said = said.await.unwrap();
+        assert!(said.iter().all(|it| it.ends_with("Ok(())")), "{said:?}");
+        if round < ROUNDS_OF_STATE {
+            pool.run(&["upgrade"]).await.assert_code(0);
+        }
+    }
 }

@@ -15,6 +15,12 @@ const RESIDENT_MAX_KIB: u64 = if cfg!(debug_assertions) {
     8 * 1024
 };
 
+/// After which everything that is kept of past updates is as large as it gets.
+const UPDATES_WARM: u64 = 40;
+const UPDATES_MORE: u64 = 40;
+/// What the allocator's moods take; two kilobytes for each update would be more.
+const GROWTH_MAX_KIB: u64 = 64;
+
 #[tokio::test]
 async fn a_supervisor_is_small_has_one_thread_and_does_nothing_while_nothing_happens() {
     let pool = Pool::start(4, &QUICK).await;
@@ -47,6 +53,23 @@ fn is_small(pid: u32) {
     );
     assert!(resident <= RESIDENT_MAX_KIB, "{resident} KiB");
     assert_eq!(number(pid, "Threads:"), 1);
+}
+
+#[tokio::test]
+async fn a_supervisor_does_not_grow_from_update_to_update() {
+    let pool = Pool::start(1, &QUICK).await;
+    let pid = pool.server.pid();
+    let mut own = Vec::new();
+    for updates in [UPDATES_WARM, UPDATES_MORE] {
+        for _ in 0..updates {
+            pool.run(&["upgrade"]).await.assert_code(0);
+        }
+        own.push(number(pid, "RssAnon:"));
+    }
+    let resident = number(pid, "VmRSS:");
+    println!("{own:?} KiB of its own, {resident} KiB resident");
+    assert!(own[1] <= own[0] + GROWTH_MAX_KIB, "{own:?} KiB");
+    assert!(resident <= RESIDENT_MAX_KIB, "{resident} KiB");
 }
 
 fn number(pid: u32, name: &str) -> u64 {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Instant;
 
 use handover_load::process::eventually;
 use handover_load::{Kind, Load, Mix, Signal};
 use tokio::time::timeout;
 
-use crate::rig::{Pool, QUICK, SUPERVISOR, mix};
+use crate::rig::{ACCEPTS, Pool, QUICK, SUPERVISOR, mix};
 use crate::support::{DEADLINE, assert_no_failure, free_address, get, more_answers};
 
 const ROUNDS: u64 = 20;
@@ -42,16 +43,27 @@ async fn holds(pid: u32, before: usize) {
         .unwrap();
 }
 
+/// Whether the process has become another program by now.
+fn is_next(pid: u32) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut variables = environment.split(|byte| *byte == 0);
+    variables.any(|variable| variable.starts_with(b"HANDOVER_SUPERVISOR=next:"))
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace();
+    children.map(|it| it.parse().unwrap()).collect()
+}
+
 /// Children that have ended and that nobody has collected (proc_pid_stat(5)).
 fn zombies(pid: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let children = children.split_whitespace().map(|it| it.parse().unwrap());
     let is_zombie = |child: &u32| {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         stat.rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('Z'))
     };
-    children.filter(is_zombie).collect()
+    children(pid).into_iter().filter(is_zombie).collect()
 }
 
 async fn until_supervisor(pool: &Pool, number: u64) {
@@ -163,6 +175,34 @@ async fn refused(pool: &Pool, why: &str) {
 }
 
 #[tokio::test]
+async fn a_stop_ends_a_trial_that_hangs() {
+    let mut pool = Pool::start(1, &[&QUICK[..], &["--trial-within", "1h"]].concat()).await;
+    script(&pool, "echo on trial; exec sleep 3600");
+    pool.signal(Signal::USR2);
+    pool.line("on trial").await;
+    pool.run(&["stop"]).await.assert_code(0);
+    let ended = pool.server.exit_status(DEADLINE).await.unwrap();
+    assert_eq!(ended.code(), Some(0), "{}", pool.server.log());
+    assert!(pool.server.live().is_empty());
+}
+
+#[tokio::test]
+async fn a_next_supervisor_that_would_give_up_sockets_of_workers_stays_outside() {
+    let pool = Pool::start(3, &[&QUICK[..], &["--reuseport"]].concat()).await;
+    let load = Load::start(pool.web, Mix::none().with(Kind::Fresh, 4));
+    load.until_answers(1, 20, DEADLINE).await.unwrap();
+    for change in ["s/--workers 3/--workers 1/", "s/--reuseport//"] {
+        let text = format!("set -- $(echo \"$@\" | sed '{change}')\nexec \"$program\" \"$@\"");
+        script(&pool, &text);
+        refused(&pool, "exit status: 1").await;
+    }
+    pool.line("there are 4 for each address, and would be 2")
+        .await;
+    more_answers(&load, 1).await;
+    assert_no_failure(&load.stop().await);
+}
+
+#[tokio::test]
 async fn a_next_supervisor_that_passes_its_trial_and_fails_then_becomes_the_one_before_again() {
     let pool = Pool::start(2, &QUICK).await;
     let load = Load::start(pool.web, mix());
@@ -211,6 +251,27 @@ async fn workers_that_end_while_the_supervisor_changes_are_collected_and_replace
 }
 
 #[tokio::test]
+async fn a_stop_that_comes_while_the_supervisor_changes_stops_one_of_the_two() {
+    for _ in 0..ROUNDS {
+        let mut pool = Pool::start(1, &QUICK).await;
+        let (supervisor, worker) = (pool.server.pid(), pool.pids().await);
+        pool.signal(Signal::USR2);
+        // The trial has begun, and has ended: the exec comes next.
+        let is_tried = || children(supervisor).len() > worker.len();
+        let begun = Instant::now();
+        for expected in [true, false] {
+            // A trial that nobody has seen is over as well.
+            while is_tried() != expected && !is_next(supervisor) {
+                assert!(begun.elapsed() < DEADLINE, "{}", pool.server.log());
+            }
+        }
+        pool.signal(Signal::TERM);
+        let ended = pool.server.exit_status(DEADLINE).await.unwrap();
+        assert_eq!(ended.code(), Some(0), "{}", pool.server.log());
+    }
+}
+
+#[tokio::test]
 async fn what_operators_have_asked_for_survives_and_a_supervisor_with_an_update_stays() {
     let flags = ["--min-healthy", "50ms", "--healthy-deadline", "30s"];
     let pool = Pool::start(1, &flags).await;
@@ -237,7 +298,7 @@ async fn what_operators_have_asked_for_survives_and_a_supervisor_with_an_update_
 
 #[tokio::test]
 async fn a_worker_that_is_not_ready_yet_is_awaited_by_the_next_supervisor_too() {
-    for how in ["accepts", "500ms"] {
+    for how in ["accepts", "3s"] {
         let (room, web) = (tempfile::tempdir().unwrap(), free_address());
         let gate = room.path().join("gate");
         let flags = [&QUICK[..], &["--ready", how]].concat();
@@ -251,14 +312,3 @@ async fn a_worker_that_is_not_ready_yet_is_awaited_by_the_next_supervisor_too() 
         assert_eq!(pool.pool().await.workers[0].worker, 1);
     }
 }
-
-/// Accepts from all that it is passed, once it may.
-const ACCEPTS: &str = "
-import os, select, socket, sys
-sockets = [socket.socket(fileno=3 + n) for n in range(int(os.environ['LISTEN_FDS']))]
-while not os.path.exists(sys.argv[1]):
-    select.select([], [], [], 0.01)
-while True:
-    for found in select.select(sockets, [], [])[0]:
-        found.accept()[0].close()
-";

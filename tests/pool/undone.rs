@@ -1,8 +1,14 @@
 //! Bad releases: halted, undone, and told by exit code 3.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use handover_load::{Failure, Kind, Load, Mix};
+use handover::control::PoolState;
+use handover_load::process::signal;
+use handover_load::{Failure, Kind, Load, Mix, Signal};
+use tokio::time::timeout;
 
 use crate::rig::{Pool, QUICK};
 use crate::support::{
@@ -50,6 +56,29 @@ async fn a_release_that_is_never_ready_is_undone_at_its_deadline_and_nobody_noti
     assert_eq!(pool.fewest_ready(), 4);
     more_answers(&load, 1).await;
     assert_no_failure(&load.stop().await);
+}
+
+/// Says how often it has asked.
+async fn ask_until(enough: Arc<AtomicBool>, web: SocketAddr) -> u64 {
+    let mut count = 0;
+    while !enough.load(Ordering::Relaxed) {
+        let asked = (0..8).map(|_| get(web, "/work"));
+        // An answer with 500 is an error here, and is what the guard is to see.
+        count += futures_util::future::join_all(asked).await.len() as u64;
+    }
+    count
+}
+
+/// The supervisor has heard of this many requests, of all workers together.
+async fn until_counted(pool: &Pool, requests: u64) {
+    let counted = async {
+        let all = |state: PoolState| -> u64 {
+            let workers = state.workers.iter();
+            workers.filter_map(|worker| worker.requests).sum()
+        };
+        while all(pool.pool().await) != requests {}
+    };
+    timeout(DEADLINE, counted).await.unwrap();
 }
 
 #[tokio::test]
@@ -130,6 +159,52 @@ async fn a_release_that_is_as_good_is_not_undone_by_guards_that_know_what_is_slo
 /// So much that each worker knows its own 99th percentile.
 const ENOUGH: u64 = 200;
 
+/// Three workers, one of which does not leave when it is told to; and as long as it is there, no other is told to.
+async fn stuck() -> (Pool, u32) {
+    let flags = "--min-healthy 50ms --healthy-deadline 4s --progress-deadline 5s --draining-max 1";
+    let pool = Pool::start(3, &flags.split(' ').collect::<Vec<_>>()).await;
+    // The youngest is the first to leave.
+    let last = pool.pids().await[2];
+    signal(last, Signal::STOP).unwrap();
+    (pool, last)
+}
+
+#[tokio::test]
+async fn an_update_that_gets_no_further_is_undone_at_its_progress_deadline() {
+    let (pool, stuck) = stuck().await;
+    let thawed = async {
+        pool.line("no further worker was healthy within 5s").await;
+        signal(stuck, Signal::CONT).unwrap();
+    };
+    let ((code, reply), ()) = tokio::join!(pool.json(&["upgrade"]), thawed);
+    assert_eq!(
+        (code, &reply["upgrade"]["verdict"]),
+        (3, &"rolled_back".into()),
+        "{reply}"
+    );
+    pool.until_rests_on(1, 3).await;
+}
+
+#[tokio::test]
+async fn an_update_that_cannot_be_undone_in_time_is_degraded_with_exit_code_4_and_undone_later() {
+    let (pool, stuck) = stuck().await;
+    let (code, reply) = pool.json(&["upgrade"]).await;
+    assert_eq!(
+        (code, &reply["upgrade"]["verdict"]),
+        (4, &"degraded".into()),
+        "{reply}"
+    );
+    let reason = reply["upgrade"]["reason"].as_str().unwrap();
+    for part in [
+        "no further worker was healthy within 5s",
+        "could not be undone in time",
+    ] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    signal(stuck, Signal::CONT).unwrap();
+    pool.until_rests_on(1, 3).await;
+}
+
 #[tokio::test]
 async fn what_ran_before_comes_back_though_its_file_is_another_by_now() {
     let pool = Pool::start(2, &QUICK).await;
@@ -167,21 +242,21 @@ async fn a_mix_that_is_to_stay_waits_for_an_operator_with_exit_code_6() {
 }
 
 #[tokio::test]
-async fn what_a_guard_has_found_is_forgiven_by_whoever_resumes() {
-    let flags = ["--on-failure", "halt", "--min-healthy", "1500ms"];
+async fn an_update_that_the_guard_has_halted_goes_on_once_it_is_resumed() {
+    let flags = ["--min-healthy", "3s", "--on-failure", "halt"];
     let pool = Pool::start(2, &flags).await;
-    let load = Load::start(pool.web, mix());
-    pool.release("echo errors=50 >bad; export TESTD_PLAN=bad");
+    let enough = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn(ask_until(Arc::clone(&enough), pool.web));
+    pool.release("echo ill=yes >bad; export TESTD_PLAN=bad");
     let (code, reply) = pool.json(&["upgrade"]).await;
-    assert_eq!(code, 6, "{reply}");
-    assert!(
-        reply["reason"].as_str().unwrap().starts_with("errors: "),
-        "{reply}"
-    );
-    // Nobody comes any more, so there are no new reasons.
-    drop(load.stop().await);
+    enough.store(true, Ordering::Relaxed);
+    until_counted(&pool, asking.await.unwrap()).await;
+    assert_eq!((code, &reply["reply"]), (6, &"held".into()), "{reply}");
+    let reason = reply["reason"].as_str().unwrap();
+    assert!(reason.contains("errors"), "{reason}");
+    // Nobody asks any more, so nothing speaks against it but what did before.
     pool.run(&["resume"]).await.assert_code(0);
-    pool.line("upgrade to 2 committed").await;
+    pool.until_rests_on(2, 2).await;
 }
 
 #[tokio::test]

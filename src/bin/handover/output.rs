@@ -46,10 +46,10 @@ impl Output {
         say(text.trim_end())
     }
 
-    /// One line of a log, with its end.
+    /// One line of a log.
     pub(crate) fn line(self, content: &impl Serialize, text: impl FnOnce() -> String) -> String {
         let value = serde_json::to_value(content).ok().filter(|_| self.json);
-        value.map_or_else(text, versioned) + "\n"
+        value.map_or_else(text, versioned)
     }
 
     /// Why there is no answer, and the exit code that says so.

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::arguments::Run;
-use handover::pool::LOGS_WITHIN;
-use tokio::time::timeout;
 
 use crate::exit::Exit;
 use crate::log::Log;
@@ -28,19 +26,19 @@ pub(crate) async fn supervise(output: Output, run: Run, control: Option<PathBuf>
         Err(error) => return output.error(&error).into(),
     };
     let mut events = pool.events();
-    let telling = tokio::spawn(async move {
-        let log = Log::open();
+    // Standard output is the workers'.
+    let mut log = Log::on_stderr(output);
+    let logged = tokio::spawn(async move {
         while let Some(happened) = events.next().await {
             let is_last = text::is_end(&happened);
-            let line = output.line(&happened, || text::happened(&happened));
-            log.write(&line).await;
+            log.say(&happened);
             if is_last {
                 return;
             }
         }
     });
     pool.stopped().await;
-    // It ends with the last event, which is there by now, unless nobody reads.
-    let _ = timeout(LOGS_WITHIN, telling).await;
+    // It ends with the last event, which is there by now.
+    let _ = logged.await;
     pool.exit_code().into()
 }

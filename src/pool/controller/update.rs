@@ -39,6 +39,13 @@ pub(super) enum Phase {
 }
 
 /// What happens to it, and what operators want.
+impl Update {
+    /// How many candidates have to fail to halt it, in a pool of this size.
+    fn failures_max(&self, wanted: usize) -> usize {
+        self.plan.halt_on_failures.clamp(1, wanted)
+    }
+}
+
 impl Controller {
     /// What candidates answer is worse than what stable workers do.
     pub(crate) fn handle_unfit(&mut self, reason: String, now: Instant) {
@@ -219,7 +226,22 @@ impl Controller {
             return;
         };
         update.failures += 1;
-        if update.failures >= update.plan.halt_on_failures.clamp(1, wanted) {
+        if update.failures >= update.failures_max(wanted) {
+            self.halt(reason, now);
+        }
+    }
+
+    /// In a smaller pool fewer failures are too many: at least one candidate has to count for a commit.
+    pub(super) fn halt_if_too_many_failed(&mut self, now: Instant) {
+        if let Some(update) = &self.update
+            && self.is_tried(update.candidate)
+            && update.failures >= update.failures_max(self.wanted)
+        {
+            let (failed, release) = (update.failures, update.candidate);
+            let reason = format!(
+                "{failed} workers of release {release} have failed, and {} are wanted by now",
+                self.wanted
+            );
             self.halt(reason, now);
         }
     }

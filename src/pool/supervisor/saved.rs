@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::super::controller::{self, ReleaseId, WorkerId};
 use super::super::inheritance::Files;
-use super::super::kept::Kept;
+use super::super::kept::{self, Kept};
 use super::super::logs::{self, Outlets};
 use super::super::readiness::NotifySocket;
 use super::super::release::{self, Release};
@@ -34,7 +34,7 @@ pub(in super::super) struct Saved {
     notify: String,
     releases: Vec<release::Saved>,
     #[serde(default)]
-    kept: Vec<String>,
+    kept: Vec<kept::Label>,
     before: Option<ReleaseId>,
     last_release: ReleaseId,
     workers: Vec<(WorkerId, worker::Saved)>,
@@ -78,12 +78,7 @@ impl Supervisor {
             sockets: slots.collect(),
             notify: self.notify.name().to_owned(),
             releases: self.releases.values().map(Release::save).collect(),
-            kept: self
-                .kept
-                .all()
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            kept: self.kept.save(),
             before: self.before,
             last_release: self.last_release,
             workers: self
@@ -103,9 +98,8 @@ impl Supervisor {
     pub(super) fn files(&self) -> Vec<BorrowedFd<'_>> {
         let sockets = self.held.iter().map(|(_, socket)| socket.as_fd());
         let releases = self.releases.values().map(Release::file);
-        let kept = self.kept.all().iter().map(|(_, file)| file.as_fd());
         let first = sockets.chain([self.notify.as_fd()]);
-        let mut files: Vec<_> = first.chain(releases).chain(kept).collect();
+        let mut files: Vec<_> = first.chain(releases).chain(self.kept.files()).collect();
         for worker in self.workers.values() {
             files.push(worker.process());
             files.extend(worker.probe.as_ref().map(AsFd::as_fd));
@@ -126,8 +120,7 @@ impl Supervisor {
             let release = Release::resume(release, files.take()?);
             releases.insert(release.number, release);
         }
-        let kept = saved.kept.into_iter();
-        let kept: io::Result<Vec<_>> = kept.map(|name| Ok((name, files.take()?))).collect();
+        let kept = Kept::resume(saved.kept, || files.take())?;
         let (mut workers, now) = (BTreeMap::new(), Instant::now());
         for (id, worker) in saved.workers {
             let process = files.take()?;
@@ -159,7 +152,7 @@ impl Supervisor {
             decided: None,
             counted: Counted::default(),
             ears: Ears::default(),
-            kept: Kept::resume(kept?),
+            kept,
             judge: None,
             history,
             waiting: Vec::new(),
@@ -178,13 +171,7 @@ impl Supervisor {
     /// Whoever was not ready goes on to be awaited, by what it does not say itself.
     pub(super) fn await_those_before(&self) {
         for (id, worker) in &self.workers {
-            let is_starting = matches!(
-                self.parts.machine.stage(*id),
-                Some((controller::Stage::Starting, _))
-            );
-            if is_starting {
-                self.await_ready(*id, worker);
-            }
+            self.await_ready(*id, worker);
         }
     }
 }

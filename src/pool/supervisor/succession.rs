@@ -7,6 +7,8 @@
 //!    take away: it is held as a descriptor.
 //! 4. While an update is under way, or the pool stops, there is no upgrade: the machine is saved at rest only.
 //!
+//! 5. A signal is heard by the one or the other, in a runtime with a single thread.
+//!
 //! Workers notice nothing: they are children of the same process, and hold the sockets themselves. One that ends in the
 //! meantime waits as a zombie until its pidfd is asked again.
 
@@ -28,7 +30,7 @@ use super::super::release::{Command, Release};
 use super::super::worker::Worker;
 use super::{Reply, Supervisor, What};
 use crate::config::EXIT_DEADLINE;
-use crate::sys::activated::{Activated, Program, spawn_activated};
+use crate::sys::activated::{Activated, Group, Program, signal_group, spawn_activated};
 use crate::sys::descriptors::{self, watched};
 use crate::sys::environment::SUPERVISOR;
 
@@ -38,6 +40,14 @@ pub(super) struct Trial {
     pub(super) pid: u32,
     pub(super) reply: Option<oneshot::Sender<Reply>>,
     pub(super) outcome: std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
+}
+
+impl Trial {
+    /// Nobody needs it any more. It still has to be collected.
+    pub(super) fn kill(&self) {
+        // Its number is still its own; one that has ended is about to be collected.
+        let _ = signal_group(self.pid, Group::Kill);
+    }
 }
 
 impl Supervisor {
@@ -54,14 +64,16 @@ impl Supervisor {
     }
 
     /// The trial has ended: this process becomes the program, or says why not.
-    pub(super) fn tried(&mut self, outcome: Result<(), String>) {
+    pub(super) async fn tried(&mut self, outcome: Result<(), String>) {
         let Some(trial) = self.trial.take() else {
             return;
         };
-        let reason = match outcome.and_then(|()| self.become_next(&trial.program)) {
-            Ok(never) => match never {},
+        let reason = match outcome {
+            Ok(()) => self.become_next(&trial.program).await,
             Err(reason) => reason,
         };
+        // Others may have waited behind it.
+        self.reap_orphans();
         self.refuse_upgrade(trial.reply, reason);
     }
 
@@ -114,29 +126,40 @@ impl Supervisor {
         })
     }
 
-    /// Returns only the reason if it did not.
-    fn become_next(&self, next: &Release) -> Result<std::convert::Infallible, String> {
-        let saved = self.save()?;
-        let left = || {
-            let (state, image) = (seal(&saved, self.parts.snapshot, random())?, own_image()?);
-            let files = self.with_files(&state, &image, None);
-            // An interpreter opens its script again, so that the process keeps it; what is executed needs no name.
-            let (path, kept): (PathBuf, Option<OwnedFd>) = match next.program()? {
-                Program::Path(path) => (path.into(), None),
-                Program::File(file) => (by_number(file), None),
-                Program::Script(file) => {
-                    let kept = descriptors::leave_copy_to_exec(file)?;
-                    (by_number(kept.as_fd()), Some(kept))
-                }
-            };
-            let env = inheritance::environment(self.parts.snapshot);
-            self.parts.signals.hold_back()?;
-            let error = leave_to(&path, &self.parts.called, env, &Heir::Next, &files);
-            drop(kept);
-            self.parts.signals.let_through()?;
-            Err(error)
+    /// Returns only the reason if it did not. A signal that comes in the meantime is the next one's then, or comes now.
+    async fn become_next(&mut self, next: &Release) -> String {
+        let failed = |error: io::Error| format!("becoming the next supervisor: {error}");
+        let reason = match self.parts.signals.hold_back().await {
+            Ok(()) => self.leave_to(next).unwrap_or_else(failed),
+            Err(error) => failed(error),
         };
-        left().map_err(|error: io::Error| format!("becoming the next supervisor: {error}"))
+        match self.parts.signals.let_through() {
+            Ok(()) => reason,
+            Err(error) => format!("{reason}, and signals are held back for good: {error}"),
+        }
+    }
+
+    /// The same, while signals are held back.
+    fn leave_to(&self, next: &Release) -> io::Result<String> {
+        let saved = match self.save() {
+            Ok(saved) => saved,
+            Err(reason) => return Ok(reason),
+        };
+        let (state, image) = (seal(&saved, self.parts.snapshot, random())?, own_image()?);
+        let files = self.with_files(&state, &image, None);
+        // An interpreter opens its script again, so that the process keeps it; what is executed needs no name.
+        let (path, kept): (PathBuf, Option<OwnedFd>) = match next.program()? {
+            Program::Path(path) => (path.into(), None),
+            Program::File(file) => (by_number(file), None),
+            Program::Script(file) => {
+                let kept = descriptors::leave_copy_to_exec(file)?;
+                (by_number(kept.as_fd()), Some(kept))
+            }
+        };
+        let env = inheritance::environment(self.parts.snapshot);
+        let error = leave_to(&path, &self.parts.called, env, &Heir::Next, &files);
+        drop(kept);
+        Err(error)
     }
 
     fn with_files<'a>(

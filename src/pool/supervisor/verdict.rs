@@ -122,8 +122,12 @@ impl Supervisor {
         let kept = [Some(self.parts.machine.stable()), self.before];
         self.releases
             .retain(|number, _| kept.contains(&Some(*number)));
-        self.tell(what);
         let counts = judge.as_ref().map(|judge| judge.counts(&self.counted));
+        self.counted.retain(|release| {
+            let mut workers = self.workers.values();
+            kept.contains(&Some(release)) || workers.any(|worker| worker.release == release)
+        });
+        self.tell(what);
         let [candidate, stable] = counts.map_or([None, None], |sides| sides.map(Some));
         let upgrade = Upgrade {
             generation: release,
