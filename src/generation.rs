@@ -631,7 +631,8 @@ impl Starting {
     /// Declares the schema of this release: [expands](Schema::expand) the store as far as this release can, checks that
     /// this release and what is alive beside it fit, and enters this generation in the record until nothing of it is left.
     /// Call it before [`ready`](Self::ready), once, and before anything that needs the schema. The deadline of the start
-    /// is [extended](Self::extend) by what the steps may take.
+    /// is [extended](Self::extend) by what the steps may take. A contraction that was begun and not finished is finished,
+    /// if that can be done; if not, there is a [warning](crate::event::Event::Warning), and the start goes on.
     ///
     /// # Errors
     ///
@@ -655,6 +656,10 @@ impl Starting {
             true => error.while_incumbent_serves(),
             false => error,
         })?;
+        let finished = registration.finish_contraction(|by| self.extend(by)).await;
+        if let Err(error) = finished {
+            self.shared.warn(format!("{error:?}; this generation goes on without"));
+        }
         self.shared.schema.set(&self.shared, &registration);
         lock(&self.shared.images).declare(declared);
         Ok(registration)

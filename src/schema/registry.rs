@@ -150,11 +150,12 @@ impl Registration {
         });
         let heard = self.refuse_misfit(entered.await?)?;
         self.own().heard = heard;
-        self.finish_what_was_begun(extend).await
+        Ok(())
     }
 
-    /// A contraction whose floor has risen and whose drop nobody has done, for a release that has the step.
-    async fn finish_what_was_begun(&self, extend: impl Fn(Duration)) -> Result<()> {
+    /// Drops what a contraction has left whose floor has risen, if this release has the step. What cannot be dropped yet
+    /// is in nobody's way: the record has it until the next call, or the next start.
+    pub(crate) async fn finish_contraction(&self, extend: impl Fn(Duration)) -> Result<()> {
         let begun = self.0.known.borrow().contracting;
         let step = begun
             .and_then(|version| Some((version, self.0.schema.contract.get(&version).cloned()?)));

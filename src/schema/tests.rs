@@ -271,9 +271,12 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         registration.leave().await.unwrap();
 
         let next = enter(schema(&store, 2, 2)).await.unwrap();
-        if !by_start {
-            serve(&next).await;
-            next.contract(2, Confirmed::Yes).await.unwrap();
+        match by_start {
+            true => next.finish_contraction(|_| {}).await.unwrap(),
+            false => {
+                serve(&next).await;
+                next.contract(2, Confirmed::Yes).await.unwrap();
+            }
         }
         assert_eq!(record(&store).contracting, None);
         assert_eq!(statements(&store).last().unwrap(), "drop 2");
