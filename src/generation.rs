@@ -658,7 +658,8 @@ impl Starting {
         })?;
         let finished = registration.finish_contraction(|by| self.extend(by)).await;
         if let Err(error) = finished {
-            self.shared.warn(format!("{error:?}; this generation goes on without"));
+            self.shared
+                .warn(format!("{error:?}; this generation goes on without"));
         }
         self.shared.schema.set(&self.shared, &registration);
         lock(&self.shared.images).declare(declared);

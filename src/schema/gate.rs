@@ -69,8 +69,8 @@ pub struct Generation {
     pub declared: Declared,
     /// What it is.
     pub state: State,
-    /// The newest activation that it has heard of.
-    pub heard: Version,
+    /// The oldest version whose form it does not write yet: it waits for that to be activated, and has not heard of it.
+    pub awaits: Option<Version>,
     /// Until when it has said that it is alive, in milliseconds since 1970 by the clock of the store.
     pub lease_ms: u64,
 }
@@ -114,7 +114,8 @@ pub enum Change {
     Expanding(Version),
     /// This version is there, and nothing is being expanded; unless the record is beyond it.
     Expanded(Version),
-    /// The floor rises to this version, and what lies below it is about to be dropped.
+    /// The floor rises to this version, and what lies below it is about to be dropped. Whoever enters from now on writes
+    /// this version's form.
     Contracting(Version),
     /// What lies below this version has been dropped; that is not being contracted any more.
     Contracted(Version),
@@ -140,6 +141,7 @@ impl Record {
             }
             Change::Contracting(version) => {
                 (self.floor, self.contracting) = (*version, Some(*version));
+                self.active = self.active.max(*version);
             }
             Change::Contracted(version) if self.contracting == Some(*version) => {
                 self.contracting = None;
@@ -249,9 +251,7 @@ impl Record {
         if !asked.has_step {
             blockers.push(Blocker::NoStep { version });
         }
-        if asked.is_activated_by_hand {
-            blockers.extend(self.who_has_not_heard(version));
-        }
+        blockers.extend(self.who_writes_what_was_before(version));
         if let Some(rollout) = &asked.rollout {
             let rollout = rollout.clone();
             blockers.push(Blocker::Rollout { rollout });
@@ -273,16 +273,16 @@ impl Record {
             })
     }
 
-    fn who_has_not_heard(&self, version: Version) -> Vec<Blocker> {
-        if self.active < version {
-            return vec![Blocker::NotActive { version }];
-        }
-        let deaf = self.generations.iter().filter(|it| it.heard < version);
-        let deaf = deaf.map(|it| Blocker::NotHeard {
-            generation: Box::new(it.clone()),
-            version,
+    fn who_writes_what_was_before(&self, version: Version) -> impl Iterator<Item = Blocker> {
+        let waiting = self.generations.iter().filter_map(move |it| {
+            let awaited = it.awaits.filter(|awaited| *awaited <= version)?;
+            Some((it, awaited))
         });
-        deaf.collect()
+        waiting.map(|(it, awaited)| Blocker::WritesBefore {
+            generation: Box::new(it.clone()),
+            awaited,
+            is_active: self.active >= awaited,
+        })
     }
 
     /// Beside those that are named for what they know, and those of a rollout that is named already.
@@ -348,8 +348,6 @@ pub(crate) struct Contraction {
     pub(crate) version: Version,
     /// Whether the release that is asked has a step for it.
     pub(crate) has_step: bool,
-    /// Whether that release writes the version's form only once it is activated.
-    pub(crate) is_activated_by_hand: bool,
     /// What is under way on this host, in words, if something is.
     pub(crate) rollout: Option<String>,
     /// How long whoever knew less must have been gone.
@@ -417,12 +415,11 @@ pub(crate) enum Blocker {
     NoStep { version: Version },
     /// Another contraction has begun.
     Unfinished { version: Version },
-    /// Nobody has said that the version's form may be written.
-    NotActive { version: Version },
-    /// A generation may not know yet that it is.
-    NotHeard {
+    /// A generation writes the form before a version: that is not active, or it has not heard so.
+    WritesBefore {
         generation: Box<Generation>,
-        version: Version,
+        awaited: Version,
+        is_active: bool,
     },
     /// A generation knows less, and is alive or may be.
     Older {
@@ -455,16 +452,21 @@ impl fmt::Display for Blocker {
                 out,
                 "the contraction to schema {version} has not been finished: ask for that one first"
             ),
-            Self::NotActive { version } => write!(
-                out,
-                "schema {version} has not been activated: what is written now is of the form before"
-            ),
-            Self::NotHeard {
+            Self::WritesBefore {
                 generation,
-                version,
+                awaited,
+                is_active: false,
             } => write!(
                 out,
-                "{generation} has not heard yet that schema {version} is active"
+                "schema {awaited} has not been activated: {generation} writes the form before"
+            ),
+            Self::WritesBefore {
+                generation,
+                awaited,
+                is_active: true,
+            } => write!(
+                out,
+                "{generation} has not heard yet that schema {awaited} is active"
             ),
             Self::Older {
                 generation,

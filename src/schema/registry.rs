@@ -105,7 +105,7 @@ impl Registration {
             generation,
             declared: schema.declared(),
             state: State::NotYet,
-            heard: 0,
+            awaits: None,
             lease_ms: 0,
         };
         let registration = Self(Arc::new(Inner {
@@ -137,20 +137,26 @@ impl Registration {
             match record.fits(&own.declared, Some(&own)) {
                 Ok(()) => {
                     let lease_ms = self.lease(record);
-                    let heard = record.active;
+                    let awaits = self.awaits(record.active);
                     let entry = Generation {
-                        heard,
+                        awaits,
                         lease_ms,
                         ..own
                     };
-                    Decision::of(Ok(heard), [Change::Entered(entry)])
+                    Decision::of(Ok(awaits), [Change::Entered(entry)])
                 }
                 Err(misfit) => Decision::none(Err(misfit)),
             }
         });
-        let heard = self.refuse_misfit(entered.await?)?;
-        self.own().heard = heard;
+        let awaits = self.refuse_misfit(entered.await?)?;
+        self.own().awaits = awaits;
         Ok(())
+    }
+
+    /// What this generation still waits for, that knows of no activation beyond this one.
+    fn awaits(&self, active: Version) -> Option<Version> {
+        let activated = self.0.schema.activated.iter();
+        activated.copied().find(|version| *version > active)
     }
 
     /// Drops what a contraction has left whose floor has risen, if this release has the step. What cannot be dropped yet
@@ -332,7 +338,6 @@ impl Registration {
         Contraction {
             version,
             has_step: schema.contract.contains_key(&version),
-            is_activated_by_hand: schema.activated.contains(&version),
             rollout: lock(&self.0.rollout).clone(),
             age_min: schema.limits.contract_after,
         }
@@ -443,9 +448,9 @@ impl Registration {
     pub(crate) async fn renew(&self) -> Result<()> {
         let entry = {
             // Whoever has just heard of an activation may still be at what was begun before.
-            let heard = self.0.known.borrow().active;
+            let awaits = self.awaits(self.0.known.borrow().active);
             let mut own = self.own();
-            (own.state, own.heard) = (*self.0.state.borrow(), heard);
+            (own.state, own.awaits) = (*self.0.state.borrow(), awaits);
             own.clone()
         };
         let said = self.say("renewing the lease", |record| {

@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS handover_generations (
     writes_from BIGINT,
     writes_to BIGINT,
     state TEXT NOT NULL,
-    heard BIGINT NOT NULL,
+    awaits BIGINT,
     lease_ms BIGINT NOT NULL,
     PRIMARY KEY (host, process)
 );
@@ -38,7 +38,7 @@ pub(super) const READ_SCHEMA: &str =
     "SELECT version, floor, active, expanding, contracting FROM handover_schema WHERE id = 1";
 
 pub(super) const READ_GENERATIONS: &str =
-    "SELECT generation, knows, needs, heard, lease_ms, reads, writes_from, writes_to, host, process, state
+    "SELECT generation, knows, needs, awaits, lease_ms, reads, writes_from, writes_to, host, process, state
     FROM handover_generations ORDER BY host, generation, process";
 
 pub(super) const READ_DEPARTURES: &str =
@@ -97,7 +97,7 @@ fn generation<C: Columns>(row: &C) -> Result<Generation, StoreError> {
             needs: version(row, 2)?,
             forms,
         },
-        heard: version(row, 3)?,
+        awaits: maybe_version(row, 3)?,
         lease_ms: number(row, 4)?,
         host: row.text(8)?,
         process: row.text(9)?,
@@ -141,10 +141,11 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
             "UPDATE handover_schema SET version = $1, expanding = NULL WHERE version < $1",
             version,
         ),
-        Change::Contracting(to) => vec![(
-            "UPDATE handover_schema SET floor = $1, contracting = $2",
-            vec![Value::from(*to), Value::from(*to)],
-        )],
+        Change::Contracting(version) => one(
+            "UPDATE handover_schema
+            SET floor = $1, contracting = $1, active = CASE WHEN active < $1 THEN $1 ELSE active END",
+            version,
+        ),
         Change::Contracted(version) => one(
             "UPDATE handover_schema SET contracting = NULL WHERE contracting = $1",
             version,
@@ -163,9 +164,9 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
 
 const ENTER: &str = "
 INSERT INTO handover_generations
-    (generation, knows, needs, heard, lease_ms, reads, writes_from, writes_to, host, process, state)
+    (generation, knows, needs, awaits, lease_ms, reads, writes_from, writes_to, host, process, state)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (host, process) DO UPDATE SET heard = excluded.heard, lease_ms = excluded.lease_ms, state = excluded.state";
+ON CONFLICT (host, process) DO UPDATE SET awaits = excluded.awaits, lease_ms = excluded.lease_ms, state = excluded.state";
 
 const DEPART: &str = "
 INSERT INTO handover_departures (knows, at_ms)
@@ -181,7 +182,7 @@ fn columns(generation: &Generation) -> Vec<Value> {
         generation,
         declared,
         state,
-        heard,
+        awaits,
         lease_ms,
     } = generation;
     let form =
@@ -196,7 +197,7 @@ fn columns(generation: &Generation) -> Vec<Value> {
         Value::from(*generation),
         Value::from(declared.knows),
         Value::from(declared.needs),
-        Value::from(*heard),
+        Value::Number(awaits.map(i64::from)),
         Value::from(*lease_ms),
         form(|forms| forms.reads),
         form(|forms| forms.writes_from),

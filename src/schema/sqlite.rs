@@ -324,7 +324,7 @@ mod tests {
                 }),
             },
             state: State::Draining,
-            heard: 1,
+            awaits: Some(2),
             lease_ms: 1_234,
         }
     }
@@ -353,6 +353,7 @@ mod tests {
             Change::Entered(other.clone()),
             Change::Entered(Generation {
                 state: State::Warm,
+                awaits: None,
                 lease_ms: 5_678,
                 ..generation()
             }),

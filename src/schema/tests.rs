@@ -41,7 +41,7 @@ fn add(store: &Memory, host: &str, knows: Version, state: State) -> Generation {
             ..Declared::default()
         },
         state,
-        heard: 0,
+        awaits: None,
         lease_ms: 1_000,
     };
     let entered = Change::Entered(generation.clone());
@@ -366,6 +366,31 @@ async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_
     assert!(reason.contains("has not heard yet"), "{reason}");
     serve(&registration).await;
     registration.contract(2, Confirmed::Yes).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_generation_that_waits_for_an_activation_blocks_whoever_asks() {
+    let store = Memory::default();
+    let asking = enter(schema(&store, 3, 1)).await.unwrap();
+    serve(&asking).await;
+    let mut waiting = add(&store, "there", 3, State::Draining);
+    waiting.awaits = Some(2);
+    let entered = Change::Entered(waiting.clone());
+    store.with(|content| content.record.apply(&entered));
+    for version in [2, 3] {
+        let reason = refused(&asking, version).await;
+        let sentence = "schema 2 has not been activated: there generation 40 (draining) writes the form before";
+        assert!(reason.contains(sentence), "{reason}");
+    }
+    store.with(|content| content.record.active = 2);
+    let reason = refused(&asking, 2).await;
+    assert!(
+        reason.contains("40 (draining) has not heard yet"),
+        "{reason}"
+    );
+    asking.contract(1, Confirmed::Yes).await.unwrap();
+    remove(&store, &waiting);
+    asking.contract(3, Confirmed::Yes).await.unwrap();
 }
 
 #[tokio::test]

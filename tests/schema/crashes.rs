@@ -3,7 +3,9 @@
 use handover_load::Signal;
 
 use crate::operated::Operated;
-use crate::rig::{Database, aborts, assert_refused, contract, release, replaced, state, until_locked_by};
+use crate::rig::{
+    Database, aborts, assert_refused, contract, release, replaced, state, until_locked_by,
+};
 use crate::support::{gone, signal};
 
 #[tokio::test]
@@ -89,7 +91,10 @@ async fn an_expansion_by_hand_whose_step_fails_ends_with_4_and_has_left_nothing(
     release(&of, 1, "2:1\nexpand=fail\nexpand-at=hand").await;
     let failed = of.run(&["schema", "expand"]).await;
     assert_eq!(failed.code, 4, "{failed:?}");
-    assert!(failed.stderr.contains("expanding to schema 2"), "{failed:?}");
+    assert!(
+        failed.stderr.contains("expanding to schema 2"),
+        "{failed:?}"
+    );
     assert_eq!(database.record(), (1, 0, None, None));
     assert_eq!(database.columns(), ["before", "id"]);
 }
