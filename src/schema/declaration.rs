@@ -110,7 +110,8 @@ impl Schema {
     }
 
     /// This release writes the form of a version only once [`Registration::is_active`](super::Registration::is_active)
-    /// says so: `handover schema activate`. It is not contracted to before.
+    /// says so: `handover schema activate`. It is not contracted to before. From then on a release that does not know the
+    /// version is refused, and so is a rollback to one: it would not understand what has been written.
     pub fn activated(mut self, version: Version) -> Self {
         self.activated.insert(version);
         self

@@ -1,6 +1,6 @@
 //! What may be done to a schema, given who is alive: decisions alone, of plain values.
 //!
-//! 1. A generation may run if it needs no more than there is, and knows what is no longer there.
+//! 1. A generation may run if it needs no more than there is, and knows what is no longer there and what has been activated.
 //! 2. Whoever is in the record counts as alive, until it is known to be gone. A lapsed lease is no such knowledge: the
 //!    process may be frozen.
 //! 3. The floor rises once nobody in the record knows less (I10), and before anything is dropped. Whoever enters the
@@ -178,6 +178,12 @@ impl Record {
         if knows < self.floor {
             return Err(Misfit::Contracted {
                 floor: self.floor,
+                knows,
+            });
+        }
+        if knows < self.active {
+            return Err(Misfit::Activated {
+                active: self.active,
                 knows,
             });
         }
@@ -361,6 +367,8 @@ pub(crate) type Fits = Result<(), Misfit>;
 pub(crate) enum Misfit {
     /// What it needs is gone.
     Contracted { floor: Version, knows: Version },
+    /// What it needs is there, and what is written it does not understand.
+    Activated { active: Version, knows: Version },
     /// What it needs is not there yet.
     TooOld { version: Version, needs: Version },
     /// It or a generation that is alive would not find what the other has written.
@@ -379,6 +387,11 @@ impl fmt::Display for Misfit {
                 out,
                 "knows schema {knows}, and the store has been contracted to {floor}: what it needs is gone; run a release \
                  that knows schema {floor}"
+            ),
+            Self::Activated { active, knows } => write!(
+                out,
+                "knows schema {knows}, and schema {active} is active: it does not understand what is written; run a \
+                 release that knows schema {active}"
             ),
             Self::TooOld { version, needs } => write!(
                 out,

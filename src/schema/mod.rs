@@ -6,10 +6,10 @@
 //! *floor*, up to which it was contracted:
 //!
 //! ```text
-//!           needs ≤ version            knows ≥ floor            a generation may run if both are so
+//!      needs ≤ version        knows ≥ floor, and what is active        a generation may run if all of it is so
 //!
 //! expand    adds; when a release starts, before it is ready, once however many start at the same time
-//! activate  the new form is written from now on: when all that are alive know it
+//! activate  the new form is written from now on: when all that are alive know it. Whoever does not may not run any more
 //! contract  the floor rises, then what lies below it is dropped: when nobody can miss it. There is no way back
 //! ```
 //!

@@ -44,6 +44,8 @@ enum Sabotage {
     DropFirst,
     /// What is waited for is asked of the release that contracts alone.
     DeafToOthers,
+    /// Who enters later is not measured against what is active.
+    Forgetful,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +131,16 @@ impl Exploration {
         }
     }
 
+    fn fits(&self, record: &Record, entry: &Generation) -> bool {
+        let mut record = record.clone();
+        match self.sabotage {
+            Sabotage::BlindEntry => return true,
+            Sabotage::Forgetful => record.active = 0,
+            _ => {}
+        }
+        record.fits(&entry.declared, Some(entry)).is_ok()
+    }
+
     fn steps(&self, index: usize) -> BTreeSet<Version> {
         (2..=self.releases[index].knows).collect()
     }
@@ -209,11 +221,10 @@ impl World {
         while let Some(next) = reachable.next_expansion(knows, &exploration.steps(index)) {
             reachable.version = next;
         }
-        let declared = exploration.entry(index).declared;
-        self.processes[index] = match reachable.fits(&declared, None) {
-            Ok(()) => Process::Starting,
-            Err(_) => return None,
-        };
+        if !exploration.fits(&reachable, &exploration.entry(index)) {
+            return None;
+        }
+        self.processes[index] = Process::Starting;
         Some(())
     }
 
@@ -262,8 +273,7 @@ impl World {
         }
         self.sweep(exploration, index);
         let entry = exploration.entry(index);
-        let fits = self.record.fits(&entry.declared, Some(&entry)).is_ok()
-            || exploration.sabotage == Sabotage::BlindEntry;
+        let fits = exploration.fits(&self.record, &entry);
         match fits {
             true => {
                 self.apply(&Change::Entered(entry.clone()));
@@ -372,7 +382,8 @@ impl World {
             } = exploration.releases[*index];
             let writes_before = waits
                 .is_some_and(|awaited| awaited > self.heard[*index] && awaited <= self.dropped);
-            knows < self.dropped || needs > self.added || writes_before
+            let misunderstands = knows < self.record.active;
+            knows < self.dropped || needs > self.added || writes_before || misunderstands
         };
         (0..self.processes.len())
             .filter(|index| works(&self.processes[*index]))
@@ -429,8 +440,7 @@ impl Model for Exploration {
             Action::Enter(index) => next.enter(self, index)?,
             Action::Serve(index) if next.processes[index] == Process::Entered => {
                 let entry = self.entry(index);
-                let fits = next.record.fits(&entry.declared, Some(&entry)).is_ok();
-                next.processes[index] = match fits || self.sabotage == Sabotage::BlindEntry {
+                next.processes[index] = match self.fits(&next.record, &entry) {
                     true => Process::Running,
                     false => Process::Drained,
                 };
@@ -607,6 +617,7 @@ fn without_any_one_of_the_rules_the_model_finds_who_is_broken() {
         (Sabotage::BlindEntry, RELEASES),
         (Sabotage::DropFirst, RELEASES),
         (Sabotage::DeafToOthers, ACTIVATING),
+        (Sabotage::Forgetful, ACTIVATING),
     ] {
         let exploration = Exploration {
             releases,

@@ -252,7 +252,8 @@ impl Registration {
         }
     }
 
-    /// Lets everybody write the form of a version, once everybody who is alive knows it.
+    /// Lets everybody write the form of a version, once everybody who is alive knows it. Whoever does not may not run any
+    /// more: a cold rollback to such a release is blocked from then on.
     ///
     /// # Errors
     ///

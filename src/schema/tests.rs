@@ -369,6 +369,31 @@ async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_
 }
 
 #[tokio::test]
+async fn what_does_not_know_an_active_form_may_not_run_any_more() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 3, 1).activated(3)).await.unwrap();
+    serve(&registration).await;
+    let before = Declared {
+        knows: 2,
+        ..Declared::default()
+    };
+    assert_eq!(
+        registration.check("the one before", Some(before)).await,
+        Ok(())
+    );
+    assert_eq!(registration.misfit(Some(before)), None);
+    registration.activate(3).await.unwrap();
+    let sentence = "knows schema 2, and schema 3 is active";
+    let checked = registration.check("the one before", Some(before)).await;
+    assert!(checked.unwrap_err().contains(sentence));
+    let misfit = registration.misfit(Some(before)).unwrap();
+    assert!(misfit.contains(sentence), "{misfit}");
+    registration.leave().await.unwrap();
+    let error = enter(schema(&store, 2, 1)).await.unwrap_err();
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_generation_that_waits_for_an_activation_blocks_whoever_asks() {
     let store = Memory::default();
     let asking = enter(schema(&store, 3, 1)).await.unwrap();

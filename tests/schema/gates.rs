@@ -6,7 +6,7 @@ use handover_load::Signal;
 
 use crate::operated::Operated;
 use crate::rig::{
-    Database, assert_refused, contract, release, replaced, state, until, until_alone,
+    Database, aborts, assert_refused, contract, release, replaced, state, until, until_alone,
 };
 use crate::support::{Upload, gone, signal};
 
@@ -157,6 +157,8 @@ async fn a_new_form_is_written_when_everybody_knows_it_and_contracted_to_when_ev
         &["schema 3 has not been activated"],
     );
     assert_eq!(of.run(&["schema", "activate", "3"]).await.code, 0);
+    let sentence = "knows schema 2, and schema 3 is active";
+    aborts(&of, "schema=2:2", sentence).await;
     until(&of, "it may be contracted", |state| {
         let gate = state.contractions.iter().find(|gate| gate.version == 3);
         gate.is_some_and(|gate| gate.blockers.is_empty())
