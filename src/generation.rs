@@ -34,7 +34,7 @@ use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
 use crate::rollout::guard::Guard;
 use crate::rollout::{Promotion, Rollout};
-use crate::schema::{Registration, Schema};
+use crate::schema::{self, Registration, Schema};
 use crate::state::{Offer, State};
 use crate::sys::descriptors;
 use crate::sys::environment::Snapshot;
@@ -650,7 +650,8 @@ impl Starting {
         }
         let number = self.shared.status.borrow().generation;
         let declared = schema.declared();
-        let entered = Registration::enter(schema, number, |by| self.extend(by)).await;
+        let others = self.others();
+        let entered = Registration::enter(schema, number, others, |by| self.extend(by)).await;
         let is_successor = self.is_successor();
         let registration = entered.map_err(|error| match is_successor {
             true => error.while_incumbent_serves(),
@@ -667,9 +668,17 @@ impl Starting {
     }
 
     fn is_successor(&self) -> bool {
-        let driver = self.driver.as_ref();
-        let driver = driver.map(|driver| driver.lock().unwrap_or_else(PoisonError::into_inner));
-        driver.is_some_and(|driver| driver.has_incumbent())
+        self.driver().is_some_and(|driver| driver.has_incumbent())
+    }
+
+    fn others(&self) -> Vec<(u64, schema::State)> {
+        let driver = self.driver();
+        driver.map_or_else(Vec::new, |driver| driver.others())
+    }
+
+    fn driver(&self) -> Option<MutexGuard<'_, Box<Driver>>> {
+        let driver = self.driver.as_ref()?;
+        Some(driver.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.

@@ -98,8 +98,8 @@ fn in_words(changed: Changed, what: &str, done: &str) -> String {
 
 /// As it stands in a record.
 pub(super) fn state(schema: &Registration, record: &Record, done: String) -> SchemaState {
-    let own = schema.entry();
-    let generations = record.generations.iter().map(|it| SchemaGeneration {
+    let (own, now) = (schema.entry(), schema.now(record));
+    let generations = now.generations.iter().map(|it| SchemaGeneration {
         host: it.host.clone(),
         generation: it.generation,
         knows: it.declared.knows,

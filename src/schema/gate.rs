@@ -121,6 +121,8 @@ pub enum Change {
     Contracted(Version),
     /// A generation enters itself, or is something else by now: the one of this host and process.
     Entered(Generation),
+    /// One that knows no more than this, and has not entered itself, was alive just now.
+    Unentered(Version),
     /// The generation of this host and process is gone.
     Left {
         /// Its host.
@@ -153,6 +155,7 @@ impl Record {
                 self.generations
                     .sort_by_key(|it| (it.host.clone(), it.generation, it.process.clone()));
             }
+            Change::Unentered(knows) => self.depart(*knows),
             Change::Left { host, process } => self.remove(host, process),
         }
     }
@@ -163,6 +166,10 @@ impl Record {
             return;
         };
         let knows = self.generations.remove(place).declared.knows;
+        self.depart(knows);
+    }
+
+    fn depart(&mut self, knows: Version) {
         self.departures.retain(|other| other.knows != knows);
         let at_ms = self.now_ms;
         self.departures.push(Departure { knows, at_ms });

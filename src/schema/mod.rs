@@ -47,7 +47,8 @@
 //! # What it cannot know
 //!
 //! A process that writes to the database without this crate, and a release that declares nothing: that one is taken for
-//! one that knows nothing, and may run for as long as nothing has been contracted. An operator who
+//! one that knows nothing, and may run for as long as nothing has been contracted or activated. On its own host it is known
+//! to be alive, and blocks both; on another one it is not. An operator who
 //! [expunges](Registration::expunge) a host vouches for it.
 
 mod declaration;
@@ -73,6 +74,7 @@ pub use self::declaration::Schema;
 pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
 #[cfg(feature = "schema-postgres")]
 pub use self::postgres::Postgres;
+pub(crate) use self::registry::Here;
 pub use self::registry::{Changed, Confirmed, Registration};
 #[cfg(feature = "schema-sqlite")]
 pub use self::sqlite::Sqlite;

@@ -1,5 +1,6 @@
 //! One generation's entry in the record, and what is done to the record on its behalf.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +32,18 @@ struct Inner {
     state: watch::Sender<State>,
     /// What the store said last.
     known: watch::Sender<Record>,
-    /// What is under way on this host that a contraction must not meet, in words.
-    rollout: Mutex<Option<String>>,
+    here: Mutex<Here>,
+    /// Which generations of this host have been in the record. One that is alive and never was has declared no schema.
+    entered: Mutex<BTreeSet<u64>>,
+}
+
+/// What this generation knows of its own host, whatever the record has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Here {
+    /// What is under way that a contraction must not meet, in words.
+    pub(crate) rollout: Option<String>,
+    /// The other generations that are alive.
+    pub(crate) others: Vec<(u64, State)>,
 }
 
 /// Whether what destroys something is to be done, or only looked at.
@@ -79,8 +90,8 @@ impl<T> Decision<T> {
 }
 
 impl Registration {
-    /// Expands the store, if this release is to do that, and enters a generation. `extend` is called before anything that
-    /// may take long.
+    /// Expands the store, if this release is to do that, and enters a generation beside these others of its host. `extend`
+    /// is called before anything that may take long.
     ///
     /// # Cancel safety
     ///
@@ -88,6 +99,7 @@ impl Registration {
     pub(crate) async fn enter(
         schema: Schema,
         generation: u64,
+        others: Vec<(u64, State)>,
         extend: impl Fn(Duration),
     ) -> Result<Self> {
         let failed = |error: StoreError| trouble("entering a generation").because(error);
@@ -114,7 +126,11 @@ impl Registration {
             own: Mutex::new(own),
             state: watch::Sender::new(State::NotYet),
             known: watch::Sender::new(Record::default()),
-            rollout: Mutex::default(),
+            here: Mutex::new(Here {
+                rollout: None,
+                others,
+            }),
+            entered: Mutex::default(),
         }));
         registration.begin(extend).await?;
         Ok(registration)
@@ -269,12 +285,14 @@ impl Registration {
             let reason = "the release that serves here does not wait for that: it has nothing to activate there";
             return Err(Error::new(ErrorKind::Refused, doing).because(reason));
         }
-        let answer = self.transact(&doing, |record| match record.may_activate(version) {
-            Ok(Todo::Begin | Todo::Finish) => {
-                Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+        let answer = self.transact(&doing, |record| {
+            match self.now(record).may_activate(version) {
+                Ok(Todo::Begin | Todo::Finish) => {
+                    Decision::of(Ok(Changed::Done), [Change::Activated(version)])
+                }
+                Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
+                Err(blockers) => Decision::none(Err(blockers)),
             }
-            Ok(Todo::Nothing) => Decision::none(Ok(Changed::Already)),
-            Err(blockers) => Decision::none(Err(blockers)),
         });
         answer.await?.map_err(|blockers| refusal(&doing, &blockers))
     }
@@ -323,15 +341,39 @@ impl Registration {
         }
     }
 
-    /// The record with what this generation is now, which it may not have been told yet.
-    fn now(&self, record: &Record) -> Record {
+    /// The record with what is known here: what this generation is now, which it may not have been told yet, and those of
+    /// this host who are alive and have not entered themselves.
+    pub(crate) fn now(&self, record: &Record) -> Record {
         let own = self.own().clone();
         let mut now = record.clone();
         let entries = now.generations.iter_mut();
         for entry in entries.filter(|it| it.is(&own)) {
             entry.state = *self.0.state.borrow();
         }
+        let unentered = self.unentered(record);
+        let unentered = unentered.map(|(generation, state)| Generation {
+            process: String::new(),
+            generation,
+            declared: Declared::default(),
+            state,
+            awaits: None,
+            lease_ms: u64::MAX,
+            ..own.clone()
+        });
+        now.generations.extend(unentered);
         now
+    }
+
+    /// Whoever is alive on this host and has declared nothing, or not yet. One that had left the record before this
+    /// generation first saw it is taken for one as well, until its process has ended.
+    fn unentered(&self, record: &Record) -> impl Iterator<Item = (u64, State)> {
+        let own = self.own().clone();
+        let of_this_host = record.generations.iter().filter(|it| it.host == own.host);
+        let mut entered: BTreeSet<_> = of_this_host.map(|it| it.generation).collect();
+        entered.extend(lock(&self.0.entered).iter());
+        entered.insert(own.generation);
+        let others = lock(&self.0.here).others.clone().into_iter();
+        others.filter(move |(generation, _)| !entered.contains(generation))
     }
 
     fn contraction(&self, version: Version) -> Contraction {
@@ -339,7 +381,7 @@ impl Registration {
         Contraction {
             version,
             has_step: schema.contract.contains_key(&version),
-            rollout: lock(&self.0.rollout).clone(),
+            rollout: lock(&self.0.here).rollout.clone(),
             age_min: schema.limits.contract_after,
         }
     }
@@ -456,7 +498,13 @@ impl Registration {
         };
         let said = self.say("renewing the lease", |record| {
             let lease_ms = self.lease(record);
-            Change::Entered(Generation { lease_ms, ..entry })
+            let mut changes = vec![Change::Entered(Generation { lease_ms, ..entry })];
+            // What starts has not served, and may declare something yet.
+            let mut has_served = self.unentered(record).map(|(_, state)| state);
+            if has_served.any(|state| state != State::NotYet) {
+                changes.push(Change::Unentered(Declared::default().knows));
+            }
+            changes
         });
         said.await
     }
@@ -469,7 +517,7 @@ impl Registration {
     /// Nothing of this generation is left.
     pub(crate) async fn leave(&self) -> Result<()> {
         let own = left(&self.own());
-        self.say("leaving", |_| own).await
+        self.say("leaving", |_| vec![own]).await
     }
 
     /// Whether another release could run now: `who` is it, in words.
@@ -521,9 +569,9 @@ impl Registration {
         Some(misfit.to_string())
     }
 
-    /// What is under way on this host that a contraction must not meet, in words.
-    pub(crate) fn set_rollout(&self, rollout: Option<String>) {
-        *lock(&self.0.rollout) = rollout;
+    /// What is known of this host by now.
+    pub(crate) fn set_here(&self, here: Here) {
+        *lock(&self.0.here) = here;
     }
 
     /// What speaks against each contraction that this release has a step for and that is not done.
@@ -547,7 +595,8 @@ impl Registration {
         let open = self.0.schema.activated.iter();
         let open = open.filter(|version| **version > record.active);
         let blockers = |version: &Version| {
-            let blockers = record.may_activate(*version).err().unwrap_or_default();
+            let blockers = self.now(record).may_activate(*version).err();
+            let blockers = blockers.unwrap_or_default();
             (*version, blockers.iter().map(ToString::to_string).collect())
         };
         open.map(blockers).collect()
@@ -576,9 +625,9 @@ impl Registration {
     }
 
     /// What nobody waits for longer than for an answer.
-    async fn say(&self, doing: &str, change: impl FnOnce(&Record) -> Change) -> Result<()> {
+    async fn say(&self, doing: &str, changes: impl FnOnce(&Record) -> Vec<Change>) -> Result<()> {
         let limit = self.0.schema.limits.answer;
-        let decide = |record: &Record| Decision::of((), [change(record)]);
+        let decide = |record: &Record| Decision::of((), changes(record));
         self.transact_in(doing, limit, limit, decide).await
     }
 
@@ -628,6 +677,9 @@ impl Registration {
     /// What was read before something else was heard is not news, unless the store was taken back by somebody: then it
     /// stays so.
     fn hear(&self, record: Record) {
+        let host = self.own().host.clone();
+        let of_this_host = record.generations.iter().filter(|it| it.host == host);
+        lock(&self.0.entered).extend(of_this_host.map(|it| it.generation));
         let lease_ms = u64::try_from(self.0.schema.limits.lease.as_millis()).unwrap_or(u64::MAX);
         self.0.known.send_if_modified(|known| {
             let is_older = record.version < known.version

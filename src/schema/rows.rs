@@ -151,6 +151,7 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
             version,
         ),
         Change::Entered(generation) => vec![(ENTER, columns(generation))],
+        Change::Unentered(knows) => vec![(SEE, vec![Value::from(*knows), Value::from(now_ms)])],
         Change::Left { host, process } => {
             let who = [Value::Text(host.clone()), Value::Text(process.clone())];
             let when = Value::from(now_ms);
@@ -171,6 +172,10 @@ ON CONFLICT (host, process) DO UPDATE SET awaits = excluded.awaits, lease_ms = e
 const DEPART: &str = "
 INSERT INTO handover_departures (knows, at_ms)
 SELECT knows, CAST($1 AS BIGINT) FROM handover_generations WHERE host = $2 AND process = $3
+ON CONFLICT (knows) DO UPDATE SET at_ms = excluded.at_ms";
+
+const SEE: &str = "
+INSERT INTO handover_departures (knows, at_ms) VALUES ($1, $2)
 ON CONFLICT (knows) DO UPDATE SET at_ms = excluded.at_ms";
 
 const REMOVE: &str = "DELETE FROM handover_generations WHERE host = $1 AND process = $2";

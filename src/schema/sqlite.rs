@@ -361,6 +361,8 @@ mod tests {
                 host: other.host,
                 process: other.process,
             },
+            Change::Unentered(1),
+            Change::Unentered(1),
         ]
     }
 
@@ -381,7 +383,8 @@ mod tests {
         }
         transaction.commit().await.unwrap();
         let mut read = store.read().await.unwrap();
-        assert_eq!(read.departures.len(), 1);
+        let departed: Vec<_> = read.departures.iter().map(|it| it.knows).collect();
+        assert_eq!(departed, [0, 1]);
         (read.now_ms, read.departures) = (expected.now_ms, expected.departures.clone());
         assert_eq!(read, expected);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::gate::{Change, Declared, Generation, Record, State, Version};
 use super::memory::Memory;
-use super::{Changed, Confirmed, Registration, Schema, Step};
+use super::{Changed, Confirmed, Here, Registration, Schema, Step};
 use crate::error::{Error, ErrorKind};
 
 /// Knows and needs so much, has steps as far as it knows, and waits for nothing.
@@ -19,7 +19,7 @@ fn schema(store: &Memory, knows: Version, needs: Version) -> Schema {
 }
 
 async fn enter(schema: Schema) -> Result<Registration, Error> {
-    Registration::enter(schema, 1, |_| {}).await
+    Registration::enter(schema, 1, Vec::new(), |_| {}).await
 }
 
 fn statements(store: &Memory) -> Vec<String> {
@@ -218,10 +218,13 @@ async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_r
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("(warm) is part of a rollout"), "{reason}");
     remove(&store, &other);
-    registration.set_rollout(Some("an upgrade is under way here".to_owned()));
+    registration.set_here(Here {
+        rollout: Some("an upgrade is under way here".to_owned()),
+        ..Here::default()
+    });
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("under way here"), "{reason}");
-    registration.set_rollout(None);
+    registration.set_here(Here::default());
 
     let would = registration.contract(2, Confirmed::DryRun).await.unwrap();
     assert_eq!(would, Changed::Would);
@@ -236,6 +239,44 @@ async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_r
     assert_eq!(statements(&store), ["add 1", "add 2", "drop 2"]);
     let again = registration.contract(2, Confirmed::Yes).await.unwrap();
     assert_eq!(again, Changed::Already);
+}
+
+#[tokio::test]
+async fn who_is_alive_here_and_has_declared_nothing_knows_nothing_and_is_missed_for_as_long_as_others()
+ {
+    let store = Memory::default();
+    let schema = schema(&store, 2, 1).activated(2);
+    let schema = schema.contract_after(Duration::from_secs(60));
+    // This one has declared something.
+    let entered = add(&store, "here", 2, State::Draining);
+    let others = vec![(9, State::Warm), (entered.generation, State::Draining)];
+    let registration = Registration::enter(schema, 10, others, |_| {})
+        .await
+        .unwrap();
+    serve(&registration).await;
+    remove(&store, &entered);
+    let words = "here generation 9 (warm) knows schema 0 only";
+    for blockers in [
+        refused(&registration, 1).await,
+        format!("{:?}", registration.activate(2).await.unwrap_err()),
+    ] {
+        assert!(blockers.contains(words), "{blockers}");
+        assert!(!blockers.contains("generation 40"), "{blockers}");
+    }
+    store.with(|content| content.record.now_ms = 10_000);
+    registration.renew().await.unwrap();
+    registration.set_here(Here {
+        others: vec![(11, State::NotYet)],
+        ..Here::default()
+    });
+    store.with(|content| content.record.now_ms = 69_999);
+    // What starts has not been missed by anybody.
+    registration.renew().await.unwrap();
+    let reason = refused(&registration, 1).await;
+    assert!(reason.contains("gone for 59s only, of 60s"), "{reason}");
+    registration.set_here(Here::default());
+    store.with(|content| content.record.now_ms = 70_000);
+    registration.contract(1, Confirmed::Yes).await.unwrap();
 }
 
 #[tokio::test]

@@ -55,6 +55,25 @@ async fn a_contraction_waits_for_a_download_of_an_older_generation_and_runs_once
 }
 
 #[tokio::test]
+async fn a_contraction_waits_for_a_download_of_a_generation_that_has_declared_no_schema() {
+    let database = Database::new();
+    let setup = database.setup("web1");
+    fs::write(setup.room.path().join("plan"), "schema=none").unwrap();
+    let of = Operated::start(setup).await;
+    let upload = Upload::begin(of.service.web).await;
+    release(&of, 1, "2:2").await;
+    let refused = contract(&of, 2).await;
+    assert_refused(
+        &refused,
+        &["web1 generation 1 (draining) knows schema 0 only"],
+    );
+    assert_eq!(database.columns(), ["after", "before", "id"]);
+    assert_eq!(upload.finish().await.unwrap().generation, 1);
+    until_alone(&of).await;
+    assert_eq!(contract(&of, 2).await.code, 0);
+}
+
+#[tokio::test]
 async fn a_contraction_waits_for_the_end_of_the_bake_and_for_a_candidate_in_standby() {
     let database = Database::new();
     let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
