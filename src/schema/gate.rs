@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::forms::{Forms, Whole};
+
 /// A version of a schema: 1, 2, 3 … in the order in which releases change it. 0 is a store that nobody has touched.
 pub type Version = u32;
 
@@ -27,18 +29,6 @@ pub struct Declared {
     /// Whose form of the data it reads and writes, if it says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forms: Option<Forms>,
-}
-
-/// In which versions' forms a release has its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Forms {
-    /// The one that it reads.
-    pub reads: Version,
-    /// The oldest that it writes.
-    pub writes_from: Version,
-    /// The newest that it writes.
-    pub writes_to: Version,
 }
 
 /// What a generation is to the store.
@@ -93,6 +83,8 @@ pub struct Record {
     pub floor: Version,
     /// The newest version whose form is written.
     pub active: Version,
+    /// The forms in which every row can be read, if somebody has said in which forms rows are written.
+    pub whole: Option<Whole>,
     /// An expansion that has begun outside of a transaction and is not known to be done.
     pub expanding: Option<Version>,
     /// A contraction whose floor has risen and whose drop is not known to be done.
@@ -110,6 +102,8 @@ pub struct Record {
 pub enum Change {
     /// Something was written in the form of this version, or is about to be, for the first time.
     Activated(Version),
+    /// Every row can be read in these forms, and in no other that is known of.
+    Whole(Whole),
     /// A step begins that expands to this version outside of a transaction.
     Expanding(Version),
     /// This version is there, and nothing is being expanded; unless the record is beyond it.
@@ -137,6 +131,7 @@ impl Record {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Activated(version) => self.active = *version,
+            Change::Whole(whole) => self.whole = Some(*whole),
             Change::Expanding(version) => self.expanding = Some(*version),
             Change::Expanded(version) if *version > self.version => {
                 (self.version, self.expanding) = (*version, None);
@@ -177,6 +172,33 @@ impl Record {
 
     /// Whether a release may run on what there is, beside whoever is alive but the one of this process.
     pub(crate) fn fits(&self, declared: &Declared, except: Option<&Generation>) -> Fits {
+        self.fits_alone(declared)?;
+        let Some(forms) = declared.forms else {
+            return Ok(());
+        };
+        let others = self.generations.iter();
+        let others = others.filter(|other| except.is_none_or(|except| !except.is(other)));
+        for other in others {
+            let Some(theirs) = other.declared.forms else {
+                continue;
+            };
+            let misread = |form, by_us| Misfit::Unreadable {
+                other: Box::new(other.clone()),
+                form,
+                by_us,
+            };
+            if !theirs.writes(forms.reads) {
+                return Err(misread(forms.reads, true));
+            }
+            if !forms.writes(theirs.reads) {
+                return Err(misread(theirs.reads, false));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a release may run on what there is.
+    pub(crate) fn fits_alone(&self, declared: &Declared) -> Fits {
         let Declared {
             knows,
             needs,
@@ -201,25 +223,33 @@ impl Record {
             });
         }
         let Some(forms) = forms else { return Ok(()) };
-        let others = self.generations.iter();
-        let others = others.filter(|other| except.is_none_or(|except| !except.is(other)));
-        for other in others {
-            let Some(theirs) = other.declared.forms else {
-                continue;
-            };
-            let misread = |form, by_us| Misfit::Unreadable {
-                other: Box::new(other.clone()),
-                form,
-                by_us,
-            };
-            if !theirs.writes(forms.reads) {
-                return Err(misread(forms.reads, true));
-            }
-            if !forms.writes(theirs.reads) {
-                return Err(misread(theirs.reads, false));
-            }
+        let form = forms.reads;
+        if !forms.writes(form) {
+            return Err(Misfit::Forgets { form });
         }
-        Ok(())
+        match self.whole {
+            Some(whole) if !whole.contains(form) && !forms.backfills => {
+                Err(Misfit::NotWhole { form })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a release has to bring every row into its form before it runs.
+    pub(crate) fn wants_backfill(&self, declared: &Declared) -> bool {
+        let forms = declared.forms;
+        forms.is_some_and(|forms| Whole::wants_backfill(self.whole, forms))
+    }
+
+    /// The change that it is for the forms when a release begins to write, if it is one.
+    pub(crate) fn written_by(&self, forms: Option<Forms>) -> Option<Change> {
+        let whole = Whole::written_by(self.whole, forms?);
+        (self.whole != Some(whole)).then_some(Change::Whole(whole))
+    }
+
+    /// The change that it is when every row has been brought into a form.
+    pub(crate) fn filled(&self, form: Version) -> Change {
+        Change::Whole(Whole::filled(self.whole, form))
     }
 
     /// The version to expand to next, for a release that knows so much and has these steps. Not across a gap.
@@ -338,12 +368,6 @@ impl Generation {
     }
 }
 
-impl Forms {
-    fn writes(&self, form: Version) -> bool {
-        (self.writes_from..=self.writes_to).contains(&form)
-    }
-}
-
 /// What there is to do about a wish that may be granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Todo {
@@ -378,6 +402,10 @@ pub(crate) enum Misfit {
     Activated { active: Version, knows: Version },
     /// What it needs is not there yet.
     TooOld { version: Version, needs: Version },
+    /// It does not write what it reads.
+    Forgets { form: Version },
+    /// Some row is not in the form that it reads.
+    NotWhole { form: Version },
     /// It or a generation that is alive would not find what the other has written.
     Unreadable {
         other: Box<Generation>,
@@ -403,6 +431,15 @@ impl fmt::Display for Misfit {
             Self::TooOld { version, needs } => write!(
                 out,
                 "needs schema {needs}, and the store has {version}: expand it first, with a release that has the steps"
+            ),
+            Self::Forgets { form } => write!(
+                out,
+                "reads the form of schema {form}, and does not write it: it would not find its own rows"
+            ),
+            Self::NotWhole { form } => write!(
+                out,
+                "reads the form of schema {form}, which not every row is in: somebody has run who does not write it, and \
+                 this release has no backfill; run one that has, or one that reads what was written"
             ),
             Self::Unreadable {
                 other,

@@ -18,6 +18,13 @@
 //! from before it is ready until nothing of it is left in flight, with a lease. One whose lease has lapsed may be alive or
 //! not, and blocks whatever it could miss.
 //!
+//! # Copying what is there
+//!
+//! An expansion runs once. What it copies is out of date as soon as a release runs again that writes the form before, as
+//! after a rollback. So a release says in which [forms](Schema::forms) it reads and writes its rows: the record knows which
+//! form every row is in, given who has run, and a release that reads another one runs its [backfill](Schema::backfill)
+//! first, or is refused.
+//!
 //! What needs a migration language has one: the [steps](Step) are plain SQL, a migration tool, or code.
 //!
 //! # Beside a migration tool
@@ -52,6 +59,7 @@
 //! [expunges](Registration::expunge) a host vouches for it.
 
 mod declaration;
+mod forms;
 mod gate;
 mod identity;
 #[cfg(test)]
@@ -71,7 +79,8 @@ mod store;
 mod tests;
 
 pub use self::declaration::Schema;
-pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
+pub use self::forms::{Forms, Whole};
+pub use self::gate::{Change, Declared, Departure, Generation, Record, State, Version};
 #[cfg(feature = "schema-postgres")]
 pub use self::postgres::Postgres;
 pub(crate) use self::registry::Here;

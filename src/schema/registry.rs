@@ -159,14 +159,47 @@ impl Registration {
                         lease_ms,
                         ..own
                     };
-                    Decision::of(Ok(awaits), [Change::Entered(entry)])
+                    Decision::of(Ok(awaits), self.writing(record, entry))
                 }
                 Err(misfit) => Decision::none(Err(misfit)),
             }
         });
         let awaits = self.refuse_misfit(entered.await?)?;
         self.own().awaits = awaits;
-        Ok(())
+        let filled = self.backfill(extend).await;
+        if filled.is_err() {
+            // Nobody is told twice: whoever looks finds that the process is gone.
+            let _ = self.leave().await;
+        }
+        filled
+    }
+
+    /// A generation is in the record, and writes. One that has a backfill before it does not write until that is done.
+    fn writing(&self, record: &Record, entry: Generation) -> Vec<Change> {
+        let forms = entry.declared.forms;
+        let forms = forms.filter(|_| !record.wants_backfill(&entry.declared));
+        let written = record.written_by(forms);
+        [Change::Entered(entry)]
+            .into_iter()
+            .chain(written)
+            .collect()
+    }
+
+    /// Once this generation has entered, whoever does not write what it reads is refused.
+    async fn backfill(&self, extend: impl Fn(Duration)) -> Result<()> {
+        let declared = self.0.schema.declared();
+        let (Some(step), Some(forms)) = (&self.0.schema.backfill, declared.forms) else {
+            return Ok(());
+        };
+        let is_wanted = |record: &Record| record.wants_backfill(&declared);
+        if !is_wanted(&self.0.known.borrow()) {
+            return Ok(());
+        }
+        extend(step.deadline);
+        let doing = format!("bringing every row into the form of schema {}", forms.reads);
+        let over = |record: &Record| record.filled(forms.reads);
+        self.take(&doing, step, is_wanted, None, over).await?;
+        self.renew().await
     }
 
     /// What this generation still waits for, that knows of no activation beyond this one.
@@ -260,8 +293,10 @@ impl Registration {
             };
             let is_wanted = |record: &Record| record.version + 1 == version;
             let doing = format!("expanding to schema {version}");
-            let (begun, over) = (Change::Expanding(version), Change::Expanded(version));
-            let taken = self.take(&doing, step, is_wanted, begun, over).await;
+            let (begun, over) = (Change::Expanding(version), |_: &Record| {
+                Change::Expanded(version)
+            });
+            let taken = self.take(&doing, step, is_wanted, Some(begun), over).await;
             if taken.map_err(so_far)? {
                 done.push(version);
             }
@@ -390,8 +425,9 @@ impl Registration {
     async fn drop_below(&self, version: Version, step: &Step) -> Result<()> {
         let doing = format!("dropping what lies below schema {version}");
         let is_wanted = |record: &Record| record.contracting == Some(version);
-        let (begun, over) = (Change::Contracting(version), Change::Contracted(version));
-        self.take(&doing, step, is_wanted, begun, over).await?;
+        // That it has begun is in the record since the floor rose.
+        let over = |_: &Record| Change::Contracted(version);
+        self.take(&doing, step, is_wanted, None, over).await?;
         Ok(())
     }
 
@@ -431,15 +467,15 @@ impl Registration {
         doing: &str,
         step: &Step,
         is_wanted: impl Fn(&Record) -> bool,
-        begun: Change,
-        over: Change,
+        begun: Option<Change>,
+        over: impl Fn(&Record) -> Change,
     ) -> Result<bool> {
         if let How::Sql(statements) = &step.how {
             let decide = |record: &Record| match is_wanted(record) {
                 true => Decision {
                     answer: true,
                     sql: Some(statements.clone()),
-                    changes: vec![over],
+                    changes: vec![over(record)],
                 },
                 false => Decision::none(false),
             };
@@ -451,7 +487,7 @@ impl Registration {
         let claim = in_time(self.0.schema.limits.answer + step.deadline, claim);
         let _claim = claim.await.map_err(failed)?;
         let decide = |record: &Record| match is_wanted(record) {
-            true => Decision::of(true, [begun]),
+            true => Decision::of(true, Vec::from_iter(begun)),
             false => Decision::none(false),
         };
         if !self.transact(doing, decide).await? {
@@ -462,7 +498,7 @@ impl Registration {
             .map_err(|error| failed(error).having_begun())?;
         // The claim may have been lost meanwhile, and then others are further by now.
         let finish = |record: &Record| match is_wanted(record) {
-            true => Decision::of(true, [over]),
+            true => Decision::of(true, [over(record)]),
             false => Decision::none(false),
         };
         let finished = self.transact(doing, finish).await;
@@ -498,7 +534,7 @@ impl Registration {
         };
         let said = self.say("renewing the lease", |record| {
             let lease_ms = self.lease(record);
-            let mut changes = vec![Change::Entered(Generation { lease_ms, ..entry })];
+            let mut changes = self.writing(record, Generation { lease_ms, ..entry });
             // What starts has not served, and may declare something yet.
             let mut has_served = self.unentered(record).map(|(_, state)| state);
             if has_served.any(|state| state != State::NotYet) {
@@ -559,13 +595,8 @@ impl Registration {
     /// Why a release must not run, as far as has been heard; this one's own without another.
     pub(crate) fn misfit(&self, declared: Option<Declared>) -> Option<String> {
         let declared = declared.unwrap_or_else(|| self.0.schema.declared());
-        let known = self.0.known.borrow();
         // Whose forms are read is for those who are about to run.
-        let alone = Declared {
-            forms: None,
-            ..declared
-        };
-        let misfit = known.fits(&alone, None).err()?;
+        let misfit = self.0.known.borrow().fits_alone(&declared).err()?;
         Some(misfit.to_string())
     }
 

@@ -303,7 +303,8 @@ fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::{Declared, Forms, Generation, State};
+    use super::super::forms::{Forms, Whole};
+    use super::super::gate::{Declared, Generation, State};
     use super::*;
 
     /// Nothing a test waits for takes longer than this.
@@ -321,6 +322,7 @@ mod tests {
                     reads: 2,
                     writes_from: 1,
                     writes_to: 2,
+                    backfills: true,
                 }),
             },
             state: State::Draining,
@@ -345,6 +347,7 @@ mod tests {
             Change::Expanding(3),
             Change::Expanded(1),
             Change::Activated(1),
+            Change::Whole(Whole { from: 1, to: 2 }),
             Change::Contracting(1),
             Change::Contracted(1),
             Change::Contracting(2),

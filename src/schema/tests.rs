@@ -462,7 +462,10 @@ async fn a_generation_that_waits_for_an_activation_blocks_whoever_asks() {
 #[tokio::test]
 async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_side() {
     let store = Memory::default();
-    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let both = |reads, writes| {
+        let schema = schema(&store, 2, 2).forms(reads, writes);
+        schema.backfill(Step::nothing())
+    };
     let writes_both = enter(both(1, 1..=2)).await.unwrap();
     // Each test is one process, so the one that is in the record is made somebody else.
     let mut entry = writes_both.entry();
@@ -481,10 +484,131 @@ async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_s
     enter(both(2, 1..=2)).await.unwrap();
 }
 
+/// Starts, has run, and has left.
+async fn run(schema: Schema) -> Result<(), Error> {
+    let registration = enter(schema).await?;
+    serve(&registration).await;
+    registration.leave().await
+}
+
+#[tokio::test]
+async fn rows_are_brought_into_the_form_that_is_read_each_time_that_others_have_not_written_it() {
+    let store = Memory::default();
+    let first = || schema(&store, 1, 1).forms(1, 1..=1);
+    let copies = |reads, writes| {
+        let step = Step::sql(format!("copy to {reads}"));
+        schema(&store, 1, 1).forms(reads, writes).backfill(step)
+    };
+    run(first()).await.unwrap();
+    run(copies(1, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store), ["add 1"]);
+    let unable = schema(&store, 1, 1).forms(2, 1..=2);
+    let error = run(unable.clone()).await.unwrap_err();
+    let sentence = "reads the form of schema 2, which not every row is in";
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+    for _ in 0..2 {
+        run(copies(2, 1..=2)).await.unwrap();
+    }
+    run(unable.clone()).await.unwrap();
+    assert_eq!(statements(&store), ["add 1", "copy to 2"]);
+
+    run(first()).await.unwrap();
+    run(unable).await.unwrap_err();
+    run(copies(2, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store)[2..], ["copy to 2"]);
+
+    run(copies(2, 2..=2)).await.unwrap();
+    let error = run(first()).await.unwrap_err();
+    assert!(format!("{error:?}").contains("reads the form of schema 1"));
+    run(copies(1, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store)[3..], ["copy to 1"]);
+    run(first()).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_who_does_not_write_the_form_starts_while_rows_are_brought_into_it() {
+    for fails in [false, true] {
+        let store = Memory::default();
+        run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let step = {
+            let (store, asked) = (store.clone(), Arc::clone(&asked));
+            Step::run(move || {
+                let (store, asked) = (store.clone(), Arc::clone(&asked));
+                async move {
+                    // On another host, for which this process is another one.
+                    let entry = record(&store).generations[0].clone();
+                    let elsewhere = Generation {
+                        host: "there".to_owned(),
+                        ..entry.clone()
+                    };
+                    remove(&store, &entry);
+                    let entered = Change::Entered(elsewhere.clone());
+                    store.with(|content| content.record.apply(&entered));
+                    let older = enter(schema(&store, 1, 1).forms(1, 1..=1)).await;
+                    let error = format!("{:?}", older.unwrap_err());
+                    assert!(
+                        error.contains("does not write the form of schema 2"),
+                        "{error}"
+                    );
+                    remove(&store, &elsewhere);
+                    let entered = Change::Entered(entry);
+                    store.with(|content| content.record.apply(&entered));
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    match fails {
+                        true => Err("as planned".into()),
+                        false => Ok(()),
+                    }
+                }
+            })
+        };
+        let copying = schema(&store, 1, 1).forms(2, 1..=2).backfill(step);
+        let entered = enter(copying).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(entered.is_err(), fails);
+        if let Err(error) = entered {
+            assert!(
+                format!("{error:?}").contains("into the form of schema 2"),
+                "{error:?}"
+            );
+            // It is in nobody's way, and has written nothing.
+            assert_eq!(record(&store).generations, []);
+            run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_to_a_release_that_lacks_rows_is_blocked_unless_it_can_fill_them_in() {
+    let store = Memory::default();
+    run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+    let copies = schema(&store, 1, 1).forms(2, 2..=2);
+    let copies = copies.backfill(Step::sql("copy to 2"));
+    let registration = enter(copies).await.unwrap();
+    serve(&registration).await;
+    let before = schema(&store, 1, 1).forms(1, 1..=2);
+    let misfit = registration.misfit(Some(before.declared())).unwrap();
+    assert!(misfit.contains("which not every row is in"), "{misfit}");
+    let able = before.backfill(Step::sql("copy to 1"));
+    assert_eq!(registration.misfit(Some(able.declared())), None);
+    assert_eq!(registration.misfit(None), None);
+}
+
+#[tokio::test]
+async fn a_release_that_does_not_write_what_it_reads_never_starts() {
+    let store = Memory::default();
+    let error = run(schema(&store, 1, 1).forms(1, 2..=2)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("its own rows"), "{error:?}");
+    assert_eq!(record(&store), Record::default());
+}
+
 #[tokio::test]
 async fn a_generation_of_this_host_that_was_killed_is_in_nobodys_way() {
     let store = Memory::default();
-    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let both = |reads, writes| {
+        let schema = schema(&store, 2, 2).forms(reads, writes);
+        schema.backfill(Step::nothing())
+    };
     let first = enter(both(1, 1..=1)).await.unwrap();
     let mut killed = first.entry();
     // The same number, and another start: that process is no more.
