@@ -15,7 +15,8 @@ async fn across_two_hosts(store: &str) {
     let [web1, web2] = [start("web1").await, start("web2").await];
     release(&web1, 1, "2:2").await;
     until(&web1, "generation 1 of web1 has left", |state| {
-        state.generations.len() == 2
+        let mut all = state.generations.iter();
+        state.generations.len() == 2 && all.all(|it| it.state == "active")
     })
     .await;
     assert_refused(
