@@ -34,7 +34,7 @@ use crate::listen::{ListenOptions, Table, TcpListener, UdpSocket, UnixListener};
 use crate::observe::Observed;
 use crate::rollout::guard::Guard;
 use crate::rollout::{Promotion, Rollout};
-use crate::schema::{Registration, Schema};
+use crate::schema::{self, Registration, Schema};
 use crate::state::{Offer, State};
 use crate::sys::descriptors;
 use crate::sys::environment::Snapshot;
@@ -632,7 +632,8 @@ impl Starting {
     /// this release and what is alive beside it fit, and enters this generation in the record until nothing of it is left.
     /// Call it before [`ready`](Self::ready), once, and before anything that needs the schema. The deadline of the start
     /// is [extended](Self::extend) by what the steps may take, as far as the incumbent's [`Builder::start_max`] goes: 15 min, for
-    /// all steps of a start together, unless it says otherwise.
+    /// all steps of a start together, unless it says otherwise. A contraction that was begun and not finished
+    /// is finished, if that can be done; if not, there is a [warning](crate::event::Event::Warning), and the start goes on.
     ///
     /// # Errors
     ///
@@ -650,27 +651,42 @@ impl Starting {
         }
         let number = self.shared.status.borrow().generation;
         let declared = schema.declared();
+        let others = self.others();
         // What comes after the steps has its own time.
         let start = self.start_deadline();
         let extend = |by: Duration| self.extend(by.saturating_add(start));
-        let entered = Registration::enter(schema, number, extend).await;
+        let entered = Registration::enter(schema, number, others, extend).await;
         let is_successor = self.is_successor();
         let registration = entered.map_err(|error| match is_successor {
             true => error.while_incumbent_serves(),
             false => error,
         })?;
+        let finished = registration.finish_contraction(extend).await;
+        if let Err(error) = finished {
+            self.shared
+                .warn(format!("{error:?}; this generation goes on without"));
+        }
         self.shared.schema.set(&self.shared, &registration);
         lock(&self.shared.images).declare(declared);
         Ok(registration)
     }
 
     fn is_successor(&self) -> bool {
-        let driver = self.driver.as_ref().map(lock);
-        driver.is_some_and(|driver| driver.has_incumbent())
+        self.driver().is_some_and(|driver| driver.has_incumbent())
+    }
+
+    fn others(&self) -> Vec<(u64, schema::State)> {
+        let driver = self.driver();
+        driver.map_or_else(Vec::new, |driver| driver.others())
+    }
+
+    fn driver(&self) -> Option<MutexGuard<'_, Box<Driver>>> {
+        let driver = self.driver.as_ref()?;
+        Some(driver.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn start_deadline(&self) -> Duration {
-        let driver = self.driver.as_ref().map(lock);
+        let driver = self.driver();
         driver.map_or(START_DEADLINE, |driver| driver.start_deadline())
     }
 

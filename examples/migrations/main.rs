@@ -1,12 +1,12 @@
 //! A column is renamed in three releases, while clients write and read: none of them fails, no row is lost, and until the
-//! end there is a way back.
+//! end there is a way back, one release after another.
 //!
-//! | release | writes | reads | its step when it starts |
+//! | release | writes | reads | when it starts |
 //! |---|---|---|---|
 //! | 1 | `name` | `name` | makes the table |
-//! | 2 | both | `name` | adds `full_name` |
-//! | 3 | both | `full_name` | copies what release 1 has written |
-//! | 4 | `full_name` | `full_name` | none; once nobody else is alive, `name` can be dropped |
+//! | 2 | both | `name` | adds `full_name`; copies back what release 4 has written, if that has run |
+//! | 3 | both | `full_name` | copies what release 1 has written, each time that it has run |
+//! | 4 | `full_name` | `full_name` | nothing; once nobody else is alive, `name` can be dropped |
 //!
 //! Here one program is all four: which it is, the file `release` in its directory says when it starts.
 //!

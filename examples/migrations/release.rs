@@ -24,21 +24,30 @@ impl Release {
 
     /// The versions of the schema are numbered as the releases are that bring them.
     pub(crate) fn schema(self, database: &Database) -> Schema {
-        let copy =
-            "UPDATE people SET full_name = name WHERE full_name IS NULL OR full_name <> name";
         let steps = database
             .schema()
             .expand(1, Step::sql(database.table()))
             .expand(2, Step::sql("ALTER TABLE people ADD COLUMN full_name TEXT"))
-            .expand(3, Step::sql(copy))
+            .expand(3, Step::nothing())
             .expand(4, Step::nothing())
             .contract(4, Step::sql("ALTER TABLE people DROP COLUMN name"));
+        let copy = |from: &str, to: &str| {
+            let lacking = format!("{to} IS NULL OR {to} <> {from}");
+            Step::sql(format!("UPDATE people SET {to} = {from} WHERE {lacking}"))
+        };
+        let forth = copy("name", "full_name");
         match self.0 {
             // The form of version 1 is the column `name`, that of version 2 is `full_name`.
             1 => steps.knows(1).needs(1).forms(1, 1..=1),
-            2 => steps.knows(2).needs(2).forms(1, 1..=2),
-            3 => steps.knows(3).needs(3).forms(2, 1..=2),
-            number => steps.knows(number).needs(3).forms(2, 2..=2),
+            2 => {
+                let back = copy("full_name", "name");
+                steps.knows(2).needs(2).forms(1, 1..=2).backfill(back)
+            }
+            3 => steps.knows(3).needs(2).forms(2, 1..=2).backfill(forth),
+            number => {
+                let steps = steps.knows(number).needs(2);
+                steps.forms(2, 2..=2).backfill(forth)
+            }
         }
     }
 

@@ -30,6 +30,7 @@ use crate::protocol::message::{Timings, micros, millis};
 use crate::rollout::attempts::Origin;
 use crate::rollout::controller::Promote;
 use crate::rollout::{Pause, PauseReason, Share, Until};
+use crate::schema::Here;
 use crate::sys::descriptors;
 
 /// The class of work that answering is. It is not shown: whoever asks is not what somebody waits for.
@@ -163,7 +164,8 @@ impl Driver {
                     upgrade.generation
                 )
             });
-            schema.set_rollout(rollout);
+            let others = self.others();
+            schema.set_here(Here { rollout, others });
         }
         let elders = self.elders.iter();
         self.shared.standing.send_replace(Standing {

@@ -160,6 +160,19 @@ impl<'a> Telling<'a> {
 }
 
 impl Driver {
+    /// The other generations that are alive on this host, whatever they say of a schema.
+    pub(crate) fn others(&self) -> Vec<(u64, State)> {
+        let elders = self.elders.iter();
+        let mut others: Vec<_> = elders.map(|it| (it.generation, State::Draining)).collect();
+        if let Some(up) = self.up.as_ref().filter(|up| up.process.is_some()) {
+            others.push((up.generation, State::Warm));
+        }
+        if let Some(down) = self.down.as_ref().filter(|down| down.link.is_some()) {
+            others.push((down.generation, State::NotYet));
+        }
+        others
+    }
+
     /// Whether the candidate fits what the store has now. None if there is nobody to ask.
     ///
     /// The question ends by its own deadline, or when nobody waits for the answer any more.

@@ -41,18 +41,17 @@ async fn attempt(
         }
         SchemaWish::Activate { version } => {
             let changed = schema.activate(version).await?;
-            in_words(changed, &format!("schema {version}"), "activated")
+            let done = in_words(changed, &format!("schema {version}"), "activated");
+            match changed {
+                Changed::Done => done + &way_back_lost(way_back, version),
+                _ => done,
+            }
         }
         SchemaWish::Contract { version, confirm } => {
             let changed = schema.contract(version, confirmed(confirm)).await?;
             let done = in_words(changed, &format!("schema {version}"), "contracted to");
-            let lost = way_back.filter(|(_, release)| release.knows < version);
-            match (changed, lost) {
-                (Changed::Would, Some((generation, release))) => format!(
-                    "{done}; the cold rollback to the release of generation {generation}, which knows schema {}, is \
-                     blocked from then on",
-                    release.knows
-                ),
+            match changed {
+                Changed::Would => done + &way_back_lost(way_back, version),
                 _ => done,
             }
         }
@@ -67,6 +66,17 @@ async fn attempt(
         looked => looked?,
     };
     Ok(state(schema, &record, done))
+}
+
+/// What an operator is told who does this, if anything.
+fn way_back_lost(way_back: Option<(u64, Declared)>, version: Version) -> String {
+    let lost = way_back.filter(|(_, release)| release.knows < version);
+    lost.map_or_else(String::new, |(generation, release)| {
+        format!(
+            "; the cold rollback to the release of generation {generation}, which knows schema {}, is blocked from then on",
+            release.knows
+        )
+    })
 }
 
 fn confirmed(confirm: bool) -> Confirmed {
@@ -88,8 +98,8 @@ fn in_words(changed: Changed, what: &str, done: &str) -> String {
 
 /// As it stands in a record.
 pub(super) fn state(schema: &Registration, record: &Record, done: String) -> SchemaState {
-    let own = schema.entry();
-    let generations = record.generations.iter().map(|it| SchemaGeneration {
+    let (own, now) = (schema.entry(), schema.now(record));
+    let generations = now.generations.iter().map(|it| SchemaGeneration {
         host: it.host.clone(),
         generation: it.generation,
         knows: it.declared.knows,

@@ -32,7 +32,7 @@ pub(crate) struct Upward {
     pub(crate) pid: u32,
     /// Of the protocol; none until the incumbent's greeting.
     pub(super) version: u32,
-    generation: u64,
+    pub(super) generation: u64,
     offered: Vec<(Slot, OwnedFd)>,
     /// How many milliseconds the incumbent may live once this generation has the role.
     millis: u64,

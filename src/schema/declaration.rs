@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gate::{Declared, Forms, Version};
+use super::forms::Forms;
+use super::gate::{Declared, Version};
 use super::step::Step;
 use super::store::Store;
 use crate::config::{
@@ -33,6 +34,7 @@ pub struct Schema {
     pub(super) expand: BTreeMap<Version, Step>,
     pub(super) contract: BTreeMap<Version, Step>,
     pub(super) activated: BTreeSet<Version>,
+    pub(super) backfill: Option<Step>,
     pub(super) expands_at_start: bool,
     pub(super) host: Option<String>,
     pub(super) limits: Limits,
@@ -57,6 +59,7 @@ impl Schema {
             expand: BTreeMap::new(),
             contract: BTreeMap::new(),
             activated: BTreeSet::new(),
+            backfill: None,
             expands_at_start: true,
             host: None,
             limits: Limits {
@@ -81,8 +84,10 @@ impl Schema {
         self
     }
 
-    /// In which version's form this release reads its data, and in which ones' it writes. A handover between two releases
-    /// of which one would not find what the other has written is refused: that loses rows at a rollback.
+    /// In which version's form this release reads its data, and in which ones' it writes, always: what it writes only
+    /// behind an activation is none of them. A handover between two releases of which one would not find what the other
+    /// has written is refused, since that loses rows at a rollback; and so is the start of one that reads a form which not
+    /// every row is in, given who has run, unless it has a [backfill](Self::backfill).
     ///
     /// Default: not said, and nobody looks.
     pub fn forms(mut self, reads: Version, writes: RangeInclusive<Version>) -> Self {
@@ -90,11 +95,22 @@ impl Schema {
             reads,
             writes_from: *writes.start(),
             writes_to: *writes.end(),
+            backfills: false,
         });
         self
     }
 
+    /// How every row is brought into the [form](Self::forms) that this release reads, from the other one that it writes or
+    /// that those before it have written. It runs when a generation of this release starts, before it is ready, if somebody
+    /// has run since the last time who does not write that form, or nothing is known of that. So it must find the rows that
+    /// lack something, and leave the others alone. Generations that write both forms may be serving meanwhile.
+    pub fn backfill(mut self, step: Step) -> Self {
+        self.backfill = Some(step);
+        self
+    }
+
     /// How the store comes from the version before to this one. It only adds: every release that is alive goes on working.
+    /// What copies rows is a [backfill](Self::backfill), since those before may write again.
     ///
     /// It runs when a generation of this release starts, before it is ready, once however many start at the same time.
     pub fn expand(mut self, version: Version, step: Step) -> Self {
@@ -110,7 +126,8 @@ impl Schema {
     }
 
     /// This release writes the form of a version only once [`Registration::is_active`](super::Registration::is_active)
-    /// says so: `handover schema activate`. It is not contracted to before.
+    /// says so: `handover schema activate`. It is not contracted to before. From then on a release that does not know the
+    /// version is refused, and so is a rollback to one: it would not understand what has been written.
     pub fn activated(mut self, version: Version) -> Self {
         self.activated.insert(version);
         self
@@ -169,6 +186,11 @@ impl Schema {
 
     /// What the release says of itself.
     pub(crate) fn declared(&self) -> Declared {
-        self.declared
+        let backfills = self.backfill.is_some();
+        let forms = self.declared.forms;
+        Declared {
+            forms: forms.map(|forms| Forms { backfills, ..forms }),
+            ..self.declared
+        }
     }
 }

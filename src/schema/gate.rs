@@ -1,6 +1,6 @@
 //! What may be done to a schema, given who is alive: decisions alone, of plain values.
 //!
-//! 1. A generation may run if it needs no more than there is, and knows what is no longer there.
+//! 1. A generation may run if it needs no more than there is, and knows what is no longer there and what has been activated.
 //! 2. Whoever is in the record counts as alive, until it is known to be gone. A lapsed lease is no such knowledge: the
 //!    process may be frozen.
 //! 3. The floor rises once nobody in the record knows less (I10), and before anything is dropped. Whoever enters the
@@ -12,6 +12,8 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::forms::{Forms, Whole};
 
 /// A version of a schema: 1, 2, 3 … in the order in which releases change it. 0 is a store that nobody has touched.
 pub type Version = u32;
@@ -27,18 +29,6 @@ pub struct Declared {
     /// Whose form of the data it reads and writes, if it says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forms: Option<Forms>,
-}
-
-/// In which versions' forms a release has its data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Forms {
-    /// The one that it reads.
-    pub reads: Version,
-    /// The oldest that it writes.
-    pub writes_from: Version,
-    /// The newest that it writes.
-    pub writes_to: Version,
 }
 
 /// What a generation is to the store.
@@ -69,8 +59,8 @@ pub struct Generation {
     pub declared: Declared,
     /// What it is.
     pub state: State,
-    /// The newest activation that it has heard of.
-    pub heard: Version,
+    /// The oldest version whose form it does not write yet: it waits for that to be activated, and has not heard of it.
+    pub awaits: Option<Version>,
     /// Until when it has said that it is alive, in milliseconds since 1970 by the clock of the store.
     pub lease_ms: u64,
 }
@@ -93,6 +83,8 @@ pub struct Record {
     pub floor: Version,
     /// The newest version whose form is written.
     pub active: Version,
+    /// The forms in which every row can be read, if somebody has said in which forms rows are written.
+    pub whole: Option<Whole>,
     /// An expansion that has begun outside of a transaction and is not known to be done.
     pub expanding: Option<Version>,
     /// A contraction whose floor has risen and whose drop is not known to be done.
@@ -110,16 +102,21 @@ pub struct Record {
 pub enum Change {
     /// Something was written in the form of this version, or is about to be, for the first time.
     Activated(Version),
+    /// Every row can be read in these forms, and in no other that is known of.
+    Whole(Whole),
     /// A step begins that expands to this version outside of a transaction.
     Expanding(Version),
     /// This version is there, and nothing is being expanded; unless the record is beyond it.
     Expanded(Version),
-    /// The floor rises to this version, and what lies below it is about to be dropped.
+    /// The floor rises to this version, and what lies below it is about to be dropped. Whoever enters from now on writes
+    /// this version's form.
     Contracting(Version),
     /// What lies below this version has been dropped; that is not being contracted any more.
     Contracted(Version),
     /// A generation enters itself, or is something else by now: the one of this host and process.
     Entered(Generation),
+    /// One that knows no more than this, and has not entered itself, was alive just now.
+    Unentered(Version),
     /// The generation of this host and process is gone.
     Left {
         /// Its host.
@@ -134,12 +131,14 @@ impl Record {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Activated(version) => self.active = *version,
+            Change::Whole(whole) => self.whole = Some(*whole),
             Change::Expanding(version) => self.expanding = Some(*version),
             Change::Expanded(version) if *version > self.version => {
                 (self.version, self.expanding) = (*version, None);
             }
             Change::Contracting(version) => {
                 (self.floor, self.contracting) = (*version, Some(*version));
+                self.active = self.active.max(*version);
             }
             Change::Contracted(version) if self.contracting == Some(*version) => {
                 self.contracting = None;
@@ -151,6 +150,7 @@ impl Record {
                 self.generations
                     .sort_by_key(|it| (it.host.clone(), it.generation, it.process.clone()));
             }
+            Change::Unentered(knows) => self.depart(*knows),
             Change::Left { host, process } => self.remove(host, process),
         }
     }
@@ -161,6 +161,10 @@ impl Record {
             return;
         };
         let knows = self.generations.remove(place).declared.knows;
+        self.depart(knows);
+    }
+
+    fn depart(&mut self, knows: Version) {
         self.departures.retain(|other| other.knows != knows);
         let at_ms = self.now_ms;
         self.departures.push(Departure { knows, at_ms });
@@ -168,24 +172,10 @@ impl Record {
 
     /// Whether a release may run on what there is, beside whoever is alive but the one of this process.
     pub(crate) fn fits(&self, declared: &Declared, except: Option<&Generation>) -> Fits {
-        let Declared {
-            knows,
-            needs,
-            forms,
-        } = *declared;
-        if knows < self.floor {
-            return Err(Misfit::Contracted {
-                floor: self.floor,
-                knows,
-            });
-        }
-        if needs > self.version {
-            return Err(Misfit::TooOld {
-                version: self.version,
-                needs,
-            });
-        }
-        let Some(forms) = forms else { return Ok(()) };
+        self.fits_alone(declared)?;
+        let Some(forms) = declared.forms else {
+            return Ok(());
+        };
         let others = self.generations.iter();
         let others = others.filter(|other| except.is_none_or(|except| !except.is(other)));
         for other in others {
@@ -205,6 +195,61 @@ impl Record {
             }
         }
         Ok(())
+    }
+
+    /// Whether a release may run on what there is.
+    pub(crate) fn fits_alone(&self, declared: &Declared) -> Fits {
+        let Declared {
+            knows,
+            needs,
+            forms,
+        } = *declared;
+        if knows < self.floor {
+            return Err(Misfit::Contracted {
+                floor: self.floor,
+                knows,
+            });
+        }
+        if knows < self.active {
+            return Err(Misfit::Activated {
+                active: self.active,
+                knows,
+            });
+        }
+        if needs > self.version {
+            return Err(Misfit::TooOld {
+                version: self.version,
+                needs,
+            });
+        }
+        let Some(forms) = forms else { return Ok(()) };
+        let form = forms.reads;
+        if !forms.writes(form) {
+            return Err(Misfit::Forgets { form });
+        }
+        match self.whole {
+            Some(whole) if !whole.contains(form) && !forms.backfills => {
+                Err(Misfit::NotWhole { form })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a release has to bring every row into its form before it runs.
+    pub(crate) fn wants_backfill(&self, declared: &Declared) -> bool {
+        let forms = declared.forms;
+        forms.is_some_and(|forms| Whole::wants_backfill(self.whole, forms))
+    }
+
+    /// The change that it is for the forms when a release begins to write, if it is one.
+    pub(crate) fn written_by(&self, forms: Option<Forms>) -> Option<Change> {
+        let whole = Whole::written_by(self.whole, forms?);
+        (self.whole != Some(whole)).then_some(Change::Whole(whole))
+    }
+
+    /// The change that it is when every row has been brought into a form.
+    pub(crate) fn filled(&self, form: Version) -> Change {
+        Change::Whole(Whole::filled(self.whole, form))
     }
 
     /// The version to expand to next, for a release that knows so much and has these steps. Not across a gap.
@@ -249,9 +294,7 @@ impl Record {
         if !asked.has_step {
             blockers.push(Blocker::NoStep { version });
         }
-        if asked.is_activated_by_hand {
-            blockers.extend(self.who_has_not_heard(version));
-        }
+        blockers.extend(self.who_writes_what_was_before(version));
         if let Some(rollout) = &asked.rollout {
             let rollout = rollout.clone();
             blockers.push(Blocker::Rollout { rollout });
@@ -273,16 +316,16 @@ impl Record {
             })
     }
 
-    fn who_has_not_heard(&self, version: Version) -> Vec<Blocker> {
-        if self.active < version {
-            return vec![Blocker::NotActive { version }];
-        }
-        let deaf = self.generations.iter().filter(|it| it.heard < version);
-        let deaf = deaf.map(|it| Blocker::NotHeard {
-            generation: Box::new(it.clone()),
-            version,
+    fn who_writes_what_was_before(&self, version: Version) -> impl Iterator<Item = Blocker> {
+        let waiting = self.generations.iter().filter_map(move |it| {
+            let awaited = it.awaits.filter(|awaited| *awaited <= version)?;
+            Some((it, awaited))
         });
-        deaf.collect()
+        waiting.map(|(it, awaited)| Blocker::WritesBefore {
+            generation: Box::new(it.clone()),
+            awaited,
+            is_active: self.active >= awaited,
+        })
     }
 
     /// Beside those that are named for what they know, and those of a rollout that is named already.
@@ -325,12 +368,6 @@ impl Generation {
     }
 }
 
-impl Forms {
-    fn writes(&self, form: Version) -> bool {
-        (self.writes_from..=self.writes_to).contains(&form)
-    }
-}
-
 /// What there is to do about a wish that may be granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Todo {
@@ -348,8 +385,6 @@ pub(crate) struct Contraction {
     pub(crate) version: Version,
     /// Whether the release that is asked has a step for it.
     pub(crate) has_step: bool,
-    /// Whether that release writes the version's form only once it is activated.
-    pub(crate) is_activated_by_hand: bool,
     /// What is under way on this host, in words, if something is.
     pub(crate) rollout: Option<String>,
     /// How long whoever knew less must have been gone.
@@ -363,8 +398,14 @@ pub(crate) type Fits = Result<(), Misfit>;
 pub(crate) enum Misfit {
     /// What it needs is gone.
     Contracted { floor: Version, knows: Version },
+    /// What it needs is there, and what is written it does not understand.
+    Activated { active: Version, knows: Version },
     /// What it needs is not there yet.
     TooOld { version: Version, needs: Version },
+    /// It does not write what it reads.
+    Forgets { form: Version },
+    /// Some row is not in the form that it reads.
+    NotWhole { form: Version },
     /// It or a generation that is alive would not find what the other has written.
     Unreadable {
         other: Box<Generation>,
@@ -382,9 +423,23 @@ impl fmt::Display for Misfit {
                 "knows schema {knows}, and the store has been contracted to {floor}: what it needs is gone; run a release \
                  that knows schema {floor}"
             ),
+            Self::Activated { active, knows } => write!(
+                out,
+                "knows schema {knows}, and schema {active} is active: it does not understand what is written; run a \
+                 release that knows schema {active}"
+            ),
             Self::TooOld { version, needs } => write!(
                 out,
                 "needs schema {needs}, and the store has {version}: expand it first, with a release that has the steps"
+            ),
+            Self::Forgets { form } => write!(
+                out,
+                "reads the form of schema {form}, and does not write it: it would not find its own rows"
+            ),
+            Self::NotWhole { form } => write!(
+                out,
+                "reads the form of schema {form}, which not every row is in: somebody has run who does not write it, and \
+                 this release has no backfill; run one that has, or one that reads what was written"
             ),
             Self::Unreadable {
                 other,
@@ -417,12 +472,11 @@ pub(crate) enum Blocker {
     NoStep { version: Version },
     /// Another contraction has begun.
     Unfinished { version: Version },
-    /// Nobody has said that the version's form may be written.
-    NotActive { version: Version },
-    /// A generation may not know yet that it is.
-    NotHeard {
+    /// A generation writes the form before a version: that is not active, or it has not heard so.
+    WritesBefore {
         generation: Box<Generation>,
-        version: Version,
+        awaited: Version,
+        is_active: bool,
     },
     /// A generation knows less, and is alive or may be.
     Older {
@@ -455,16 +509,21 @@ impl fmt::Display for Blocker {
                 out,
                 "the contraction to schema {version} has not been finished: ask for that one first"
             ),
-            Self::NotActive { version } => write!(
-                out,
-                "schema {version} has not been activated: what is written now is of the form before"
-            ),
-            Self::NotHeard {
+            Self::WritesBefore {
                 generation,
-                version,
+                awaited,
+                is_active: false,
             } => write!(
                 out,
-                "{generation} has not heard yet that schema {version} is active"
+                "schema {awaited} has not been activated: {generation} writes the form before"
+            ),
+            Self::WritesBefore {
+                generation,
+                awaited,
+                is_active: true,
+            } => write!(
+                out,
+                "{generation} has not heard yet that schema {awaited} is active"
             ),
             Self::Older {
                 generation,
@@ -560,7 +619,7 @@ mod tests {
                 ..Declared::default()
             },
             state,
-            heard: 3,
+            awaits: None,
             lease_ms: 200_000,
         }
     }
@@ -569,7 +628,6 @@ mod tests {
         Contraction {
             version: 2,
             has_step: true,
-            is_activated_by_hand: false,
             rollout: None,
             age_min: Duration::ZERO,
         }
@@ -578,10 +636,6 @@ mod tests {
     #[test]
     fn each_rule_of_a_contraction_speaks_by_itself_and_for_itself_alone() {
         assert_eq!(record().may_contract(&to_two()), Ok(Todo::Begin));
-        let by_hand = Contraction {
-            is_activated_by_hand: true,
-            ..to_two()
-        };
         let in_rollout = Contraction {
             rollout: Some("an upgrade is under way".to_owned()),
             ..to_two()
@@ -594,8 +648,8 @@ mod tests {
             lease_ms: 99_000,
             ..old.clone()
         };
-        let deaf = Generation {
-            heard: 1,
+        let waiting = Generation {
+            awaits: Some(2),
             ..generation(2, State::Active)
         };
         let starting = generation(2, State::NotYet);
@@ -632,17 +686,22 @@ mod tests {
             (
                 Record {
                     active: 1,
-                    ..record()
+                    ..with(&waiting)
                 },
-                by_hand.clone(),
-                Blocker::NotActive { version: 2 },
+                to_two(),
+                Blocker::WritesBefore {
+                    generation: boxed(&waiting),
+                    awaited: 2,
+                    is_active: false,
+                },
             ),
             (
-                with(&deaf),
-                by_hand,
-                Blocker::NotHeard {
-                    generation: boxed(&deaf),
-                    version: 2,
+                with(&waiting),
+                to_two(),
+                Blocker::WritesBefore {
+                    generation: boxed(&waiting),
+                    awaited: 2,
+                    is_active: true,
                 },
             ),
             (
@@ -759,21 +818,22 @@ mod tests {
 
     #[test]
     fn a_release_is_measured_against_the_forms_of_everybody_but_its_own_process() {
-        let forms = Forms {
-            reads: 2,
-            writes_from: 3,
-            writes_to: 3,
+        let declared = |form| Declared {
+            knows: 3,
+            needs: 3,
+            forms: Some(Forms {
+                reads: form,
+                writes_from: form,
+                writes_to: form,
+                backfills: true,
+            }),
         };
         let own = Generation {
-            declared: Declared {
-                knows: 3,
-                needs: 3,
-                forms: Some(forms),
-            },
+            declared: declared(2),
             ..generation(3, State::Active)
         };
         let record = with(&own);
-        assert_eq!(record.fits(&own.declared, Some(&own)), Ok(()));
-        assert!(record.fits(&own.declared, None).is_err());
+        assert_eq!(record.fits(&declared(3), Some(&own)), Ok(()));
+        assert!(record.fits(&declared(3), None).is_err());
     }
 }

@@ -6,10 +6,10 @@
 //! *floor*, up to which it was contracted:
 //!
 //! ```text
-//!           needs ≤ version            knows ≥ floor            a generation may run if both are so
+//!      needs ≤ version        knows ≥ floor, and what is active        a generation may run if all of it is so
 //!
 //! expand    adds; when a release starts, before it is ready, once however many start at the same time
-//! activate  the new form is written from now on: when all that are alive know it
+//! activate  the new form is written from now on: when all that are alive know it. Whoever does not may not run any more
 //! contract  the floor rises, then what lies below it is dropped: when nobody can miss it. There is no way back
 //! ```
 //!
@@ -17,6 +17,13 @@
 //! with the reason, before anything has changed. Every generation of every host that shares the store is in its record,
 //! from before it is ready until nothing of it is left in flight, with a lease. One whose lease has lapsed may be alive or
 //! not, and blocks whatever it could miss.
+//!
+//! # Copying what is there
+//!
+//! An expansion runs once. What it copies is out of date as soon as a release runs again that writes the form before, as
+//! after a rollback. So a release says in which [forms](Schema::forms) it reads and writes its rows: the record knows which
+//! form every row is in, given who has run, and a release that reads another one runs its [backfill](Schema::backfill)
+//! first, or is refused.
 //!
 //! What needs a migration language has one: the [steps](Step) are plain SQL, a migration tool, or code.
 //!
@@ -78,10 +85,12 @@
 //! # What it cannot know
 //!
 //! A process that writes to the database without this crate, and a release that declares nothing: that one is taken for
-//! one that knows nothing, and may run for as long as nothing has been contracted. An operator who
+//! one that knows nothing, and may run for as long as nothing has been contracted or activated. On its own host it is known
+//! to be alive, and blocks both; on another one it is not. An operator who
 //! [expunges](Registration::expunge) a host vouches for it.
 
 mod declaration;
+mod forms;
 mod gate;
 mod identity;
 #[cfg(test)]
@@ -101,9 +110,11 @@ mod store;
 mod tests;
 
 pub use self::declaration::Schema;
-pub use self::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
+pub use self::forms::{Forms, Whole};
+pub use self::gate::{Change, Declared, Departure, Generation, Record, State, Version};
 #[cfg(feature = "schema-postgres")]
 pub use self::postgres::Postgres;
+pub(crate) use self::registry::Here;
 pub use self::registry::{Changed, Confirmed, Registration};
 #[cfg(feature = "schema-sqlite")]
 pub use self::sqlite::Sqlite;

@@ -1,5 +1,5 @@
 //! Explores the gates to exhaustion: every order in which generations of three releases on two hosts start, expand, serve,
-//! freeze, die, leave, contract and are started again, with a crash between any two steps.
+//! freeze, die, leave, activate, contract and are started again, with a crash between any two steps.
 //!
 //! The world keeps beside the record what is really in the database, and what a generation that runs works on: I10, and
 //! that no generation ever runs that the store does not fit.
@@ -19,6 +19,8 @@ struct Release {
     host: &'static str,
     knows: Version,
     needs: Version,
+    /// Whose form it writes only once it has heard that it is active.
+    waits: Option<Version>,
 }
 
 struct Exploration {
@@ -40,6 +42,10 @@ enum Sabotage {
     BlindEntry,
     /// What is dropped is dropped before the floor rises.
     DropFirst,
+    /// What is waited for is asked of the release that contracts alone.
+    DeafToOthers,
+    /// Who enters later is not measured against what is active.
+    Forgetful,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +57,8 @@ struct World {
     /// How often each version was contracted to.
     drops: [u8; 4],
     processes: Vec<Process>,
+    /// The activation that each of them has heard of that waits for one.
+    heard: Vec<Version>,
     restarts_left: u8,
     /// Whoever is at a step outside of a transaction.
     claim: Option<usize>,
@@ -86,6 +94,7 @@ enum Action {
     Expand(usize),
     Enter(usize),
     Serve(usize),
+    Activate(usize),
     Contract(usize, Version),
     Drop(usize),
     Drain(usize),
@@ -101,7 +110,12 @@ const LAPSED: u64 = 50;
 
 impl Exploration {
     fn entry(&self, index: usize) -> Generation {
-        let Release { host, knows, needs } = self.releases[index];
+        let Release {
+            host,
+            knows,
+            needs,
+            waits,
+        } = self.releases[index];
         Generation {
             host: host.to_owned(),
             process: index.to_string(),
@@ -112,9 +126,19 @@ impl Exploration {
                 forms: None,
             },
             state: Standing::Active,
-            heard: 0,
+            awaits: waits,
             lease_ms: VALID,
         }
+    }
+
+    fn fits(&self, record: &Record, entry: &Generation) -> bool {
+        let mut record = record.clone();
+        match self.sabotage {
+            Sabotage::BlindEntry => return true,
+            Sabotage::Forgetful => record.active = 0,
+            _ => {}
+        }
+        record.fits(&entry.declared, Some(entry)).is_ok()
     }
 
     fn steps(&self, index: usize) -> BTreeSet<Version> {
@@ -145,6 +169,18 @@ impl World {
                     process: entry.process,
                 });
             }
+        }
+    }
+
+    /// What it writes to the record is what it has heard before.
+    fn hear(&mut self, entry: &Generation, index: usize) {
+        if entry.awaits.is_none() {
+            return;
+        }
+        let heard = std::mem::replace(&mut self.heard[index], self.record.active);
+        let entries = self.record.generations.iter_mut();
+        for found in entries.filter(|it| it.is(entry)) {
+            found.awaits = entry.awaits.filter(|awaited| *awaited > heard);
         }
     }
 
@@ -185,11 +221,10 @@ impl World {
         while let Some(next) = reachable.next_expansion(knows, &exploration.steps(index)) {
             reachable.version = next;
         }
-        let declared = exploration.entry(index).declared;
-        self.processes[index] = match reachable.fits(&declared, None) {
-            Ok(()) => Process::Starting,
-            Err(_) => return None,
-        };
+        if !exploration.fits(&reachable, &exploration.entry(index)) {
+            return None;
+        }
+        self.processes[index] = Process::Starting;
         Some(())
     }
 
@@ -238,14 +273,29 @@ impl World {
         }
         self.sweep(exploration, index);
         let entry = exploration.entry(index);
-        let fits = self.record.fits(&entry.declared, Some(&entry)).is_ok()
-            || exploration.sabotage == Sabotage::BlindEntry;
+        let fits = exploration.fits(&self.record, &entry);
         match fits {
             true => {
-                self.apply(&Change::Entered(entry));
+                self.apply(&Change::Entered(entry.clone()));
+                // It has read the record, and has begun nothing.
+                self.hear(&entry, index);
+                self.hear(&entry, index);
                 self.processes[index] = Process::Entered;
             }
             false => self.processes[index] = Process::Out,
+        }
+        Some(())
+    }
+
+    fn activate(&mut self, exploration: &Exploration, by: usize) -> Option<()> {
+        let awaited = exploration.releases[by].waits?;
+        if self.processes[by] != Process::Running {
+            return None;
+        }
+        self.sweep(exploration, by);
+        match self.record.may_activate(awaited) {
+            Ok(Todo::Begin) => self.apply(&Change::Activated(awaited)),
+            _ => return None,
         }
         Some(())
     }
@@ -258,11 +308,16 @@ impl World {
         let asked = Contraction {
             version: to,
             has_step: true,
-            is_activated_by_hand: false,
             rollout: None,
             age_min: Duration::ZERO,
         };
-        match self.record.may_contract(&asked) {
+        let mut asked_of = self.record.clone();
+        if exploration.sabotage == Sabotage::DeafToOthers {
+            let others = asked_of.generations.iter_mut();
+            let others = others.filter(|it| !it.is(&exploration.entry(by)));
+            others.for_each(|it| it.awaits = None);
+        }
+        match asked_of.may_contract(&asked) {
             Ok(Todo::Begin) if exploration.sabotage == Sabotage::DropFirst => {
                 self.dropped = to;
             }
@@ -319,8 +374,16 @@ impl World {
         let works =
             |process: &Process| matches!(process, Process::Running | Process::Contracting { .. });
         let misfits = |index: &usize| {
-            let Release { knows, needs, .. } = exploration.releases[*index];
-            knows < self.dropped || needs > self.added
+            let Release {
+                knows,
+                needs,
+                waits,
+                ..
+            } = exploration.releases[*index];
+            let writes_before = waits
+                .is_some_and(|awaited| awaited > self.heard[*index] && awaited <= self.dropped);
+            let misunderstands = knows < self.record.active;
+            knows < self.dropped || needs > self.added || writes_before || misunderstands
         };
         (0..self.processes.len())
             .filter(|index| works(&self.processes[*index]))
@@ -343,6 +406,7 @@ impl Model for Exploration {
             dropped: 0,
             drops: [0; 4],
             processes: vec![Process::Out; self.releases.len()],
+            heard: vec![0; self.releases.len()],
             restarts_left: self.restarts,
             claim: None,
         }]
@@ -355,6 +419,7 @@ impl Model for Exploration {
                 Action::Expand(index),
                 Action::Enter(index),
                 Action::Serve(index),
+                Action::Activate(index),
                 Action::Contract(index, 2),
                 Action::Contract(index, 3),
                 Action::Drop(index),
@@ -375,12 +440,12 @@ impl Model for Exploration {
             Action::Enter(index) => next.enter(self, index)?,
             Action::Serve(index) if next.processes[index] == Process::Entered => {
                 let entry = self.entry(index);
-                let fits = next.record.fits(&entry.declared, Some(&entry)).is_ok();
-                next.processes[index] = match fits || self.sabotage == Sabotage::BlindEntry {
+                next.processes[index] = match self.fits(&next.record, &entry) {
                     true => Process::Running,
                     false => Process::Drained,
                 };
             }
+            Action::Activate(index) => next.activate(self, index)?,
             Action::Contract(index, to) => next.contract(self, index, to)?,
             Action::Drop(index) => next.drop_below(self, index)?,
             Action::Drain(index) if next.processes[index] == Process::Running => {
@@ -401,7 +466,12 @@ impl Model for Exploration {
             Action::Lapse(index) => next.lease(&self.entry(index), LAPSED).then_some(())?,
             Action::Renew(index) => {
                 let works = matches!(next.processes[index], Process::Entered | Process::Running);
-                (works && next.lease(&self.entry(index), VALID)).then_some(())?;
+                if !works {
+                    return None;
+                }
+                let entry = self.entry(index);
+                next.lease(&entry, VALID);
+                next.hear(&entry, index);
             }
             _ => return None,
         }
@@ -431,6 +501,13 @@ impl Model for Exploration {
                 world.record.floor == 3 && world.record.contracting.is_none()
             }),
             Property::sometimes(
+                "what is waited for is activated",
+                |exploration: &Self, world: &World| {
+                    let mut releases = exploration.releases.iter();
+                    world.record.active > 0 || releases.all(|release| release.waits.is_none())
+                },
+            ),
+            Property::sometimes(
                 "a contraction that was begun by one is finished by another",
                 |_, world: &World| {
                     let dead = world.processes.contains(&Process::Dead);
@@ -459,28 +536,54 @@ const RELEASES: &[Release] = &[
         host: "a",
         knows: 1,
         needs: 1,
+        waits: None,
     },
     Release {
         host: "a",
         knows: 2,
         needs: 2,
+        waits: None,
     },
     Release {
         host: "b",
         knows: 1,
         needs: 1,
+        waits: None,
     },
     Release {
         host: "b",
         knows: 3,
         needs: 2,
+        waits: None,
     },
 ];
 
-fn explore(in_transaction: bool) {
+/// One that waits for an activation, between one that does not know what it waits for and one that does not wait.
+const ACTIVATING: &[Release] = &[
+    Release {
+        host: "a",
+        knows: 2,
+        needs: 1,
+        waits: None,
+    },
+    Release {
+        host: "a",
+        knows: 3,
+        needs: 2,
+        waits: Some(3),
+    },
+    Release {
+        host: "b",
+        knows: 3,
+        needs: 2,
+        waits: None,
+    },
+];
+
+fn explore(releases: &'static [Release], in_transaction: bool) {
     let exploration = Exploration {
-        releases: RELEASES,
-        restarts: 5,
+        releases,
+        restarts: u8::try_from(releases.len()).unwrap() + 1,
         in_transaction,
         sabotage: Sabotage::Nothing,
     };
@@ -497,23 +600,27 @@ fn explore(in_transaction: bool) {
 
 #[test]
 fn the_gates_keep_i10_in_every_reachable_state_with_steps_in_transactions() {
-    explore(true);
+    explore(RELEASES, true);
+    explore(ACTIVATING, true);
 }
 
 #[test]
 fn the_gates_keep_i10_in_every_reachable_state_with_steps_outside_of_transactions() {
-    explore(false);
+    explore(RELEASES, false);
+    explore(ACTIVATING, false);
 }
 
 #[test]
 fn without_any_one_of_the_rules_the_model_finds_who_is_broken() {
-    for sabotage in [
-        Sabotage::LapsedIsGone,
-        Sabotage::BlindEntry,
-        Sabotage::DropFirst,
+    for (sabotage, releases) in [
+        (Sabotage::LapsedIsGone, RELEASES),
+        (Sabotage::BlindEntry, RELEASES),
+        (Sabotage::DropFirst, RELEASES),
+        (Sabotage::DeafToOthers, ACTIVATING),
+        (Sabotage::Forgetful, ACTIVATING),
     ] {
         let exploration = Exploration {
-            releases: RELEASES,
+            releases,
             restarts: 3,
             in_transaction: true,
             sabotage,

@@ -1,5 +1,6 @@
 //! One generation's entry in the record, and what is done to the record on its behalf.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +32,18 @@ struct Inner {
     state: watch::Sender<State>,
     /// What the store said last.
     known: watch::Sender<Record>,
-    /// What is under way on this host that a contraction must not meet, in words.
-    rollout: Mutex<Option<String>>,
+    here: Mutex<Here>,
+    /// Which generations of this host have been in the record. One that is alive and never was has declared no schema.
+    entered: Mutex<BTreeSet<u64>>,
+}
+
+/// What this generation knows of its own host, whatever the record has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Here {
+    /// What is under way that a contraction must not meet, in words.
+    pub(crate) rollout: Option<String>,
+    /// The other generations that are alive.
+    pub(crate) others: Vec<(u64, State)>,
 }
 
 /// Whether what destroys something is to be done, or only looked at.
@@ -76,8 +87,8 @@ impl<T> Decision<T> {
 }
 
 impl Registration {
-    /// Expands the store, if this release is to do that, and enters a generation. `extend` is called before anything that
-    /// may take long.
+    /// Expands the store, if this release is to do that, and enters a generation beside these others of its host. `extend`
+    /// is called before anything that may take long.
     ///
     /// # Cancel safety
     ///
@@ -85,6 +96,7 @@ impl Registration {
     pub(crate) async fn enter(
         schema: Schema,
         generation: u64,
+        others: Vec<(u64, State)>,
         extend: impl Fn(Duration),
     ) -> Result<Self> {
         let failed = |error: StoreError| trouble("entering a generation").because(error);
@@ -102,7 +114,7 @@ impl Registration {
             generation,
             declared: schema.declared(),
             state: State::NotYet,
-            heard: 0,
+            awaits: None,
             lease_ms: 0,
         };
         let registration = Self(Arc::new(Inner {
@@ -111,7 +123,11 @@ impl Registration {
             own: Mutex::new(own),
             state: watch::Sender::new(State::NotYet),
             known: watch::Sender::new(Record::default()),
-            rollout: Mutex::default(),
+            here: Mutex::new(Here {
+                rollout: None,
+                others,
+            }),
+            entered: Mutex::default(),
         }));
         registration.begin(extend).await?;
         Ok(registration)
@@ -134,24 +150,64 @@ impl Registration {
             match record.fits(&own.declared, Some(&own)) {
                 Ok(()) => {
                     let lease_ms = self.lease(record);
-                    let heard = record.active;
+                    let awaits = self.awaits(record.active);
                     let entry = Generation {
-                        heard,
+                        awaits,
                         lease_ms,
                         ..own
                     };
-                    Decision::of(Ok(heard), [Change::Entered(entry)])
+                    Decision::of(Ok(awaits), self.writing(record, entry))
                 }
                 Err(misfit) => Decision::none(Err(misfit)),
             }
         });
-        let heard = self.refuse_misfit(entered.await?)?;
-        self.own().heard = heard;
-        self.finish_what_was_begun(extend).await
+        let awaits = self.refuse_misfit(entered.await?)?;
+        self.own().awaits = awaits;
+        let filled = self.backfill(extend).await;
+        if filled.is_err() {
+            // Nobody is told twice: whoever looks finds that the process is gone.
+            let _ = self.leave().await;
+        }
+        filled
     }
 
-    /// A contraction whose floor has risen and whose drop nobody has done, for a release that has the step.
-    async fn finish_what_was_begun(&self, extend: impl Fn(Duration)) -> Result<()> {
+    /// A generation is in the record, and writes. One that has a backfill before it does not write until that is done.
+    fn writing(&self, record: &Record, entry: Generation) -> Vec<Change> {
+        let forms = entry.declared.forms;
+        let forms = forms.filter(|_| !record.wants_backfill(&entry.declared));
+        let written = record.written_by(forms);
+        [Change::Entered(entry)]
+            .into_iter()
+            .chain(written)
+            .collect()
+    }
+
+    /// Once this generation has entered, whoever does not write what it reads is refused.
+    async fn backfill(&self, extend: impl Fn(Duration)) -> Result<()> {
+        let declared = self.0.schema.declared();
+        let (Some(step), Some(forms)) = (&self.0.schema.backfill, declared.forms) else {
+            return Ok(());
+        };
+        let is_wanted = |record: &Record| record.wants_backfill(&declared);
+        if !is_wanted(&self.0.known.borrow()) {
+            return Ok(());
+        }
+        extend(step.deadline);
+        let doing = format!("bringing every row into the form of schema {}", forms.reads);
+        let over = |record: &Record| record.filled(forms.reads);
+        self.take(&doing, step, is_wanted, None, over).await?;
+        self.renew().await
+    }
+
+    /// What this generation still waits for, that knows of no activation beyond this one.
+    fn awaits(&self, active: Version) -> Option<Version> {
+        let activated = self.0.schema.activated.iter();
+        activated.copied().find(|version| *version > active)
+    }
+
+    /// Drops what a contraction has left whose floor has risen, if this release has the step. What cannot be dropped yet
+    /// is in nobody's way: the record has it until the next call, or the next start.
+    pub(crate) async fn finish_contraction(&self, extend: impl Fn(Duration)) -> Result<()> {
         let begun = self.0.known.borrow().contracting;
         let step = begun
             .and_then(|version| Some((version, self.0.schema.contract.get(&version).cloned()?)));
@@ -234,15 +290,18 @@ impl Registration {
             };
             let is_wanted = |record: &Record| record.version + 1 == version;
             let doing = format!("expanding to schema {version}");
-            let (begun, over) = (Change::Expanding(version), Change::Expanded(version));
-            let taken = self.take(&doing, step, is_wanted, begun, over).await;
+            let (begun, over) = (Change::Expanding(version), |_: &Record| {
+                Change::Expanded(version)
+            });
+            let taken = self.take(&doing, step, is_wanted, Some(begun), over).await;
             if taken.map_err(so_far)? {
                 done.push(version);
             }
         }
     }
 
-    /// Lets everybody write the form of a version, once everybody who is alive knows it.
+    /// Lets everybody write the form of a version, once everybody who is alive knows it. Whoever does not may not run any
+    /// more: a cold rollback to such a release is blocked from then on.
     ///
     /// # Errors
     ///
@@ -314,15 +373,39 @@ impl Registration {
         }
     }
 
-    /// The record with what this generation is now, which it may not have been told yet.
-    fn now(&self, record: &Record) -> Record {
+    /// The record with what is known here: what this generation is now, which it may not have been told yet, and those of
+    /// this host who are alive and have not entered themselves.
+    pub(crate) fn now(&self, record: &Record) -> Record {
         let own = self.own().clone();
         let mut now = record.clone();
         let entries = now.generations.iter_mut();
         for entry in entries.filter(|it| it.is(&own)) {
             entry.state = *self.0.state.borrow();
         }
+        let unentered = self.unentered(record);
+        let unentered = unentered.map(|(generation, state)| Generation {
+            process: String::new(),
+            generation,
+            declared: Declared::default(),
+            state,
+            awaits: None,
+            lease_ms: u64::MAX,
+            ..own.clone()
+        });
+        now.generations.extend(unentered);
         now
+    }
+
+    /// Whoever is alive on this host and has declared nothing, or not yet. One that had left the record before this
+    /// generation first saw it is taken for one as well, until its process has ended.
+    fn unentered(&self, record: &Record) -> impl Iterator<Item = (u64, State)> {
+        let own = self.own().clone();
+        let of_this_host = record.generations.iter().filter(|it| it.host == own.host);
+        let mut entered: BTreeSet<_> = of_this_host.map(|it| it.generation).collect();
+        entered.extend(lock(&self.0.entered).iter());
+        entered.insert(own.generation);
+        let others = lock(&self.0.here).others.clone().into_iter();
+        others.filter(move |(generation, _)| !entered.contains(generation))
     }
 
     fn contraction(&self, version: Version) -> Contraction {
@@ -330,8 +413,7 @@ impl Registration {
         Contraction {
             version,
             has_step: schema.contract.contains_key(&version),
-            is_activated_by_hand: schema.activated.contains(&version),
-            rollout: lock(&self.0.rollout).clone(),
+            rollout: lock(&self.0.here).rollout.clone(),
             age_min: schema.limits.contract_after,
         }
     }
@@ -340,8 +422,9 @@ impl Registration {
     async fn drop_below(&self, version: Version, step: &Step) -> Result<()> {
         let doing = format!("dropping what lies below schema {version}");
         let is_wanted = |record: &Record| record.contracting == Some(version);
-        let (begun, over) = (Change::Contracting(version), Change::Contracted(version));
-        self.take(&doing, step, is_wanted, begun, over).await?;
+        // That it has begun is in the record since the floor rose.
+        let over = |_: &Record| Change::Contracted(version);
+        self.take(&doing, step, is_wanted, None, over).await?;
         Ok(())
     }
 
@@ -385,8 +468,8 @@ impl Registration {
         doing: &str,
         step: &Step,
         is_wanted: impl Fn(&Record) -> bool,
-        begun: Change,
-        over: Change,
+        begun: Option<Change>,
+        over: impl Fn(&Record) -> Change,
     ) -> Result<bool> {
         if let How::Sql(statements) = &step.how {
             return self
@@ -399,7 +482,7 @@ impl Registration {
         let claim = in_time(self.0.schema.limits.answer + step.deadline, claim);
         let mut claim = claim.await.map_err(failed)?;
         let decide = |record: &Record| match is_wanted(record) {
-            true => Decision::of(true, [begun]),
+            true => Decision::of(true, Vec::from_iter(begun)),
             false => Decision::none(false),
         };
         if !self.transact(doing, decide).await? {
@@ -413,7 +496,7 @@ impl Registration {
         run.map_err(|error| failed(error).having_begun())?;
         // Whether it was lost is only asked now and then, and others may be further by now.
         let finish = |record: &Record| match is_wanted(record) {
-            true => Decision::of(true, [over]),
+            true => Decision::of(true, [over(record)]),
             false => Decision::none(false),
         };
         let finished = self.transact(doing, finish).await;
@@ -428,7 +511,7 @@ impl Registration {
         statements: &str,
         deadline: Duration,
         is_wanted: impl Fn(&Record) -> bool,
-        over: Change,
+        over: impl Fn(&Record) -> Change,
     ) -> Result<bool> {
         let limits = &self.0.schema.limits;
         // Whoever has the claim may be at this very step.
@@ -447,6 +530,7 @@ impl Registration {
             if !is_wanted(&record) {
                 return Ok(None);
             }
+            let over = over(&record);
             write(&mut *transaction, &mut record, &over).await?;
             transaction.commit().await?;
             Ok(Some(record))
@@ -484,14 +568,20 @@ impl Registration {
     pub(crate) async fn renew(&self) -> Result<()> {
         let entry = {
             // Whoever has just heard of an activation may still be at what was begun before.
-            let heard = self.0.known.borrow().active;
+            let awaits = self.awaits(self.0.known.borrow().active);
             let mut own = self.own();
-            (own.state, own.heard) = (*self.0.state.borrow(), heard);
+            (own.state, own.awaits) = (*self.0.state.borrow(), awaits);
             own.clone()
         };
         let said = self.say("renewing the lease", |record| {
             let lease_ms = self.lease(record);
-            Change::Entered(Generation { lease_ms, ..entry })
+            let mut changes = self.writing(record, Generation { lease_ms, ..entry });
+            // What starts has not served, and may declare something yet.
+            let mut has_served = self.unentered(record).map(|(_, state)| state);
+            if has_served.any(|state| state != State::NotYet) {
+                changes.push(Change::Unentered(Declared::default().knows));
+            }
+            changes
         });
         said.await
     }
@@ -504,7 +594,7 @@ impl Registration {
     /// Nothing of this generation is left.
     pub(crate) async fn leave(&self) -> Result<()> {
         let own = left(&self.own());
-        self.say("leaving", |_| own).await
+        self.say("leaving", |_| vec![own]).await
     }
 
     /// Whether another release could run now: `who` is it, in words.
@@ -546,19 +636,14 @@ impl Registration {
     /// Why a release must not run, as far as has been heard; this one's own without another.
     pub(crate) fn misfit(&self, declared: Option<Declared>) -> Option<String> {
         let declared = declared.unwrap_or_else(|| self.0.schema.declared());
-        let known = self.0.known.borrow();
         // Whose forms are read is for those who are about to run.
-        let alone = Declared {
-            forms: None,
-            ..declared
-        };
-        let misfit = known.fits(&alone, None).err()?;
+        let misfit = self.0.known.borrow().fits_alone(&declared).err()?;
         Some(misfit.to_string())
     }
 
-    /// What is under way on this host that a contraction must not meet, in words.
-    pub(crate) fn set_rollout(&self, rollout: Option<String>) {
-        *lock(&self.0.rollout) = rollout;
+    /// What is known of this host by now.
+    pub(crate) fn set_here(&self, here: Here) {
+        *lock(&self.0.here) = here;
     }
 
     /// What speaks against each contraction that this release has a step for and that is not done.
@@ -612,9 +697,9 @@ impl Registration {
     }
 
     /// What nobody waits for longer than for an answer.
-    async fn say(&self, doing: &str, change: impl FnOnce(&Record) -> Change) -> Result<()> {
+    async fn say(&self, doing: &str, changes: impl FnOnce(&Record) -> Vec<Change>) -> Result<()> {
         let limit = self.0.schema.limits.answer;
-        let decide = |record: &Record| Decision::of((), [change(record)]);
+        let decide = |record: &Record| Decision::of((), changes(record));
         self.transact_in(doing, limit, limit, decide).await
     }
 
@@ -647,6 +732,9 @@ impl Registration {
     /// What was read before something else was heard is not news, unless the store was taken back by somebody: then it
     /// stays so.
     fn hear(&self, record: Record) {
+        let host = self.own().host.clone();
+        let of_this_host = record.generations.iter().filter(|it| it.host == host);
+        lock(&self.0.entered).extend(of_this_host.map(|it| it.generation));
         let lease_ms = u64::try_from(self.0.schema.limits.lease.as_millis()).unwrap_or(u64::MAX);
         self.0.known.send_if_modified(|known| {
             let is_older = record.version < known.version

@@ -1,6 +1,7 @@
 //! The record as tables and rows, for stores that speak SQL: statements that SQLite and PostgreSQL both understand.
 
-use super::gate::{Change, Declared, Departure, Forms, Generation, Record, State, Version};
+use super::forms::{Forms, Whole};
+use super::gate::{Change, Declared, Departure, Generation, Record, State, Version};
 use super::store::StoreError;
 
 /// The tables of a record, made if they are not there. One row of `handover_schema` is what transactions lock.
@@ -10,6 +11,8 @@ CREATE TABLE IF NOT EXISTS handover_schema (
     version BIGINT NOT NULL,
     floor BIGINT NOT NULL,
     active BIGINT NOT NULL,
+    whole_from BIGINT,
+    whole_to BIGINT,
     expanding BIGINT,
     contracting BIGINT
 );
@@ -22,8 +25,9 @@ CREATE TABLE IF NOT EXISTS handover_generations (
     reads BIGINT,
     writes_from BIGINT,
     writes_to BIGINT,
+    backfills BIGINT,
     state TEXT NOT NULL,
-    heard BIGINT NOT NULL,
+    awaits BIGINT,
     lease_ms BIGINT NOT NULL,
     PRIMARY KEY (host, process)
 );
@@ -34,11 +38,10 @@ CREATE TABLE IF NOT EXISTS handover_departures (
 INSERT INTO handover_schema (id, version, floor, active) VALUES (1, 0, 0, 0) ON CONFLICT (id) DO NOTHING;
 ";
 
-pub(super) const READ_SCHEMA: &str =
-    "SELECT version, floor, active, expanding, contracting FROM handover_schema WHERE id = 1";
+pub(super) const READ_SCHEMA: &str = "SELECT version, floor, active, expanding, contracting, whole_from, whole_to FROM handover_schema WHERE id = 1";
 
 pub(super) const READ_GENERATIONS: &str =
-    "SELECT generation, knows, needs, heard, lease_ms, reads, writes_from, writes_to, host, process, state
+    "SELECT generation, knows, needs, awaits, lease_ms, reads, writes_from, writes_to, backfills, host, process, state
     FROM handover_generations ORDER BY host, generation, process";
 
 pub(super) const READ_DEPARTURES: &str =
@@ -70,6 +73,10 @@ pub(super) fn record<C: Columns>(
         active: version(schema, 2)?,
         expanding: maybe_version(schema, 3)?,
         contracting: maybe_version(schema, 4)?,
+        whole: match (maybe_version(schema, 5)?, maybe_version(schema, 6)?) {
+            (Some(from), Some(to)) => Some(Whole { from, to }),
+            _ => None,
+        },
         generations: generations
             .iter()
             .map(generation)
@@ -87,6 +94,7 @@ fn generation<C: Columns>(row: &C) -> Result<Generation, StoreError> {
             reads,
             writes_from,
             writes_to,
+            backfills: row.number(8)? == Some(1),
         }),
         _ => None,
     };
@@ -97,11 +105,11 @@ fn generation<C: Columns>(row: &C) -> Result<Generation, StoreError> {
             needs: version(row, 2)?,
             forms,
         },
-        heard: version(row, 3)?,
+        awaits: maybe_version(row, 3)?,
         lease_ms: number(row, 4)?,
-        host: row.text(8)?,
-        process: row.text(9)?,
-        state: match &*row.text(10)? {
+        host: row.text(9)?,
+        process: row.text(10)?,
+        state: match &*row.text(11)? {
             "active" => State::Active,
             "warm" => State::Warm,
             "draining" => State::Draining,
@@ -136,20 +144,26 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
     let one = |sql, version: &Version| vec![(sql, vec![Value::from(*version)])];
     match change {
         Change::Activated(version) => one("UPDATE handover_schema SET active = $1", version),
+        Change::Whole(Whole { from, to }) => vec![(
+            "UPDATE handover_schema SET whole_from = $1, whole_to = $2",
+            vec![Value::from(*from), Value::from(*to)],
+        )],
         Change::Expanding(version) => one("UPDATE handover_schema SET expanding = $1", version),
         Change::Expanded(version) => one(
             "UPDATE handover_schema SET version = $1, expanding = NULL WHERE version < $1",
             version,
         ),
-        Change::Contracting(to) => vec![(
-            "UPDATE handover_schema SET floor = $1, contracting = $2",
-            vec![Value::from(*to), Value::from(*to)],
-        )],
+        Change::Contracting(version) => one(
+            "UPDATE handover_schema
+            SET floor = $1, contracting = $1, active = CASE WHEN active < $1 THEN $1 ELSE active END",
+            version,
+        ),
         Change::Contracted(version) => one(
             "UPDATE handover_schema SET contracting = NULL WHERE contracting = $1",
             version,
         ),
         Change::Entered(generation) => vec![(ENTER, columns(generation))],
+        Change::Unentered(knows) => vec![(SEE, vec![Value::from(*knows), Value::from(now_ms)])],
         Change::Left { host, process } => {
             let who = [Value::Text(host.clone()), Value::Text(process.clone())];
             let when = Value::from(now_ms);
@@ -163,13 +177,17 @@ pub(super) fn statements(change: &Change, now_ms: u64) -> Vec<(&'static str, Vec
 
 const ENTER: &str = "
 INSERT INTO handover_generations
-    (generation, knows, needs, heard, lease_ms, reads, writes_from, writes_to, host, process, state)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (host, process) DO UPDATE SET heard = excluded.heard, lease_ms = excluded.lease_ms, state = excluded.state";
+    (generation, knows, needs, awaits, lease_ms, reads, writes_from, writes_to, backfills, host, process, state)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+ON CONFLICT (host, process) DO UPDATE SET awaits = excluded.awaits, lease_ms = excluded.lease_ms, state = excluded.state";
 
 const DEPART: &str = "
 INSERT INTO handover_departures (knows, at_ms)
 SELECT knows, CAST($1 AS BIGINT) FROM handover_generations WHERE host = $2 AND process = $3
+ON CONFLICT (knows) DO UPDATE SET at_ms = excluded.at_ms";
+
+const SEE: &str = "
+INSERT INTO handover_departures (knows, at_ms) VALUES ($1, $2)
 ON CONFLICT (knows) DO UPDATE SET at_ms = excluded.at_ms";
 
 const REMOVE: &str = "DELETE FROM handover_generations WHERE host = $1 AND process = $2";
@@ -181,7 +199,7 @@ fn columns(generation: &Generation) -> Vec<Value> {
         generation,
         declared,
         state,
-        heard,
+        awaits,
         lease_ms,
     } = generation;
     let form =
@@ -196,11 +214,12 @@ fn columns(generation: &Generation) -> Vec<Value> {
         Value::from(*generation),
         Value::from(declared.knows),
         Value::from(declared.needs),
-        Value::from(*heard),
+        Value::Number(awaits.map(i64::from)),
         Value::from(*lease_ms),
         form(|forms| forms.reads),
         form(|forms| forms.writes_from),
         form(|forms| forms.writes_to),
+        form(|forms| forms.backfills.into()),
         Value::Text(host.clone()),
         Value::Text(process.clone()),
         Value::Text(state.to_owned()),

@@ -339,7 +339,8 @@ fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gate::{Declared, Forms, Generation, State};
+    use super::super::forms::{Forms, Whole};
+    use super::super::gate::{Declared, Generation, State};
     use super::*;
 
     /// Nothing a test waits for takes longer than this.
@@ -357,10 +358,11 @@ mod tests {
                     reads: 2,
                     writes_from: 1,
                     writes_to: 2,
+                    backfills: true,
                 }),
             },
             state: State::Draining,
-            heard: 1,
+            awaits: Some(2),
             lease_ms: 1_234,
         }
     }
@@ -381,6 +383,7 @@ mod tests {
             Change::Expanding(3),
             Change::Expanded(1),
             Change::Activated(1),
+            Change::Whole(Whole { from: 1, to: 2 }),
             Change::Contracting(1),
             Change::Contracted(1),
             Change::Contracting(2),
@@ -389,6 +392,7 @@ mod tests {
             Change::Entered(other.clone()),
             Change::Entered(Generation {
                 state: State::Warm,
+                awaits: None,
                 lease_ms: 5_678,
                 ..generation()
             }),
@@ -396,6 +400,8 @@ mod tests {
                 host: other.host,
                 process: other.process,
             },
+            Change::Unentered(1),
+            Change::Unentered(1),
         ]
     }
 
@@ -416,7 +422,8 @@ mod tests {
         }
         transaction.commit().await.unwrap();
         let mut read = store.read().await.unwrap();
-        assert_eq!(read.departures.len(), 1);
+        let departed: Vec<_> = read.departures.iter().map(|it| it.knows).collect();
+        assert_eq!(departed, [0, 1]);
         (read.now_ms, read.departures) = (expected.now_ms, expected.departures.clone());
         assert_eq!(read, expected);
     }

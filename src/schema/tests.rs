@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::gate::{Change, Declared, Generation, Record, State, Version};
 use super::memory::Memory;
-use super::{Changed, Confirmed, Registration, Schema, Step};
+use super::{Changed, Confirmed, Here, Registration, Schema, Step};
 use crate::error::{Error, ErrorKind};
 
 /// Knows and needs so much, has steps as far as it knows, and waits for nothing.
@@ -19,7 +19,7 @@ fn schema(store: &Memory, knows: Version, needs: Version) -> Schema {
 }
 
 async fn enter(schema: Schema) -> Result<Registration, Error> {
-    Registration::enter(schema, 1, |_| {}).await
+    Registration::enter(schema, 1, Vec::new(), |_| {}).await
 }
 
 fn statements(store: &Memory) -> Vec<String> {
@@ -41,7 +41,7 @@ fn add(store: &Memory, host: &str, knows: Version, state: State) -> Generation {
             ..Declared::default()
         },
         state,
-        heard: 0,
+        awaits: None,
         lease_ms: 1_000,
     };
     let entered = Change::Entered(generation.clone());
@@ -231,10 +231,13 @@ async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_r
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("(warm) is part of a rollout"), "{reason}");
     remove(&store, &other);
-    registration.set_rollout(Some("an upgrade is under way here".to_owned()));
+    registration.set_here(Here {
+        rollout: Some("an upgrade is under way here".to_owned()),
+        ..Here::default()
+    });
     let reason = refused(&registration, 2).await;
     assert!(reason.contains("under way here"), "{reason}");
-    registration.set_rollout(None);
+    registration.set_here(Here::default());
 
     let would = registration.contract(2, Confirmed::DryRun).await.unwrap();
     assert_eq!(would, Changed::Would);
@@ -249,6 +252,44 @@ async fn a_contraction_waits_for_whoever_knows_less_in_whatever_state_and_then_r
     assert_eq!(statements(&store), ["add 1", "add 2", "drop 2"]);
     let again = registration.contract(2, Confirmed::Yes).await.unwrap();
     assert_eq!(again, Changed::Already);
+}
+
+#[tokio::test]
+async fn who_is_alive_here_and_has_declared_nothing_knows_nothing_and_is_missed_for_as_long_as_others()
+ {
+    let store = Memory::default();
+    let schema = schema(&store, 2, 1).activated(2);
+    let schema = schema.contract_after(Duration::from_secs(60));
+    // This one has declared something.
+    let entered = add(&store, "here", 2, State::Draining);
+    let others = vec![(9, State::Warm), (entered.generation, State::Draining)];
+    let registration = Registration::enter(schema, 10, others, |_| {})
+        .await
+        .unwrap();
+    serve(&registration).await;
+    remove(&store, &entered);
+    let words = "here generation 9 (warm) knows schema 0 only";
+    for blockers in [
+        refused(&registration, 1).await,
+        format!("{:?}", registration.activate(2).await.unwrap_err()),
+    ] {
+        assert!(blockers.contains(words), "{blockers}");
+        assert!(!blockers.contains("generation 40"), "{blockers}");
+    }
+    store.with(|content| content.record.now_ms = 10_000);
+    registration.renew().await.unwrap();
+    registration.set_here(Here {
+        others: vec![(11, State::NotYet)],
+        ..Here::default()
+    });
+    store.with(|content| content.record.now_ms = 69_999);
+    // What starts has not been missed by anybody.
+    registration.renew().await.unwrap();
+    let reason = refused(&registration, 1).await;
+    assert!(reason.contains("gone for 59s only, of 60s"), "{reason}");
+    registration.set_here(Here::default());
+    store.with(|content| content.record.now_ms = 70_000);
+    registration.contract(1, Confirmed::Yes).await.unwrap();
 }
 
 #[tokio::test]
@@ -284,9 +325,12 @@ async fn a_contraction_whose_drop_failed_is_finished_by_the_next_call_and_by_the
         registration.leave().await.unwrap();
 
         let next = enter(schema(&store, 2, 2)).await.unwrap();
-        if !by_start {
-            serve(&next).await;
-            next.contract(2, Confirmed::Yes).await.unwrap();
+        match by_start {
+            true => next.finish_contraction(|_| {}).await.unwrap(),
+            false => {
+                serve(&next).await;
+                next.contract(2, Confirmed::Yes).await.unwrap();
+            }
         }
         assert_eq!(record(&store).contracting, None);
         assert_eq!(statements(&store).last().unwrap(), "drop 2");
@@ -379,9 +423,62 @@ async fn a_new_form_is_written_once_all_know_it_and_contracted_to_once_all_have_
 }
 
 #[tokio::test]
+async fn what_does_not_know_an_active_form_may_not_run_any_more() {
+    let store = Memory::default();
+    let registration = enter(schema(&store, 3, 1).activated(3)).await.unwrap();
+    serve(&registration).await;
+    let before = Declared {
+        knows: 2,
+        ..Declared::default()
+    };
+    assert_eq!(
+        registration.check("the one before", Some(before)).await,
+        Ok(())
+    );
+    assert_eq!(registration.misfit(Some(before)), None);
+    registration.activate(3).await.unwrap();
+    let sentence = "knows schema 2, and schema 3 is active";
+    let checked = registration.check("the one before", Some(before)).await;
+    assert!(checked.unwrap_err().contains(sentence));
+    let misfit = registration.misfit(Some(before)).unwrap();
+    assert!(misfit.contains(sentence), "{misfit}");
+    registration.leave().await.unwrap();
+    let error = enter(schema(&store, 2, 1)).await.unwrap_err();
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_generation_that_waits_for_an_activation_blocks_whoever_asks() {
+    let store = Memory::default();
+    let asking = enter(schema(&store, 3, 1)).await.unwrap();
+    serve(&asking).await;
+    let mut waiting = add(&store, "there", 3, State::Draining);
+    waiting.awaits = Some(2);
+    let entered = Change::Entered(waiting.clone());
+    store.with(|content| content.record.apply(&entered));
+    for version in [2, 3] {
+        let reason = refused(&asking, version).await;
+        let sentence = "schema 2 has not been activated: there generation 40 (draining) writes the form before";
+        assert!(reason.contains(sentence), "{reason}");
+    }
+    store.with(|content| content.record.active = 2);
+    let reason = refused(&asking, 2).await;
+    assert!(
+        reason.contains("40 (draining) has not heard yet"),
+        "{reason}"
+    );
+    asking.contract(1, Confirmed::Yes).await.unwrap();
+    remove(&store, &waiting);
+    asking.contract(3, Confirmed::Yes).await.unwrap();
+}
+
+#[tokio::test]
 async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_side() {
     let store = Memory::default();
-    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let both = |reads, writes| {
+        let schema = schema(&store, 2, 2).forms(reads, writes);
+        schema.backfill(Step::nothing())
+    };
     let writes_both = enter(both(1, 1..=2)).await.unwrap();
     // Each test is one process, so the one that is in the record is made somebody else.
     let mut entry = writes_both.entry();
@@ -400,10 +497,131 @@ async fn releases_that_would_not_read_what_the_other_writes_do_not_run_side_by_s
     enter(both(2, 1..=2)).await.unwrap();
 }
 
+/// Starts, has run, and has left.
+async fn run(schema: Schema) -> Result<(), Error> {
+    let registration = enter(schema).await?;
+    serve(&registration).await;
+    registration.leave().await
+}
+
+#[tokio::test]
+async fn rows_are_brought_into_the_form_that_is_read_each_time_that_others_have_not_written_it() {
+    let store = Memory::default();
+    let first = || schema(&store, 1, 1).forms(1, 1..=1);
+    let copies = |reads, writes| {
+        let step = Step::sql(format!("copy to {reads}"));
+        schema(&store, 1, 1).forms(reads, writes).backfill(step)
+    };
+    run(first()).await.unwrap();
+    run(copies(1, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store), ["add 1"]);
+    let unable = schema(&store, 1, 1).forms(2, 1..=2);
+    let error = run(unable.clone()).await.unwrap_err();
+    let sentence = "reads the form of schema 2, which not every row is in";
+    assert!(format!("{error:?}").contains(sentence), "{error:?}");
+    for _ in 0..2 {
+        run(copies(2, 1..=2)).await.unwrap();
+    }
+    run(unable.clone()).await.unwrap();
+    assert_eq!(statements(&store), ["add 1", "copy to 2"]);
+
+    run(first()).await.unwrap();
+    run(unable).await.unwrap_err();
+    run(copies(2, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store)[2..], ["copy to 2"]);
+
+    run(copies(2, 2..=2)).await.unwrap();
+    let error = run(first()).await.unwrap_err();
+    assert!(format!("{error:?}").contains("reads the form of schema 1"));
+    run(copies(1, 1..=2)).await.unwrap();
+    assert_eq!(statements(&store)[3..], ["copy to 1"]);
+    run(first()).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_who_does_not_write_the_form_starts_while_rows_are_brought_into_it() {
+    for fails in [false, true] {
+        let store = Memory::default();
+        run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let step = {
+            let (store, asked) = (store.clone(), Arc::clone(&asked));
+            Step::run(move || {
+                let (store, asked) = (store.clone(), Arc::clone(&asked));
+                async move {
+                    // On another host, for which this process is another one.
+                    let entry = record(&store).generations[0].clone();
+                    let elsewhere = Generation {
+                        host: "there".to_owned(),
+                        ..entry.clone()
+                    };
+                    remove(&store, &entry);
+                    let entered = Change::Entered(elsewhere.clone());
+                    store.with(|content| content.record.apply(&entered));
+                    let older = enter(schema(&store, 1, 1).forms(1, 1..=1)).await;
+                    let error = format!("{:?}", older.unwrap_err());
+                    assert!(
+                        error.contains("does not write the form of schema 2"),
+                        "{error}"
+                    );
+                    remove(&store, &elsewhere);
+                    let entered = Change::Entered(entry);
+                    store.with(|content| content.record.apply(&entered));
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    match fails {
+                        true => Err("as planned".into()),
+                        false => Ok(()),
+                    }
+                }
+            })
+        };
+        let copying = schema(&store, 1, 1).forms(2, 1..=2).backfill(step);
+        let entered = enter(copying).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert_eq!(entered.is_err(), fails);
+        if let Err(error) = entered {
+            assert!(
+                format!("{error:?}").contains("into the form of schema 2"),
+                "{error:?}"
+            );
+            // It is in nobody's way, and has written nothing.
+            assert_eq!(record(&store).generations, []);
+            run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_to_a_release_that_lacks_rows_is_blocked_unless_it_can_fill_them_in() {
+    let store = Memory::default();
+    run(schema(&store, 1, 1).forms(1, 1..=1)).await.unwrap();
+    let copies = schema(&store, 1, 1).forms(2, 2..=2);
+    let copies = copies.backfill(Step::sql("copy to 2"));
+    let registration = enter(copies).await.unwrap();
+    serve(&registration).await;
+    let before = schema(&store, 1, 1).forms(1, 1..=2);
+    let misfit = registration.misfit(Some(before.declared())).unwrap();
+    assert!(misfit.contains("which not every row is in"), "{misfit}");
+    let able = before.backfill(Step::sql("copy to 1"));
+    assert_eq!(registration.misfit(Some(able.declared())), None);
+    assert_eq!(registration.misfit(None), None);
+}
+
+#[tokio::test]
+async fn a_release_that_does_not_write_what_it_reads_never_starts() {
+    let store = Memory::default();
+    let error = run(schema(&store, 1, 1).forms(1, 2..=2)).await.unwrap_err();
+    assert!(format!("{error:?}").contains("its own rows"), "{error:?}");
+    assert_eq!(record(&store), Record::default());
+}
+
 #[tokio::test]
 async fn a_generation_of_this_host_that_was_killed_is_in_nobodys_way() {
     let store = Memory::default();
-    let both = |reads, writes| schema(&store, 2, 2).forms(reads, writes);
+    let both = |reads, writes| {
+        let schema = schema(&store, 2, 2).forms(reads, writes);
+        schema.backfill(Step::nothing())
+    };
     let first = enter(both(1, 1..=1)).await.unwrap();
     let mut killed = first.entry();
     // The same number, and another start: that process is no more.

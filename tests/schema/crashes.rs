@@ -127,6 +127,30 @@ async fn a_contraction_whose_step_fails_ends_with_4_and_is_finished_when_that_is
     assert_eq!(database.columns(), ["after", "id"]);
 }
 
+#[tokio::test]
+async fn a_drop_that_fails_again_and_again_keeps_nobody_from_starting() {
+    let database = Database::new();
+    let of = database.start("web1").await;
+    replaced(&of, 1, "2:2").await;
+    let index = "CREATE INDEX busy ON thing (before)";
+    database.connection().execute_batch(index).unwrap();
+    assert_eq!(contract(&of, 2).await.code, 4);
+    let killed = of.service.ready(2).await;
+    signal(killed, Signal::KILL);
+    gone(killed).await;
+
+    let setup = database.setup("web1");
+    std::fs::write(setup.room.path().join("plan"), "schema=2:2").unwrap();
+    let of = Operated::start(setup).await;
+    of.service.assert_serving(1).await;
+    assert_eq!(state(&of).await.contracting, Some(2));
+    let unfinished = database.connection();
+    unfinished.execute_batch("DROP INDEX busy").unwrap();
+    assert_eq!(contract(&of, 2).await.code, 0);
+    assert_eq!(database.record(), (2, 2, None, None));
+    assert_eq!(database.columns(), ["after", "id"]);
+}
+
 /// A testd that does not come up.
 struct Refused(handover_load::Server);
 

@@ -19,7 +19,8 @@ async fn two_hosts(store: &str) -> [Operated; 2] {
 pub(crate) async fn across_two_hosts([web1, web2]: &[Operated; 2]) {
     release(web1, 1, "2:2").await;
     until(web1, "generation 1 of web1 has left", |state| {
-        state.generations.len() == 2
+        let mut all = state.generations.iter();
+        state.generations.len() == 2 && all.all(|it| it.state == "active")
     })
     .await;
     assert_refused(

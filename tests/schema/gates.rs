@@ -6,7 +6,7 @@ use handover_load::Signal;
 
 use crate::operated::Operated;
 use crate::rig::{
-    Database, assert_refused, contract, release, replaced, state, until, until_alone,
+    Database, aborts, assert_refused, contract, release, replaced, state, until, until_alone,
 };
 use crate::support::{Upload, gone, signal};
 
@@ -53,6 +53,25 @@ async fn a_contraction_waits_for_a_download_of_an_older_generation_and_runs_once
     // The statement fails where the column is gone, so it has run once.
     assert_eq!(database.record(), (2, 2, None, None));
     assert_eq!(database.columns(), ["after", "id"]);
+}
+
+#[tokio::test]
+async fn a_contraction_waits_for_a_download_of_a_generation_that_has_declared_no_schema() {
+    let database = Database::new();
+    let setup = database.setup("web1");
+    fs::write(setup.room.path().join("plan"), "schema=none").unwrap();
+    let of = Operated::start(setup).await;
+    let upload = Upload::begin(of.service.web).await;
+    release(&of, 1, "2:2").await;
+    let refused = contract(&of, 2).await;
+    assert_refused(
+        &refused,
+        &["web1 generation 1 (draining) knows schema 0 only"],
+    );
+    assert_eq!(database.columns(), ["after", "before", "id"]);
+    assert_eq!(upload.finish().await.unwrap().generation, 1);
+    until_alone(&of).await;
+    assert_eq!(contract(&of, 2).await.code, 0);
 }
 
 #[tokio::test]
@@ -158,6 +177,8 @@ async fn a_new_form_is_written_when_everybody_knows_it_and_contracted_to_when_ev
         &["schema 3 has not been activated"],
     );
     assert_eq!(of.run(&["schema", "activate", "3"]).await.code, 0);
+    let sentence = "knows schema 2, and schema 3 is active";
+    aborts(&of, "schema=2:2", sentence).await;
     until(&of, "it may be contracted", |state| {
         let gate = state.contractions.iter().find(|gate| gate.version == 3);
         gate.is_some_and(|gate| gate.blockers.is_empty())

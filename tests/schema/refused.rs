@@ -180,7 +180,7 @@ async fn a_release_that_stops_writing_what_the_one_before_reads_is_refused() {
     aborts(
         &of,
         "schema=2:2\nforms=2:2-2",
-        "does not write the form of schema 1, which web1 generation 1 (active) reads",
+        "does not write the form of schema 1, which web1 generation 1 ",
     )
     .await;
     of.service.plan("schema=2:2\nforms=2:1-2");

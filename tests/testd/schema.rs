@@ -45,7 +45,8 @@ pub(crate) async fn declare(starting: &mut Starting, plan: &Plan) -> Outcome {
         Some(forms) => {
             let (reads, writes) = forms.split_once(':').ok_or("forms=READS:FROM-TO")?;
             let (from, to) = writes.split_once('-').ok_or("forms=READS:FROM-TO")?;
-            schema.forms(reads.parse()?, from.parse()?..=to.parse()?)
+            let schema = schema.forms(reads.parse()?, from.parse()?..=to.parse()?);
+            schema.backfill(Step::nothing())
         }
         None => schema,
     };
