@@ -84,12 +84,13 @@ fn every_module_has_a_rank() {
 fn the_machines_know_no_effects() {
     for (path, text) in sources() {
         let module = module_of(&path);
-        let decides = ["protocol", "rollout"].contains(&&*module) && !path.ends_with("model.rs")
+        let is_within = |directory| path.parent().is_some_and(|it| it.ends_with(directory));
+        let is_test = path.ends_with("model.rs") || path.ends_with("tests.rs");
+        let decides = ["protocol", "rollout"].contains(&&*module)
             || path.ends_with("pool/controller.rs")
-            || path
-                .parent()
-                .is_some_and(|it| it.ends_with("pool/controller"))
+            || is_within("pool/controller")
             || path.ends_with("pool/plan.rs");
+        let decides = decides && !is_test;
         for effect in EFFECTS.iter().filter(|_| decides) {
             let code = text
                 .split("#[cfg(test)]\nmod tests")
