@@ -14,7 +14,7 @@ use tokio::net::ToSocketAddrs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::check::Check;
-use crate::config::{Config, Image, START_DEADLINE};
+use crate::config::{self, Config, Image};
 use crate::control;
 #[cfg(feature = "http")]
 use crate::director::Splitter;
@@ -687,7 +687,7 @@ impl Starting {
 
     fn start_deadline(&self) -> Duration {
         let driver = self.driver();
-        driver.map_or(START_DEADLINE, |driver| driver.start_deadline())
+        driver.map_or(config::START_DEADLINE, |driver| driver.start_deadline())
     }
 
     /// Warmed up: takes over from the incumbent, or begins to serve in a fresh generation.
