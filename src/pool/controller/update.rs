@@ -38,14 +38,14 @@ pub(super) enum Phase {
     },
 }
 
-/// What happens to it, and what operators want.
 impl Update {
-    /// How many candidates have to fail to halt it, in a pool of this size.
-    fn failures_max(&self, wanted: usize) -> usize {
-        self.plan.halt_on_failures.clamp(1, wanted)
+    /// Whether so many candidates have failed that it halts, in a pool of this size.
+    fn has_failed(&self, wanted: usize) -> bool {
+        self.failures >= self.plan.halt_on_failures.clamp(1, wanted)
     }
 }
 
+/// What happens to it, and what operators want.
 impl Controller {
     /// What candidates answer is worse than what stable workers do.
     pub(crate) fn handle_unfit(&mut self, reason: String, now: Instant) {
@@ -226,7 +226,7 @@ impl Controller {
             return;
         };
         update.failures += 1;
-        if update.failures >= update.failures_max(wanted) {
+        if update.has_failed(wanted) {
             self.halt(reason, now);
         }
     }
@@ -235,7 +235,7 @@ impl Controller {
     pub(super) fn halt_if_too_many_failed(&mut self, now: Instant) {
         if let Some(update) = &self.update
             && self.is_tried(update.candidate)
-            && update.failures >= update.failures_max(self.wanted)
+            && update.has_failed(self.wanted)
         {
             let (failed, release) = (update.failures, update.candidate);
             let reason = format!(
