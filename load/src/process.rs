@@ -432,27 +432,35 @@ fn processes() -> impl Iterator<Item = u32> {
 }
 
 /// The environment that a process was given; empty if it has none, is gone or is not ours to look into.
+///
+/// An exec has no event to wait for, and who looks into one must not take a successor for a stranger.
 fn environment(pid: u32) -> Vec<u8> {
     let begun = Instant::now();
     loop {
         let found = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if !found.is_empty() || !is_in_exec(pid) || begun.elapsed() > EXEC_DEADLINE {
+        let is_all = environment_len(pid) == Some(found.len());
+        if is_all || !has_program(pid) || begun.elapsed() > EXEC_DEADLINE {
             return found;
         }
         thread::yield_now();
     }
 }
 
-/// Whether a process has an address space, and in it an environment that could not be read yet or can be read now:
-/// `proc_pid_stat(5)`, `env_start` and `env_end`. An exec has no event to wait for, and who looks into one must not
-/// take a successor for a stranger.
-fn is_in_exec(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+/// How long the environment of a process is, if its address space is complete: `proc_pid_stat(5)`, `env_start` and
+/// `env_end`. An exec notes after these where its code starts (`startcode`; 1 is what others are told).
+fn environment_len(pid: u32) -> Option<usize> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it, field 2, may have any character in it.
-    let mut fields = stat.rsplit(')').next().unwrap_or_default().split(' ');
-    let (start, end) = (fields.nth(50 - 2), fields.next());
-    let has_none = start == end && end != Some("0");
-    !has_none && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+    let mut fields = stat.rsplit(')').next()?.split(' ').skip(1);
+    let mut number = |skipped| fields.nth(skipped)?.trim_end().parse::<usize>().ok();
+    let start_code = number(26 - 3)?;
+    let (start, end) = (number(50 - 27)?, number(0)?);
+    (start_code > 1).then(|| end.saturating_sub(start))
+}
+
+/// Whether a process is there, ours to look into, and none of the kernel's own.
+fn has_program(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 fn open(pid: u32) -> io::Result<OwnedFd> {

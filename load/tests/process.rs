@@ -66,6 +66,20 @@ async fn descendants_are_found_and_none_outlives_the_guard() {
 }
 
 #[tokio::test]
+async fn a_process_in_the_middle_of_its_exec_is_found() {
+    let mut command = Command::new("/bin/sh");
+    command.env("AGAIN", "exec /bin/sh -c \"$AGAIN\"");
+    // The kernel notes where each of them is, and where the last one ends only then.
+    command.envs((0..10_000).map(|number| (format!("v{number}"), "")));
+    command.args(["-c", "echo begun; eval \"$AGAIN\""]);
+    let server = Server::spawn(command).unwrap();
+    server.wait_for_line("begun", DEADLINE).await.unwrap();
+    for _ in 0..500 {
+        assert_eq!(server.live(), [server.pid()]);
+    }
+}
+
+#[tokio::test]
 async fn two_servers_do_not_own_each_other() {
     let (one, other) = (
         shell("echo begun; sleep 1000"),
