@@ -16,7 +16,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 
 use handover_load::Signal;
-use handover_load::process::{self, descriptors};
+use handover_load::process::{self, descriptors, eventually};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -216,15 +216,16 @@ async fn an_incumbent_out_of_descriptors_serves_after_a_rollback_as_soon_as_it_h
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_successor_whose_dead_incumbent_s_number_is_a_stranger_s_serves_at_once() {
     let mut stranger = Stranger::new();
-    let (rig, first, plan) = Rig::start(|server, directory| {
-        let plan = directory.path().join("plan");
+    let (rig, first, [plan, passed]) = Rig::start(|server, directory| {
+        let [plan, passed] = ["plan", "passed"].map(|name| directory.path().join(name));
         server
             .env("LD_PRELOAD", library())
             .env("PEER", stranger.0.id().to_string())
+            .env("PASSED_LOG", &passed)
             .env("TESTD_PLAN", &plan)
             // Beyond every deadline of this test.
             .env("TESTD_EXIT_MS", "60000");
-        plan
+        [plan, passed]
     })
     .await;
     fs::write(&plan, "before-start=hold").unwrap();
@@ -232,10 +233,8 @@ async fn a_successor_whose_dead_incumbent_s_number_is_a_stranger_s_serves_at_onc
     let held = "held before-start pid ";
     let held = rig.server.wait_for_line(held, DEADLINE).await.unwrap();
     let successor = held.rsplit(' ').next().unwrap().parse().unwrap();
-    // One thing after the other: by the time it answers this, it has offered its sockets.
-    rig.ask_for_upgrade(first);
-    let busy = "event 1 refused an upgrade is under way";
-    rig.server.wait_for_line(busy, DEADLINE).await.unwrap();
+    let offered = eventually("an offer", || passed.exists(), true, DEADLINE);
+    offered.await.unwrap();
     process::signal(first.pid, Signal::KILL).unwrap();
     process::wait_gone(first.pid, DEADLINE).await.unwrap();
     process::signal(successor, Signal::USR1).unwrap();

@@ -4,6 +4,7 @@
  * FAULT_ARMED=PATH   calls count, and fail, only while this file exists
  * FAULT_LOG=PATH     one line for each failure; with `once`, its existence says that the failure has been
  * PEER=PID           whom a successor finds at the other end of its channel, if not who is there
+ * PASSED_LOG=PATH    one line for each message with descriptors that was sent
  * SPAWN_CLOCK=PATH   one line for each posix_spawn: how many nanoseconds it took
  *
  * A process is a successor if it was started with HANDOVER_CHANNEL, for the rest of its life. Its calls count from the
@@ -29,7 +30,7 @@
 #include <unistd.h>
 
 static char function[32], mode[8], role[16];
-static const char *armed_path, *log_path, *clock_path;
+static const char *armed_path, *log_path, *clock_path, *passed_path;
 static long nth;
 static int error;
 static int is_mine;
@@ -48,6 +49,7 @@ __attribute__((constructor)) static void begin(void) {
   armed_path = getenv("FAULT_ARMED");
   log_path = getenv("FAULT_LOG");
   clock_path = getenv("SPAWN_CLOCK");
+  passed_path = getenv("PASSED_LOG");
   if (fault == NULL || armed_path == NULL || log_path == NULL) return;
   if (sscanf(fault, "%31[^:]:%ld:%7[^:]:%d:%15s", function, &nth, mode, &error, role) != 5) abort();
   is_mine = strcmp(role, is_successor ? "successor" : "incumbent") == 0;
@@ -113,7 +115,10 @@ int socketpair(int domain, int type, int protocol, int ends[2]) {
 int pipe2(int ends[2], int flags) { return fails("pipe2") ? -1 : REAL(pipe2)(ends, flags); }
 
 ssize_t sendmsg(int socket, const struct msghdr *message, int flags) {
-  return fails("sendmsg") ? -1 : REAL(sendmsg)(socket, message, flags);
+  if (fails("sendmsg")) return -1;
+  ssize_t sent = REAL(sendmsg)(socket, message, flags);
+  if (passed_path != NULL && sent >= 0 && message->msg_controllen > 0) append(passed_path, 0, "sendmsg", sent);
+  return sent;
 }
 
 ssize_t recvmsg(int socket, struct msghdr *message, int flags) {
