@@ -78,7 +78,8 @@ pub struct Observation {
     /// Being held is being in flight. It belongs to the thread on which the request began, so that its count of holders
     /// is written by hardly anybody else.
     shard: Option<Arc<Shard>>,
-    began: Instant,
+    /// As all moments here: since [`Dials::begun`].
+    began: Duration,
     client: Client,
 }
 
@@ -124,7 +125,7 @@ struct Dials {
     begun: Instant,
     /// In microseconds.
     slow_above: AtomicU64,
-    /// In seconds from `begun`.
+    /// In seconds since `begun`.
     turn_at: AtomicU64,
     by_connection: AtomicBool,
 }
@@ -184,13 +185,19 @@ impl Observed {
     /// A request of this client begins.
     #[inline]
     pub fn begin(&self, client: impl Into<Client>) -> Observation {
-        self.begin_at(Instant::now(), client.into())
+        let now = self.0.rare.now();
+        self.turn_if_due(now);
+        Observation {
+            shard: Some(Arc::clone(self.shard())),
+            began: now,
+            client: client.into(),
+        }
     }
 
     /// A request of this client has ended in this way, and took this long. For those who have measured it themselves; it
     /// was never in flight.
     pub fn record(&self, outcome: Outcome, took: Duration, client: impl Into<Client>) {
-        let now = Instant::now();
+        let now = self.0.rare.now();
         self.turn_if_due(now);
         self.shard().count(now, outcome, took, client.into());
     }
@@ -264,16 +271,6 @@ impl Observed {
     }
 
     #[inline]
-    fn begin_at(&self, now: Instant, client: Client) -> Observation {
-        self.turn_if_due(now);
-        Observation {
-            shard: Some(Arc::clone(self.shard())),
-            began: now,
-            client,
-        }
-    }
-
-    #[inline]
     fn shard(&self) -> &Arc<Shard> {
         // There is a power of two of them, so that this stays in bounds.
         &self.0.shards[turn() & (self.0.shards.len() - 1)]
@@ -309,23 +306,21 @@ impl Observed {
     }
 
     #[inline]
-    fn turn_if_due(&self, now: Instant) {
-        let Dials { begun, turn_at, .. } = &self.0.rare.dials;
-        if now.saturating_duration_since(*begun).as_secs() >= turn_at.load(Relaxed) {
+    fn turn_if_due(&self, now: Duration) {
+        if now.as_secs() >= self.0.rare.dials.turn_at.load(Relaxed) {
             self.turn(now);
         }
     }
 
     /// A new window begins, if the last one has seen enough.
     #[cold]
-    fn turn(&self, now: Instant) {
+    fn turn(&self, now: Duration) {
         let Rare { dials, tallies } = &*self.0.rare;
         // Whoever else comes here meanwhile has nothing to do.
         let Ok(mut recent) = tallies.recent.try_lock() else {
             return;
         };
-        let elapsed = now.saturating_duration_since(dials.begun);
-        let next = (elapsed + OBSERVED_WINDOW).as_secs();
+        let next = (now + OBSERVED_WINDOW).as_secs();
         dials.turn_at.store(next, Relaxed);
         let totals = self.totals();
         if totals.since(&recent.newer).latency.total() >= OBSERVED_REQUESTS_MIN {
@@ -356,20 +351,26 @@ impl Observation {
     #[inline]
     fn count(&mut self, outcome: Outcome) {
         if let Some(shard) = self.shard.take() {
-            let now = Instant::now();
-            let took = now.saturating_duration_since(self.began);
+            let now = shard.rare.now();
+            let took = now.saturating_sub(self.began);
             shard.count(now, outcome, took, self.client);
         }
+    }
+
+    #[cold]
+    fn give_up(&mut self) {
+        self.count(match panicking() {
+            true => Outcome::Failed,
+            false => Outcome::Cancelled,
+        });
     }
 }
 
 impl Drop for Observation {
+    #[inline]
     fn drop(&mut self) {
         if self.shard.is_some() {
-            self.count(match panicking() {
-                true => Outcome::Failed,
-                false => Outcome::Cancelled,
-            });
+            self.give_up();
         }
     }
 }
@@ -397,7 +398,7 @@ impl Shard {
     }
 
     #[inline]
-    fn count(&self, now: Instant, outcome: Outcome, took: Duration, client: Client) {
+    fn count(&self, now: Duration, outcome: Outcome, took: Duration, client: Client) {
         let took = micros(took);
         let is_slow = took > self.rare.dials.slow_above.load(Relaxed);
         if outcome == Outcome::Answered && !is_slow {
@@ -408,7 +409,14 @@ impl Shard {
     }
 
     #[cold]
-    fn count_rare(&self, now: Instant, outcome: Outcome, took: u64, is_slow: bool, client: Client) {
+    fn count_rare(
+        &self,
+        now: Duration,
+        outcome: Outcome,
+        took: u64,
+        is_slow: bool,
+        client: Client,
+    ) {
         let tallies = &self.rare.tallies;
         if outcome == Outcome::Cancelled {
             tallies.cancelled.fetch_add(1, Relaxed);
@@ -424,17 +432,16 @@ impl Shard {
 }
 
 impl Rare {
-    fn count_bad(&self, now: Instant, is_error: bool, is_slow: bool, client: Client) {
-        let Dials {
-            begun,
-            by_connection,
-            ..
-        } = &self.dials;
-        let client = client.counted_as(match by_connection.load(Relaxed) {
+    #[inline]
+    fn now(&self) -> Duration {
+        self.dials.begun.elapsed()
+    }
+
+    fn count_bad(&self, now: Duration, is_error: bool, is_slow: bool, client: Client) {
+        let client = client.counted_as(match self.dials.by_connection.load(Relaxed) {
             true => Counted::Connection,
             false => Counted::Client,
         });
-        let now = now.saturating_duration_since(*begun);
         let mut clients = self.tallies.clients();
         let Deduplicated { errors, slow } = &mut *clients;
         let is_first = |table: &mut Clients| client.is_none_or(|client| table.count(client, now));
@@ -586,7 +593,7 @@ mod tests {
         }
         observed.record(Outcome::Failed, MILLI, client(2));
         assert_eq!(observed.snapshot().counts, counts(101, 2, 0));
-        let (shard, later) = (observed.shard(), Instant::now() + CLIENT_WINDOW);
+        let (shard, later) = (observed.shard(), observed.0.rare.now() + CLIENT_WINDOW);
         shard.count(later, Outcome::Failed, MILLI, client(1));
         assert_eq!(observed.snapshot().counts, counts(102, 3, 0));
     }
@@ -646,9 +653,8 @@ mod tests {
     #[test]
     fn history_forgets_what_is_older_than_two_windows_with_traffic() {
         let observed = Observed::new();
-        let begun = observed.0.rare.dials.begun;
         let answer = |window: u32, took: Duration, requests: u64| {
-            let now = begun + window * OBSERVED_WINDOW;
+            let now = window * OBSERVED_WINDOW;
             for _ in 0..requests {
                 observed.turn_if_due(now);
                 let shard = observed.shard();
