@@ -1,6 +1,7 @@
 //! What does not fit is refused, with the sentence that an operator needs, before anything has changed.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use handover_load::Signal;
 
@@ -122,6 +123,26 @@ async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_an
         degraded.contains("generation 1 serves again, and knows schema 1"),
         "{degraded}"
     );
+}
+
+#[tokio::test]
+async fn an_instant_rollback_does_not_wait_for_a_store_that_cannot_be_asked() {
+    let database = Database::new();
+    let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
+    let of = Operated::start(setup).await;
+    of.service.plan("schema=2:2");
+    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
+    of.service.line("event 1 phase 2 baking").await;
+    let locked = database.connection();
+    locked.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let begun = Instant::now();
+    let back = of.run(&["rollback"]).await;
+    let took = begun.elapsed();
+    assert_eq!(back.code, 0, "{back:?}");
+    // Others wait so long for an answer of the store.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    of.service.assert_serving(1).await;
+    locked.execute_batch("ROLLBACK").unwrap();
 }
 
 /// A bake in which each connection is judged by itself, from the first one on.
