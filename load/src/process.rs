@@ -401,10 +401,18 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// `proc_pid_stat(5)`: the name in field 2 may have any character in it, the parent is field 4.
+/// `proc_pid_stat(5)`: the parent is field 4.
 fn parent(pid: u32) -> Option<u32> {
+    fields(pid)?.get(4)?.parse().ok()
+}
+
+/// The fields of `proc_pid_stat(5)` by its numbers, which begin with 1. Those up to the name, field 2, are left empty: it
+/// may have any character in it.
+fn fields(pid: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let (before, rest) = ([""; 3].into_iter(), rest.split_whitespace());
+    Some(before.chain(rest).map(str::to_owned).collect())
 }
 
 fn collect(reader: PipeReader, output: &watch::Sender<Output>) {
@@ -449,12 +457,9 @@ fn environment(pid: u32) -> Vec<u8> {
 /// How long the environment of a process is, if its address space is complete: `proc_pid_stat(5)`, `env_start` and
 /// `env_end`. An exec notes after these where its code starts (`startcode`; 1 is what others are told).
 fn environment_len(pid: u32) -> Option<usize> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it, field 2, may have any character in it.
-    let mut fields = stat.rsplit(')').next()?.split(' ').skip(1);
-    let mut number = |skipped| fields.nth(skipped)?.trim_end().parse::<usize>().ok();
-    let start_code = number(26 - 3)?;
-    let (start, end) = (number(50 - 27)?, number(0)?);
+    let fields = fields(pid)?;
+    let number = |number: usize| fields.get(number)?.parse::<usize>().ok();
+    let (start_code, start, end) = (number(26)?, number(50)?, number(51)?);
     (start_code > 1).then(|| end.saturating_sub(start))
 }
 
