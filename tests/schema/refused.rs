@@ -92,15 +92,21 @@ async fn what_an_operator_has_contracted_in_spite_of_a_candidate_in_standby_is_f
     of.service.assert_serving(1).await;
 }
 
-#[tokio::test]
-async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_and_a_death_brings_it_back()
- {
-    let database = Database::new();
+/// Generation 2 has come to schema 2 and serves, and generation 1 stays warm.
+async fn baking(database: &Database) -> Operated {
     let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
     let of = Operated::start(setup).await;
     of.service.plan("schema=2:2");
     assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
     of.service.line("event 1 phase 2 baking").await;
+    of
+}
+
+#[tokio::test]
+async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_and_a_death_brings_it_back()
+ {
+    let database = Database::new();
+    let of = baking(&database).await;
     let successor = of.service.ready(2).await;
     let by_hand = "UPDATE handover_schema SET floor = 2";
     database.connection().execute_batch(by_hand).unwrap();
@@ -128,11 +134,7 @@ async fn a_rollback_to_a_warm_incumbent_that_does_not_fit_any_more_is_refused_an
 #[tokio::test]
 async fn an_instant_rollback_does_not_wait_for_a_store_that_cannot_be_asked() {
     let database = Database::new();
-    let setup = database.setup("web1").with("TESTD_BAKE_MS", 60_000);
-    let of = Operated::start(setup).await;
-    of.service.plan("schema=2:2");
-    assert_eq!(of.run(&["upgrade", "--no-wait"]).await.code, 0);
-    of.service.line("event 1 phase 2 baking").await;
+    let of = baking(&database).await;
     let locked = database.connection();
     locked.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let begun = Instant::now();
